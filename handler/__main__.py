@@ -1,0 +1,55 @@
+"""`python -m handler 1`: one order on stdout, straight from the engine, without Lambda or HTTP."""
+
+import argparse
+import asyncio
+import sys
+
+from handler import engine, failures, orders
+from handler.settings import SettingsError
+
+
+def order_id(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= orders.MAX_ID:
+        raise ValueError
+    return number
+
+
+order_id.__name__ = f"id (1 to {orders.MAX_ID})"  # argparse: "invalid id (1 to …) value: '0'"
+
+
+async def show(number: int) -> str:
+    try:
+        order = await orders.find(number)
+    finally:
+        await engine.dispose()
+    if order is None:
+        return "Order not found."
+    return f"Order {order.id}: {order.customer_name} — {order.status}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m handler",
+        description="Print one order.",
+        epilog="Where the database is comes from the environment: DB_HOST, DB_PORT, DB_NAME, "
+        "DB_USER, DB_PASS, DB_SSLMODE, DB_SSLROOTCERT.",
+    )
+    parser.add_argument("order_id", type=order_id, metavar="ID", help="the order's id")
+    arguments = parser.parse_args()
+    try:
+        print(asyncio.run(show(arguments.order_id)))
+    except SettingsError as error:
+        print(f"handler: {error}", file=sys.stderr)
+        return 1
+    except failures.DatabaseFailure as error:
+        failure = failures.classify(error)
+        print(f"handler: {failure.fault} ({failure.remedy})", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the database must hold before the first invocation: roles, schema, sample orders."""

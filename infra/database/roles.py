@@ -1,0 +1,108 @@
+"""The roles and what each may do; the password lookup that PgBouncer asks.
+
+Owns everything an administrator does once per database. Leaves tables to the migrations, which
+the owner role runs. Needs CREATEROLE and CREATEDB, not a superuser: no managed Postgres has one.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import asyncpg
+from scramp import ScramMechanism
+
+OWNER = "storefront_owner"
+APP = "appuser"
+LOOKUP = "pooler_lookup"
+
+#: Per role, because PgBouncer refuses startup parameters other than a handful (`unsupported
+#: startup parameter`) or, with `ignore_startup_parameters`, drops them in silence.
+APP_SETTINGS = {
+    # The only certain end of a query: asyncpg's cancel is a connection of its own, which a full or
+    # load-balanced PgBouncer may never match to it. Below the function's time-out.
+    "statement_timeout": "5s",
+    # A sandbox frozen inside a transaction pins a server connection, and its locks, until this.
+    "idle_in_transaction_session_timeout": "5s",
+    # Compiling a query takes longer than a read by primary key runs.
+    "jit": "off",
+}
+
+LOOKUP_SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS pooler;
+REVOKE ALL ON SCHEMA pooler FROM PUBLIC;
+-- A table of verifiers instead of pg_authid, which no one may read on a managed Postgres. A
+-- verifier is what SCRAM stores: it proves a password and does not reveal it.
+CREATE TABLE IF NOT EXISTS pooler.verifiers (role name PRIMARY KEY, verifier text NOT NULL);
+REVOKE ALL ON pooler.verifiers FROM PUBLIC;
+-- SECURITY DEFINER: the pooler's role may ask for one role at a time and never read the table.
+CREATE OR REPLACE FUNCTION pooler.lookup(requested text, OUT role name, OUT verifier text)
+  RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog
+  AS 'SELECT v.role, v.verifier FROM pooler.verifiers v WHERE v.role = requested';
+REVOKE ALL ON FUNCTION pooler.lookup(text) FROM PUBLIC;
+"""
+
+
+async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, str]) -> None:
+    """Create or mend the roles, the database and the lookup. Safe to run again.
+
+    `admin`: asyncpg connection arguments of the administrator, without a database. `passwords`:
+    role → password, for OWNER, APP and LOOKUP. Raises asyncpg's and the network's errors.
+    """
+    connection = await asyncpg.connect(**admin, database="postgres")
+    try:
+        for role in (OWNER, APP, LOOKUP):
+            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
+                await connection.execute(f"CREATE ROLE {role} LOGIN")
+        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
+            # A managed Postgres' administrator may give a database only to a role it belongs to.
+            await connection.execute(f"GRANT {OWNER} TO CURRENT_USER")
+            await connection.execute(f'CREATE DATABASE "{database}" OWNER {OWNER}')
+        for setting, value in APP_SETTINGS.items():
+            await connection.execute(
+                f"ALTER ROLE {APP} IN DATABASE \"{database}\" SET {setting} = '{value}'"
+            )
+    finally:
+        await connection.close()
+
+    connection = await asyncpg.connect(**admin, database=database)
+    try:
+        await connection.execute(f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC')
+        await connection.execute(f'GRANT CONNECT ON DATABASE "{database}" TO {APP}, {LOOKUP}')
+        await connection.execute(LOOKUP_SCHEMA)
+        await connection.execute(f"GRANT USAGE ON SCHEMA pooler TO {LOOKUP}")
+        await connection.execute(f"GRANT EXECUTE ON FUNCTION pooler.lookup(text) TO {LOOKUP}")
+        for role, password in passwords.items():
+            await set_password(connection, role, password, through_pooler=role == APP)
+    finally:
+        await connection.close()
+
+
+async def set_password(
+    connection: asyncpg.Connection[Any], role: str, password: str, *, through_pooler: bool = True
+) -> None:
+    """Give `role` a password, in Postgres and in the pooler's lookup at the same instant, so that
+    both accept the new one from the next connection on. Only its SCRAM verifier leaves this
+    process: the password is in no log and no `pg_stat_activity`.
+
+    `connection` must be the administrator's, to the database with the lookup.
+    """
+    verifier = scram_verifier(password)
+    async with connection.transaction():
+        await connection.execute(f"ALTER ROLE {role} PASSWORD '{verifier}'")
+        if through_pooler:
+            await connection.execute(
+                "INSERT INTO pooler.verifiers VALUES ($1, $2)"
+                " ON CONFLICT (role) DO UPDATE SET verifier = excluded.verifier",
+                role,
+                verifier,
+            )
+
+
+def scram_verifier(password: str) -> str:
+    """The text that Postgres and PgBouncer store for `password` (RFC 5803, Postgres' order)."""
+    salt, stored_key, server_key, iterations = ScramMechanism("SCRAM-SHA-256").make_auth_info(
+        password, iteration_count=4096
+    )
+    encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]
+    return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"

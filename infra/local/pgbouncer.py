@@ -1,0 +1,154 @@
+"""A PgBouncer of the laboratory, on the one ini that every place uses."""
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import trustme
+
+from infra.database.roles import LOOKUP
+from infra.local import ROOT, Trouble, machine
+from infra.local.server import Account, Server
+
+CONFIGURATION = ROOT / "pgbouncer"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The Postgres behind it, the lookup role's password there, and who administers both."""
+
+    host: str
+    port: int
+    database: str
+    lookup_password: str
+    admin: str
+    admin_password: str
+
+
+class PgBouncer(Server):
+    """`settings` goes to the end of `site.ini`: what a test wants to be otherwise."""
+
+    name = "PgBouncer"
+
+    def __init__(
+        self,
+        folder: Path,
+        account: Account,
+        upstream: Upstream,
+        *,
+        tls: bool = True,
+        settings: dict[str, str | int] | None = None,
+    ) -> None:
+        super().__init__(folder, account)
+        program = machine.pgbouncer()
+        if program is None:
+            raise Trouble("there is no PgBouncer. Run: make demo, which fetches one")
+        self.program = program
+        self.upstream = upstream
+        self.settings = settings or {}
+        self.ca = folder / "ca.pem" if tls else None
+        self.path = self._reachable()
+        self._write_configuration()
+
+    def _reachable(self) -> Path:
+        """As root: a copy that the account we drop to may execute, and its libraries with it."""
+        if os.getuid() != 0:
+            return self.program.path
+        if self.program.libraries is not None:
+            shutil.copytree(self.program.libraries, self.folder / "lib", symlinks=True)
+        return Path(shutil.copy(self.program.path, self.folder / "pgbouncer"))
+
+    def _write_configuration(self) -> None:
+        site: dict[str, str | int] = {
+            "listen_addr": self.host,
+            "admin_users": self.upstream.admin,
+            # The wheel's Postgres is built without TLS; where it can, use verify-full.
+            "server_tls_sslmode": "disable",
+        }
+        if self.ca is None:
+            site["client_tls_sslmode"] = "disable"
+        else:
+            self._make_certificates(self.ca)
+            site |= {"client_tls_cert_file": "server.pem", "client_tls_key_file": "server.key"}
+        self._site = site | self.settings
+        users = {
+            LOOKUP: self.upstream.lookup_password,
+            self.upstream.admin: self.upstream.admin_password,
+        }
+        self.account.write(
+            self.folder / "userlist.txt",
+            "".join(f'"{user}" "{password}"\n' for user, password in users.items()),
+        )
+        for name in ("pgbouncer.ini", "1.21.ini"):
+            self.account.write(self.folder / name, (CONFIGURATION / name).read_text())
+        newer = (self.folder / "1.21.ini").read_text() if self.program.version >= (1, 21) else ""
+        self.account.write(self.folder / "version.ini", newer)
+
+    def _make_certificates(self, ca_file: Path) -> None:
+        ca = trustme.CA(organization_name="Warm Engine laboratory")
+        certificate = ca.issue_cert("localhost", self.host)
+        ca.cert_pem.write_to_path(str(ca_file))
+        self.account.own(ca_file, 0o644)
+        chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        self.account.write(self.folder / "server.pem", chain.decode())
+        key = certificate.private_key_pem.bytes().decode()
+        self.account.write(self.folder / "server.key", key)
+
+    def command(self) -> list[str]:
+        lines = [f"{key} = {value}" for key, value in self._site.items()]
+        up = self.upstream
+        self.account.write(
+            self.folder / "site.ini",
+            "\n".join(
+                [
+                    *lines,
+                    f"listen_port = {self.port}",
+                    "[databases]",
+                    f"{up.database} = host={up.host} port={up.port}",
+                    "",
+                ]
+            ),
+        )
+        return [str(self.path), "pgbouncer.ini"]
+
+    def environment(self) -> dict[str, str]:
+        if self.program.libraries is None:
+            return {}
+        copied = self.folder / "lib"
+        return {"LD_LIBRARY_PATH": str(copied if copied.exists() else self.program.libraries)}
+
+    def is_ready(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((self.host, self.port)) == 0 and "process up" in self.said()
+
+    @property
+    def stop_signal(self) -> signal.Signals:
+        # Since 1.23 SIGTERM waits for every client to leave; before, SIGQUIT was not handled.
+        return signal.SIGQUIT if self.program.version >= (1, 23) else signal.SIGTERM
+
+    def show(self, what: str) -> list[dict[str, Any]]:
+        """A table of the console: `show("POOLS")`."""
+        # The console knows the simple protocol alone, which asyncpg cannot read rows from.
+        with psycopg.connect(
+            host=self.host,
+            port=self.port,
+            dbname="pgbouncer",
+            user=self.upstream.admin,
+            password=self.upstream.admin_password,
+            sslmode="disable" if self.ca is None else "verify-full",
+            sslrootcert="" if self.ca is None else str(self.ca),
+            autocommit=True,
+            cursor_factory=psycopg.ClientCursor,
+            row_factory=psycopg.rows.dict_row,
+        ) as console:
+            return console.execute(f"SHOW {what}").fetchall()
+
+    def trust(self) -> ssl.SSLContext | None:
+        """A context that knows this PgBouncer's CA; None where it speaks no TLS."""
+        return None if self.ca is None else ssl.create_default_context(cafile=self.ca)
