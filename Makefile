@@ -26,6 +26,7 @@ run: ## the same, kept up on http://127.0.0.1:8000 (PORT=8000) until Ctrl-C
 	@$(RUN) infra.local run --port $(PORT)
 
 psql: ## a prompt on the Postgres of `make run`
+	$(SETUP) local
 	@$(RUN) infra.local psql
 
 test: ## the tests

@@ -1,1 +1,1 @@
-"""What runs in AWS Lambda and nothing else: copy this folder, keep the engine, replace the Order."""
+"""What runs in AWS Lambda: copy this folder, keep the engine, replace the Order."""

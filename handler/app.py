@@ -50,9 +50,12 @@ async def ready() -> dict[str, str]:
     return {"status": "ready"}
 
 
+PROBLEM = "application/problem+json"
+
+
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers, media_type=PROBLEM)
 
 
 @app.exception_handler(StarletteHTTPException)
@@ -63,7 +66,7 @@ async def _http_error(_: Request, error: StarletteHTTPException) -> JSONResponse
 @app.exception_handler(RequestValidationError)
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     faults = (f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-    return problem(HTTPStatus.UNPROCESSABLE_CONTENT, "; ".join(faults))
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
 
 
 async def _database_error(_: Request, error: Exception) -> JSONResponse:

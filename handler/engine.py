@@ -10,15 +10,20 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import asyncpg
 from sqlalchemy import ColumnElement, cast, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from handler import credentials
-from handler.settings import Settings, SettingsError, load
+from handler.settings import Settings, SettingsError, SslMode, load
 
 T = TypeVar("T")
 
@@ -74,7 +79,7 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
     return connect
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
+def _tls(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]:
     """What `DB_SSLMODE` means to the driver, in libpq's sense of the word. Made once: loading a
     system's CA bundle takes 34 ms, one CA file 0.5."""
     mode = settings.effective_sslmode
@@ -104,7 +109,7 @@ class Pinned(TypeDecorator[T]):
     description true; what does not fit the type any more is an error, never a wrong value.
     """
 
-    impl = TypeEngine
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = TypeEngine
     cache_ok = True
 
     def __init__(self, impl: TypeEngine[T]) -> None:

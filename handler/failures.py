@@ -58,7 +58,10 @@ def classify(error: BaseException) -> Failure:
     if state in ("28P01", "28000") or "SASL authentication failed" in says:
         return Failure("authentication failed", "check DB_USER and DB_PASS")
     if state == "53300" or "no more connections allowed" in says:
-        return Failure(f"the database is full: {says}", "connect through PgBouncer, or raise its max_client_conn")
+        return Failure(
+            f"the database is full: {says}",
+            "connect through PgBouncer, or raise its max_client_conn",
+        )
     if state == "3D000" or "no such database" in says:
         return Failure(says, "check DB_NAME")
     if state == "42P01":
@@ -66,5 +69,7 @@ def classify(error: BaseException) -> Failure:
     if state == "42501":
         return Failure(says, "run the migrations: they grant what the routes need")
     if state == "57014":
-        return Failure("the query ran into statement_timeout", "ask for less, or raise it on the role")
+        return Failure(
+            "the query ran into statement_timeout", "ask for less, or raise it on the role"
+        )
     return Failure(f"the database said: {says}", "see the logs of PgBouncer and of Postgres")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mangum import Mangum
 
-from handler.app import app
+from handler.app import PROBLEM, app
 from handler.runtime import LoopThread
 from handler.settings import load
 
@@ -22,7 +22,7 @@ _loop = LoopThread()
 def _adapter() -> Mangum:
     # Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would
     # throw the engine away each time.
-    return Mangum(app, lifespan="off")
+    return Mangum(app, lifespan="off", text_mime_types=["application/json", PROBLEM])
 
 
 def _invoke(event: dict[str, Any], context: Any) -> dict[str, Any]:

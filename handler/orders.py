@@ -1,6 +1,6 @@
 """`Order` and its queries. Replace this file with your own tables; it knows no HTTP."""
 
-from sqlalchemy import Integer, String, select
+from sqlalchemy import Integer, String, bindparam, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from handler.engine import Pinned, session
@@ -26,7 +26,10 @@ class Order(Base):
     )
 
 
+BY_ID = select(Order).where(Order.id == bindparam("id", type_=Integer))
+
+
 async def find(order_id: int) -> Order | None:
     """The order of that id (1 to MAX_ID), or None. One round trip on a warm connection."""
     async with session() as db:
-        return await db.scalar(select(Order).where(Order.id == order_id))
+        return await db.scalar(BY_ID, {"id": order_id})

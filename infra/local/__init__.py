@@ -5,5 +5,5 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-class Trouble(Exception):
+class LabError(Exception):
     """What stands in the way, for a person to read: one line with the fault and the way out."""

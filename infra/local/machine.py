@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local import ROOT, Trouble
+from infra.local import ROOT, LabError
 
 TOOLS = ROOT / ".tools"
 OLDEST_PGBOUNCER = (1, 18)
@@ -31,7 +31,7 @@ class PgBouncerProgram:
 def pgbouncer() -> PgBouncerProgram | None:
     """The PgBouncer to run: `$PGBOUNCER`, the system's, or the one fetched into `.tools`.
 
-    Raises Trouble when it does not run or is too old.
+    Raises LabError when it does not run or is too old.
     """
     fetched = TOOLS / "pgbouncer/usr/sbin/pgbouncer"
     named = os.environ.get("PGBOUNCER")
@@ -39,7 +39,9 @@ def pgbouncer() -> PgBouncerProgram | None:
     path = Path(named or system or fetched)
     if not named and not path.exists():
         return None
-    libraries = next((TOOLS / "pgbouncer/usr/lib").glob("*-linux-*"), None) if path == fetched else None
+    libraries = (
+        next((TOOLS / "pgbouncer/usr/lib").glob("*-linux-*"), None) if path == fetched else None
+    )
     program = PgBouncerProgram(path, libraries, ())
     try:
         said = subprocess.run(
@@ -52,23 +54,23 @@ def pgbouncer() -> PgBouncerProgram | None:
         version = tuple(map(int, re.findall(r"\d+", re.findall(r"PgBouncer ([\d.]+)", said)[0])))
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         why = getattr(error, "strerror", None) or "it does not say its version"
-        raise Trouble(f"{path} is not a PgBouncer that runs here: {why}. {_remedy()}") from None
+        raise LabError(f"{path} is not a PgBouncer that runs here: {why}. {remedy()}") from None
     if version < OLDEST_PGBOUNCER:
-        raise Trouble(
+        raise LabError(
             f"{path} is PgBouncer {'.'.join(map(str, version))}, which is too old: "
-            f"1.18 or later is needed. {_remedy()}"
+            f"1.18 or later is needed. {remedy()}"
         )
     return PgBouncerProgram(path, libraries, version)
 
 
 def fetch_pgbouncer() -> None:
-    """Put a PgBouncer into `.tools`. Raises Trouble, with what to install, where it cannot.
+    """Put a PgBouncer into `.tools`. Raises LabError, with what to install, where it cannot.
 
     The same way for root as for anyone: `apt-get install` would also start a system service on
     port 6432 and leave it running.
     """
     if not can_fetch():
-        raise Trouble(f"PgBouncer is not installed. {_remedy()}")
+        raise LabError(f"PgBouncer is not installed. {remedy()}")
     fetch_debian("pgbouncer", TOOLS / "pgbouncer")
 
 
@@ -76,7 +78,7 @@ def can_fetch() -> bool:
     return all(map(shutil.which, ("apt-get", "dpkg-deb", "dpkg-query")))
 
 
-def _remedy() -> str:
+def remedy() -> str:
     if shutil.which("brew"):
         return "Install one: brew install pgbouncer"
     return "Install one from your system's packages, or set PGBOUNCER to the path of one"
@@ -130,4 +132,4 @@ def _run(command: list[str], folder: Path) -> None:
     )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise Trouble(f"{command[0]} failed: {said}. Is there a network, and space on the disk?")
+        raise LabError(f"{command[0]} failed: {said}. Is there a network, and space on the disk?")

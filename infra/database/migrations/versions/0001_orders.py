@@ -12,7 +12,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "orders",
-        sa.Column("id", sa.Integer, sa.Identity(), primary_key=True),
+        sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("customer_name", sa.String(120), nullable=False),
         sa.Column("status", sa.String(32), nullable=False, server_default="pending"),
     )

@@ -1,0 +1,140 @@
+"""One execution environment: a process with the real runtime interface client, and its end.
+
+Owns the process. It shares with Lambda's what a handler can notice: the API, the environment, the
+deadline, who is told of the end and how long before.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from infra.local import ROOT
+from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
+
+#: Until a sandbox must be ready. On Lambda 10; here all of them share a machine's cores.
+INIT_SECONDS = 60.0
+#: From SIGTERM to SIGKILL where an internal extension is registered; without one there is no
+#: SIGTERM at all. "Shutdown phase", Understanding the Lambda execution environment lifecycle.
+SHUTDOWN_SECONDS = 0.5
+
+
+class Sandbox:
+    """Made by `start`. Serves one event at a time, until `end`."""
+
+    def __init__(self, api: RuntimeApi, process: asyncio.subprocess.Process) -> None:
+        self._api = api
+        self._process = process
+        self._exited = asyncio.create_task(process.wait())
+        self.pid = process.pid
+
+    @classmethod
+    async def start(
+        cls, handler: str, environment: dict[str, str], *, log: Path | None = None
+    ) -> "Sandbox":
+        """Begin the init phase of a new process. `log`: what it prints goes there, or here."""
+        api = RuntimeApi()
+        await api.start()
+        try:
+            with _output(log) as output:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "awslambdaric", handler),
+                    cwd=ROOT,
+                    env=_environment(handler, api.address) | environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except BaseException:
+            await api.close()
+            raise
+        return cls(api, process)
+
+    @property
+    def alive(self) -> bool:
+        return not self._exited.done()
+
+    async def invoke(self, event: Any, limit: float) -> Answer:
+        """Hand over one event, after the init phase if need be, and wait for what comes of it.
+        Failures are answers, as on Lambda; after one of the process itself it is not `alive`.
+        `limit`: the function's time-out, in seconds."""
+        begun = time.monotonic()
+        invocation = Invocation(json.dumps(event).encode(), limit)
+        failed = await self._until(self._api.parked.wait(), INIT_SECONDS)
+        if failed is None:
+            self._api.hand_over(invocation)
+            failed = await self._until(invocation.answered, limit)
+        payload, error = failed or invocation.answered.result()
+        ms = (time.monotonic() - begun) * 1000
+        return Answer(invocation.request_id, payload, error, self.pid, ms)
+
+    async def _until(
+        self, wanted: Awaitable[Any], seconds: float
+    ) -> tuple[dict[str, Any], str] | None:
+        """None once `wanted` has come; Lambda's error if the process fails or time is up first."""
+        waiting = asyncio.ensure_future(wanted)
+        first = {waiting, self._exited, self._api.init_error}
+        await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return None
+        waiting.cancel()
+        if self._api.init_error.done():
+            reported = self._api.init_error.result()
+            error, message = reported.get("errorType", "?"), reported.get("errorMessage", "?")
+        elif self._exited.done():
+            status = self._exited.result()
+            how = f"signal: {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+            error, message = "Runtime.ExitError", f"Runtime exited with error: exit {how}"
+        else:
+            error, message = "Sandbox.Timedout", f"Task timed out after {seconds:.2f} seconds"
+        await self.end()
+        return {"errorType": error, "errorMessage": message}, error
+
+    async def end(self) -> None:
+        """End it by Lambda's rules: SIGTERM and half a second if it registered an extension, else
+        SIGKILL at once; either way nothing of it is left. Safe to call again."""
+        if self._api.extensions and self.alive:
+            self._signal(signal.SIGTERM)
+            await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)
+        self._signal(signal.SIGKILL)
+        await self._exited
+        await self._api.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def _environment(handler: str, runtime_api: str) -> dict[str, str]:
+    """What Lambda sets, as far as a handler or the runtime client looks at it. Source: "Defined
+    runtime environment variables", AWS Lambda Developer Guide."""
+    return {
+        "PATH": os.defpath,
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "LAMBDA_TASK_ROOT": str(ROOT),
+        "_HANDLER": handler,
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_LAMBDA_FUNCTION_NAME": "warm-engine",
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_RUNTIME_API": runtime_api,
+    }
+
+
+@contextlib.contextmanager
+def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
+    if log is None:
+        yield None
+    else:
+        with log.open("ab") as file:
+            yield file

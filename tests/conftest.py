@@ -1,0 +1,119 @@
+"""What tests share: one stack for the session, and named waits instead of sleeps."""
+
+import asyncio
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+import handler.engine
+import handler.main
+from infra.local import ROOT
+from infra.local.stack import DATABASE, Stack
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+
+
+def pytest_sessionstart() -> None:
+    # Ctrl-C, and SIGTERM as Ctrl-C: fixtures then end what they started.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Shared by all: leave the schema and the servers as they are."""
+    with Stack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def own_stack() -> Iterator[Stack]:
+    """For a test that changes the schema, a role or a server."""
+    with Stack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    yield connection
+    await connection.close()
+
+
+Lambda = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.fixture
+def lambda_handler(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
+    """`handler.main.handler` as a cold runtime has it, in this process, through the stack."""
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    with cold_runtime() as invoke:
+        yield invoke
+
+
+class cold_runtime:  # noqa: N801  # reads as a context manager
+    """The handler freshly imported, with the environment as it is now."""
+
+    def __enter__(self) -> Lambda:
+        forget_engine()
+        self.main = importlib.reload(handler.main)
+        return lambda event: self.main.handler(event, None)
+
+    def __exit__(self, *_: object) -> None:
+        loop_thread = self.main._loop
+
+        def close() -> None:
+            loop = asyncio.get_event_loop()
+            loop.run_until_complete(handler.engine.dispose())
+            loop.close()
+
+        loop_thread.call(close)
+        loop_thread._executor.shutdown()
+        forget_engine()
+
+
+def forget_engine() -> None:
+    handler.engine.engine.cache_clear()
+    handler.engine._sessionmaker.cache_clear()
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first true value of `condition`; fails where none comes in time."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        time.sleep(0.02)
+    return value
+
+
+def command(
+    *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT, **more: Any
+) -> "subprocess.Popen[str]":
+    """A command of the project as a user starts it, its output in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
+
+
+def run(*words: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit code and output of a command of the project."""
+    process = command(*words, env=env)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output

@@ -1,0 +1,194 @@
+"""One engine per runtime: one loop, one raw connection, one round trip."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from handler import credentials, engine, orders
+from handler.engine import create_engine
+from handler.settings import Settings, SettingsError
+from infra.database.roles import APP
+from infra.local.fleet.front_door import api_gateway_event
+from infra.local.stack import Stack
+from infra.local.wire import Relay
+from tests.conftest import Lambda, eventually
+
+ORDER_1 = '{"id":1,"customer_name":"Amber Bakery","status":"pending"}'
+
+
+def get(path: str) -> dict[str, Any]:
+    return api_gateway_event("GET", path)
+
+
+def test_an_order_comes_through_pgbouncer(lambda_handler: Lambda) -> None:
+    answer = lambda_handler(get("/orders/1"))
+    assert (answer["statusCode"], answer["body"]) == (200, ORDER_1)
+
+
+def test_invocations_share_one_engine_one_loop_and_one_raw_connection(
+    lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Mangum 0.20 breaks: it runs each invocation by `asyncio.run`, which closes the loop
+    after it, and with it the engine's pooled connection."""
+    seen = []
+    find = orders.find
+
+    async def watched(order_id: int) -> orders.Order | None:
+        order = await find(order_id)
+        async with engine.engine().connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+        seen.append((id(engine.engine()), id(asyncio.get_running_loop()), id(raw)))
+        return order
+
+    monkeypatch.setattr(orders, "find", watched)
+    for _ in range(3):
+        assert lambda_handler(get("/orders/1"))["statusCode"] == 200
+    assert len(set(seen)) == 1, seen
+
+
+def test_importing_the_handler_connects_nothing(lambda_handler: Lambda, stack: Stack) -> None:
+    assert lambda_handler(get("/health"))["statusCode"] == 200
+    assert engine.engine.cache_info().currsize == 0
+
+
+@contextlib.contextmanager
+def path_to_postgres(stack: Stack, path: str) -> Iterator[Settings]:
+    if path == "direct":
+        yield stack.settings()
+    else:
+        with stack.another_pgbouncer(tls=path == "pgbouncer, TLS") as bouncer:
+            yield stack.settings(through=bouncer)
+
+
+@pytest.mark.parametrize("path", ["direct", "pgbouncer", "pgbouncer, TLS"])
+async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) -> None:
+    with (
+        path_to_postgres(stack, path) as settings,
+        Relay(settings.host, settings.port) as relay,
+    ):
+        warm = create_engine(settings.model_copy(update={"port": relay.port}))
+        try:
+            assert await read(warm, 1) == "Amber Bakery"
+            for order_id in (2, 3, 1):
+                relay.reset()
+                await read(warm, order_id)
+                assert (relay.round_trips, relay.connections) == (1, 0)
+        finally:
+            await warm.dispose()
+
+
+async def read(warm: AsyncEngine, order_id: int) -> str | None:
+    async with AsyncSession(warm, expire_on_commit=False) as session:
+        order = await session.scalar(orders.BY_ID, {"id": order_id})
+    return order.customer_name if order else None
+
+
+async def test_twenty_runtimes_share_three_server_connections_and_read_right(
+    stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    with stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
+        settings = stack.settings(through=bouncer)
+        runtimes = [create_engine(settings) for _ in range(20)]
+        names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
+
+        async def twenty_reads(number: int) -> None:
+            for order_id in range(1 + number, 401 + number, 20):
+                assert await read(runtimes[number], order_id) == names[order_id]
+
+        try:
+            await asyncio.gather(*map(twenty_reads, range(20)))
+            pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
+            assert pool["cl_active"] == 20
+            assert pool["sv_active"] + pool["sv_idle"] + pool["sv_used"] <= 3
+        finally:
+            await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
+
+
+async def test_no_statement_keeps_a_name_on_a_server(stack: Stack) -> None:
+    warm = create_engine(stack.settings())
+    try:
+        for order_id in (1, 2, 3):
+            await read(warm, order_id)
+        async with warm.connect() as connection:
+            named = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+        assert named == 0
+    finally:
+        await warm.dispose()
+
+
+async def test_dispose_says_goodbye(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        warm = create_engine(stack.settings(through=bouncer))
+        await read(warm, 1)
+        await warm.dispose()
+        eventually(lambda: not [row for row in bouncer.show("CLIENTS") if row["user"] == APP])
+        ends = [
+            line for line in bouncer.said().splitlines() if f"/{APP}@" in line and "closing" in line
+        ]
+        assert len(ends) == 1
+        assert "client close request" in ends[0]
+
+
+async def test_an_idle_runtime_holds_a_client_place_and_no_transaction(
+    stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        warm = create_engine(stack.settings(through=bouncer))
+        try:
+            await read(warm, 1)
+            pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
+            assert (pool["cl_active"], pool["sv_active"]) == (1, 0)
+            states = await admin.fetch("SELECT state FROM pg_stat_activity WHERE usename = $1", APP)
+            assert {row["state"] for row in states} == {"idle"}
+        finally:
+            await warm.dispose()
+
+
+async def test_each_raw_connection_gets_a_fresh_credential(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    settings = stack.settings()
+
+    async def password() -> str:
+        asked.append(1)
+        return settings.password.get_secret_value()
+
+    monkeypatch.setattr(credentials, "from_settings", lambda settings: password)
+    runtime = create_engine(settings)
+    try:
+        await read(runtime, 1)
+        await read(runtime, 2)
+        assert len(asked) == 1
+        await runtime.dispose()
+        await read(runtime, 1)
+        assert len(asked) == 2
+    finally:
+        await runtime.dispose()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s"), ("jit", "off")],
+)
+async def test_through_pgbouncer_the_role_s_settings_hold(
+    stack: Stack, setting: str, value: str
+) -> None:
+    runtime = create_engine(stack.settings(through=stack.pgbouncer))
+    try:
+        async with runtime.connect() as connection:
+            assert await connection.scalar(text(f"SHOW {setting}")) == value
+    finally:
+        await runtime.dispose()
+
+
+async def test_a_ca_file_that_is_none_is_named(stack: Stack) -> None:
+    settings = stack.settings(sslmode="verify-full", sslrootcert=__file__)
+    with pytest.raises(SettingsError, match=r"^DB_SSLROOTCERT is '.*': .*Allowed: the path of a"):
+        create_engine(settings)

@@ -1,0 +1,97 @@
+"""A migration under a warm runtime: every answer right, never a wrong value."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from infra.database import schema
+from infra.database.roles import OWNER
+from infra.local.fleet import Fleet
+from infra.local.fleet.front_door import api_gateway_event
+from infra.local.stack import DATABASE, Stack
+from infra.local.wire import Relay
+
+#: Applied one after the other, each to what the one before made of the table.
+CHANGES = [
+    "ALTER TABLE orders ALTER id TYPE bigint",
+    "ALTER TABLE orders ALTER customer_name TYPE text",
+    "ALTER TABLE orders ADD note text DEFAULT 'none'",
+    "ALTER TABLE orders DROP note",
+    "ALTER TABLE orders ALTER status TYPE varchar(64)",
+    "ALTER TABLE orders ALTER id TYPE real",
+    "ALTER TABLE orders ALTER id TYPE numeric(20, 4)",
+    "ALTER TABLE orders ALTER id TYPE integer",
+]
+
+
+@pytest.fixture
+async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    yield connection
+    await connection.close()
+
+
+async def test_no_answer_is_ever_wrong_and_each_is_one_round_trip(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    bouncer = own_stack.pgbouncer
+    with Relay(bouncer.host, bouncer.port) as relay:
+        environment = own_stack.environment() | {"DB_PORT": str(relay.port)}
+        async with Fleet(environment) as fleet:
+
+            async def order(order_id: int) -> dict[str, Any]:
+                answer = await fleet.invoke(api_gateway_event("GET", f"/orders/{order_id}"))
+                assert answer.payload["statusCode"] == 200, answer
+                return dict(json.loads(answer.payload["body"]))
+
+            before = {order_id: await order(order_id) for order_id in (1, 5, 999)}
+            for change in CHANGES:
+                await owner.execute(change)
+                relay.reset()
+                after = {order_id: await order(order_id) for order_id in before}
+                assert after == before, change
+                assert all(type(value["id"]) is int for value in after.values()), change
+                assert (relay.round_trips, relay.connections) == (len(before), 0), change
+
+
+async def test_what_a_widened_column_has_come_to_hold_is_not_cut(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    long = "Amber Bakery " * 20
+    async with Fleet(own_stack.environment()) as fleet:
+        await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        await owner.execute("ALTER TABLE orders ALTER customer_name TYPE text")
+        await owner.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long)
+        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        assert json.loads(answer.payload["body"])["customer_name"] == long
+
+
+async def test_a_value_that_does_not_fit_the_type_any_more_is_an_error(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    async with Fleet(own_stack.environment()) as fleet:
+        await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        await owner.execute(
+            "ALTER TABLE orders ALTER status DROP DEFAULT, ALTER status TYPE integer USING 7"
+        )
+        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        assert json.loads(answer.payload["body"])["status"] == "7"
+        await owner.execute("ALTER TABLE orders DROP status")
+        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        assert answer.payload["statusCode"] == 503
+
+
+def test_migrating_again_changes_nothing_and_the_models_agree_with_the_schema(
+    own_stack: Stack,
+) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    owner = own_stack.settings(user=OWNER)
+    schema.migrate(owner)
+    config = Config(toml_file=schema.ROOT / "pyproject.toml")
+    config.attributes["settings"] = owner
+    command.check(config)  # raises where autogenerate would find a difference

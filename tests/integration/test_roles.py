@@ -1,0 +1,132 @@
+"""Each role may do its work and no more; the pooler stores nobody's password but its own."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handler.engine import connector
+from infra.database import roles
+from infra.local.stack import DATABASE, Stack
+
+
+async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
+    return await connector(stack.settings(user=role))()
+
+
+async def through_pooler(stack: Stack, password: str) -> int:
+    connection = await asyncpg.connect(
+        host=stack.pgbouncer.host,
+        port=stack.pgbouncer.port,
+        user=roles.APP,
+        database=DATABASE,
+        password=password,
+        ssl=stack.pgbouncer.trust(),
+        statement_cache_size=0,
+    )
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM orders"))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        (roles.APP, "INSERT INTO orders (customer_name) VALUES ('Red Sails')"),
+        (roles.APP, "UPDATE orders SET status = 'paid'"),
+        (roles.APP, "DELETE FROM orders"),
+        (roles.APP, "ALTER TABLE orders ADD note text"),
+        (roles.APP, "CREATE TABLE mine ()"),
+        (roles.APP, "CREATE TEMP TABLE mine ()"),
+        (roles.APP, "SELECT * FROM pooler.verifiers"),
+        (roles.APP, "SELECT * FROM pooler.lookup('appuser')"),
+        (roles.APP, "SELECT * FROM pg_authid"),
+        (roles.LOOKUP, "SELECT * FROM orders"),
+        (roles.LOOKUP, "SELECT * FROM pooler.verifiers"),
+        (roles.LOOKUP, "SELECT * FROM pg_authid"),
+        (roles.OWNER, "SELECT * FROM pooler.verifiers"),
+        (roles.OWNER, "SELECT * FROM pooler.lookup('appuser')"),
+        (roles.OWNER, "CREATE ROLE another"),
+    ],
+)
+async def test_a_role_is_refused_what_is_not_its_work(
+    stack: Stack, role: str, statement: str
+) -> None:
+    connection = await connect(stack, role)
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def test_the_lookup_tells_one_verifier_and_nothing_of_an_administrator(stack: Stack) -> None:
+    connection = await connect(stack, roles.LOOKUP)
+    try:
+        found = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
+        assert len(found) == 1
+        assert found[0]["verifier"].startswith("SCRAM-SHA-256$4096:")
+        for role in ("postgres", roles.OWNER, roles.LOOKUP, "nobody"):
+            assert not await connection.fetch("SELECT * FROM pooler.lookup($1)", role)
+    finally:
+        await connection.close()
+
+
+async def test_the_application_s_password_is_stored_nowhere_on_the_pooler(stack: Stack) -> None:
+    password = stack.settings().password.get_secret_value()
+    assert await through_pooler(stack, password) == 1000
+    files = [path for path in stack.pgbouncer.folder.rglob("*") if path.is_file()]
+    assert stack.pgbouncer.folder / "userlist.txt" in files
+    assert not [path for path in files if password.encode() in path.read_bytes()]
+    assert password not in stack.pgbouncer.said() + stack.postgres.said()
+
+
+@pytest.mark.parametrize(
+    "password", ["plain", "p@ss/w:rd#%20'\"\\? &=", "grün€\N{SNOWMAN}", "s" * 200]
+)
+async def test_a_new_password_of_any_characters_counts_at_once(
+    own_stack: Stack, password: str
+) -> None:
+    old = own_stack.settings().password.get_secret_value()
+    assert await through_pooler(own_stack, old) == 1000
+    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    try:
+        await roles.set_password(admin, roles.APP, password)
+    finally:
+        await admin.close()
+    assert await through_pooler(own_stack, password) == 1000
+    with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
+        await through_pooler(own_stack, old)
+    assert password not in own_stack.postgres.said()
+
+
+async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
+    passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "another")
+    await roles.bootstrap(own_stack.postgres.admin, DATABASE, passwords)
+    await roles.bootstrap(own_stack.postgres.admin, DATABASE, passwords)
+    connection = await asyncpg.connect(
+        **{**own_stack.postgres.admin, "user": roles.APP, "password": "another"}, database=DATABASE
+    )
+    assert await connection.fetchval("SELECT count(*) FROM orders") == 1000
+    await connection.close()
+
+
+async def test_the_administrator_needs_no_superuser(own_stack: Stack) -> None:
+    """As on a managed Postgres: an account that may create roles and databases, and no more."""
+    superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
+    await superuser.execute("CREATE ROLE master LOGIN CREATEROLE CREATEDB PASSWORD 'm'")
+    for statement in (
+        f"DROP DATABASE {DATABASE} WITH (FORCE)",
+        *[f"DROP ROLE {r}" for r in (roles.APP, roles.LOOKUP, roles.OWNER)],
+    ):
+        await superuser.execute(statement)
+    await superuser.close()
+    master = {**own_stack.postgres.admin, "user": "master", "password": "m"}
+    passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "p")
+    await roles.bootstrap(master, DATABASE, passwords)
+    lookup = await asyncpg.connect(
+        **{**master, "user": roles.LOOKUP, "password": "p"}, database=DATABASE
+    )
+    assert len(await lookup.fetch("SELECT * FROM pooler.lookup('appuser')")) == 1
+    await lookup.close()
