@@ -4,6 +4,7 @@ Owns the table from an exception to what went wrong, in words that name the faul
 and to the status a caller gets. A leaf: it never imports the engine and never raises.
 """
 
+import re
 import ssl
 from dataclasses import dataclass
 
@@ -55,8 +56,9 @@ def classify(error: BaseException) -> Failure:
                 f"the database cannot be reached: {cause.strerror or says}",
                 "is PgBouncer running at DB_HOST and DB_PORT?",
             )
-    if state in ("28P01", "28000") or "SASL authentication failed" in says:
-        return Failure("authentication failed", "check DB_USER and DB_PASS")
+    if state in ("28P01", "28000") or re.search("authentication failed|no such user", says):
+        # PgBouncer says so of a database it does not know, too.
+        return Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME")
     if state == "53300" or "no more connections allowed" in says:
         return Failure(
             f"the database is full: {says}",

@@ -5,6 +5,7 @@ Owns what Postgres and PgBouncer have in common. Leaves what each is told to its
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 import psutil
 
 from infra.local import LabError
+
+GRAVE = re.compile("FATAL|PANIC|ERROR|WARNING|could not|valid range")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Server:
             if self.alive and self.is_ready():
                 return
             self.stop()
-            if keep_port or attempt == 2 or "in use" not in self.complaint():
+            if keep_port or attempt == 2 or "in use" not in self.said():
                 break
             self.port = 0  # somebody took it in between
         raise LabError(f"{self.name} did not start: {self.complaint()}")
@@ -182,5 +185,6 @@ class Server:
     def complaint(self) -> str:
         """The line of its log that says why it does not run."""
         lines = [line for line in self.said().splitlines() if line.strip()]
-        grave = [line for line in lines if any(w in line for w in ("FATAL", "PANIC", "could not"))]
-        return (grave or lines or ["it said nothing"])[0]
+        grave = [line for line in lines if GRAVE.search(line)]
+        line = (grave or lines or ["it said nothing"])[0]
+        return re.sub(r"^[\d-]+ [\d:.]+ \w+ \[\d+\]\s*", "", line)

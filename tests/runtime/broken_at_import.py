@@ -1,0 +1,3 @@
+"""A function whose module does not import."""
+
+raise RuntimeError("broken at import")

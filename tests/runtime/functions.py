@@ -1,0 +1,81 @@
+"""Functions that behave badly, for the fleet to run as Lambda would."""
+
+import json
+import os
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+def echo(event: Event, context: Any) -> Event:
+    return {
+        "event": event,
+        "request_id": context.aws_request_id,
+        "remaining_ms": context.get_remaining_time_in_millis(),
+    }
+
+
+def http_echo(event: Event, context: Any) -> Event:
+    return {
+        "statusCode": 202,
+        "headers": {"x-answer": "yes"},
+        "cookies": ["a=1", "b=2"],
+        "body": json.dumps(event),
+    }
+
+
+def fail(event: Event, context: Any) -> None:
+    raise LookupError("no such thing")
+
+
+def leave(event: Event, context: Any) -> None:
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def hang(event: Event, context: Any) -> None:
+    time.sleep(60)
+
+
+def extended(event: Event, context: Any) -> str:
+    """Registered by `register` below, when the environment asks for it."""
+    return "parked"
+
+
+def register(name: str) -> None:
+    """What an internal extension does during init: register, then wait in `next` for good."""
+    import threading
+
+    api = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}/2020-01-01/extension"
+    request = urllib.request.Request(  # noqa: S310  # the fleet's own address
+        f"{api}/register", b'{"events": []}', {"Lambda-Extension-Name": name}
+    )
+    with urllib.request.urlopen(request) as answer:  # noqa: S310
+        identifier = answer.headers["Lambda-Extension-Identifier"]
+    parked = urllib.request.Request(  # noqa: S310
+        f"{api}/event/next", headers={"Lambda-Extension-Identifier": identifier}
+    )
+    threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()
+
+
+if extension := os.environ.get("REGISTER"):
+    import signal
+    import threading
+
+    register(extension)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def watch() -> None:
+        os.read(reading, 1)
+        Path(os.environ["GOODBYE"]).write_text("SIGTERM came")
+        if os.environ.get("STUBBORN") != "yes":
+            os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

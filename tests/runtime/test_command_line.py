@@ -1,0 +1,206 @@
+"""What a person types, and reads: `make demo`, `make run`, `python -m handler 1`."""
+
+import json
+import re
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.local.server import free_port
+from infra.local.stack import Stack
+from tests.conftest import command, run
+
+
+@pytest.fixture(scope="module")
+def demo() -> list[str]:
+    code, output = run("-m", "infra.local", "demo")
+    assert code == 0, output
+    return output.splitlines()
+
+
+def rows(demo: list[str], kind: str) -> list[list[str]]:
+    return [line.split(maxsplit=4) for line in demo if line.startswith(kind)]
+
+
+def test_the_demo_prints_the_order_cold_and_warm(demo: list[str]) -> None:
+    assert len(rows(demo, "cold")) == 1
+    assert len(rows(demo, "warm")) >= 2
+    for _, milliseconds, _, _, answer in rows(demo, "cold") + rows(demo, "warm"):
+        assert float(milliseconds) > 0
+        assert json.loads(answer) == {
+            "id": 1,
+            "customer_name": "Amber Bakery",
+            "status": "pending",
+        }
+
+
+def test_the_demo_s_sandbox_is_one_process_of_its_own_on_one_backend(demo: list[str]) -> None:
+    served = rows(demo, "cold") + rows(demo, "warm")
+    sandboxes = {row[2] for row in served}
+    assert len(sandboxes) == 1
+    assert len({row[3] for row in served}) == 1
+    fleet = re.search(r"this one is (\d+)", "\n".join(demo))
+    assert fleet is not None
+    assert fleet[1] not in sandboxes
+
+
+def test_the_demo_counts_backends_and_clients(demo: list[str]) -> None:
+    text = "\n".join(demo)
+    assert "Postgres   3 of 20 connections: 1 appuser, 1 pooler_lookup, 1 postgres" in text
+    assert "PgBouncer  1 client: appuser" in text
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    port = free_port()
+    process = command("-m", "infra.local", "run", "--port", str(port))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("serving"):
+            break
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    output = process.stdout.read()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert "nothing of them is left" in output
+
+
+def status_and_body(url: str) -> tuple[int, object]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # ours, of above
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/orders/1", 200),
+        ("/orders/999999", 404),
+        ("/orders/0", 422),
+        ("/orders/2147483648", 422),
+        ("/orders/abc", 422),
+        ("/health", 200),
+        ("/ready", 200),
+        ("/nothing", 404),
+    ],
+)
+def test_what_is_served_answers(served: str, path: str, status: int) -> None:
+    found, body = status_and_body(served + path)
+    assert found == status
+    if status >= 400:
+        assert isinstance(body, dict)
+        assert body["status"] == status
+        assert body["detail"]
+
+
+def test_a_port_in_use_is_named_with_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, output = run("-m", "infra.local", "run", "--port", str(port))
+    assert code == 1
+    assert output == (
+        f"warm-engine: port {port} on 127.0.0.1: Address already in use. "
+        f"Choose another: make run PORT={port + 1}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nonsense"], ["run", "--port", "0"], ["run", "--port", "x"]]
+)
+def test_wrong_usage_is_code_2(words: list[str]) -> None:
+    code, output = run("-m", "infra.local", *words)
+    assert code == 2
+    assert "usage:" in output
+    assert "Traceback" not in output
+
+
+def handler(stack: Stack, *words: str, **environment: str) -> tuple[int, str]:
+    return run("-m", "handler", *words, env=stack.environment() | environment)
+
+
+def test_the_seed_s_script_prints_the_order(stack: Stack) -> None:
+    assert handler(stack, "1") == (0, "Order 1: Amber Bakery — pending\n")
+    assert handler(stack, "2147483647") == (0, "Order not found.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["0"], ["2147483648"], ["abc"], ["1", "2"]])
+def test_an_id_that_is_none_is_wrong_usage(stack: Stack, words: list[str]) -> None:
+    code, output = handler(stack, *words)
+    assert code == 2
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"DB_PORT": "1"}, "cannot be reached: .*is PgBouncer running at DB_HOST and DB_PORT?"),
+        ({"DB_HOST": "nowhere.invalid"}, "cannot be reached: .*DB_HOST"),
+        ({"DB_PASS": "wrong"}, "authentication failed .check DB_USER, DB_PASS and DB_NAME"),
+        ({"DB_USER": "nobody"}, "authentication failed .check DB_USER, DB_PASS and DB_NAME"),
+        ({"DB_NAME": "nothing"}, "authentication failed .check .*DB_NAME"),
+        ({"DB_SSLMODE": "disable"}, "SSL required"),
+        ({"DB_PORT": "x", "DB_POOL_SIZE": "0"}, "DB_PORT is 'x': .*DB_POOL_SIZE is '0': "),
+        ({"DB_SSLROOTCERT": __file__}, "DB_SSLROOTCERT is '.*': .*Allowed: the path of"),
+        ({"DB_SSLROOTCERT": ""}, "TLS with the server failed: .*DB_SSLROOTCERT"),
+        ({"DB_HOST": "127.0.0.2"}, "cannot be reached"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_without_a_password(
+    stack: Stack, environment: dict[str, str], complaint: str
+) -> None:
+    code, output = handler(stack, "1", **environment)
+    assert code == 1
+    assert re.match(f"handler: .*{complaint}", output), output
+    assert output.count("\n") == 1
+    assert stack.settings().password.get_secret_value() not in output
+
+
+def test_a_database_without_tables_is_said_so(stack: Stack) -> None:
+    direct = {"DB_PORT": str(stack.postgres.port), "DB_SSLMODE": "disable", "DB_NAME": "postgres"}
+    code, output = handler(stack, "1", **direct)
+    assert (code, output.count("\n")) == (1, 1)
+    assert "run the migrations" in output
+
+
+def test_a_server_without_tls_is_said_so(stack: Stack) -> None:
+    code, output = handler(stack, "1", DB_PORT=str(stack.postgres.port))
+    assert (code, output.count("\n")) == (1, 1)
+    assert "the server refused TLS" in output
+
+
+def test_a_server_that_never_answers_is_given_up_on(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        code, output = handler(stack, "1", DB_PORT=port, DB_CONNECT_TIMEOUT="0.3")
+    assert (code, output.count("\n")) == (1, 1)
+    assert "did not answer in time" in output
+
+
+def test_an_address_that_is_not_in_the_certificate_is_refused(stack: Stack) -> None:
+    with stack.another_pgbouncer(settings={"listen_addr": "127.0.0.1,127.0.0.3"}) as bouncer:
+        code, output = handler(stack, "1", DB_HOST="127.0.0.3", DB_PORT=str(bouncer.port))
+    assert code == 1
+    assert "TLS with the server failed" in output
+
+
+def test_the_doctor_says_what_is_there() -> None:
+    code, output = run("-m", "infra.local.doctor")
+    assert code == 0
+    for what in ("Python", "packages", "Postgres", "PgBouncer", "disk", "account"):
+        assert re.search(rf"^{what} +(ok|skipped) ", output, re.M), output
+
+
+def test_the_doctor_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+    code, output = run("-m", "infra.local.doctor", env={"PGBOUNCER": str(tmp_path / "none")})
+    assert code == 1
+    assert re.search(r"^PgBouncer +missing .*: No such file or dir.*Install one", output, re.M)
+    assert output.endswith("not ready: PgBouncer\n")

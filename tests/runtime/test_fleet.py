@@ -1,0 +1,212 @@
+"""The fleet does to a process what Lambda does: it serves, times out, and ends it by the rules."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+from aiohttp import web
+
+from infra.database.roles import APP
+from infra.local.fleet import Fleet, front_door
+from infra.local.fleet.front_door import api_gateway_event
+from infra.local.stack import Stack
+from tests.conftest import eventually
+
+
+def function(name: str, tmp_path: Path, *, timeout: float = 10.0, **environment: str) -> Fleet:
+    return Fleet(
+        environment, handler=f"tests.runtime.functions.{name}", timeout=timeout, logs=tmp_path
+    )
+
+
+async def test_an_event_and_its_context_reach_the_function(tmp_path: Path) -> None:
+    async with function("echo", tmp_path, timeout=7) as fleet:
+        first, second = await fleet.invoke({"n": 1}), await fleet.invoke([None, "ü"])
+    assert (first.payload["event"], second.payload["event"]) == ({"n": 1}, [None, "ü"])
+    assert first.payload["request_id"] == first.request_id != second.request_id
+    assert 0 < first.payload["remaining_ms"] <= 7000
+    assert (first.cold, second.cold) == (True, False)
+    assert first.pid == second.pid
+
+
+async def test_events_that_come_together_wait_for_the_one_sandbox(tmp_path: Path) -> None:
+    async with function("echo", tmp_path) as fleet:
+        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(10)))
+    assert [answer.payload["event"] for answer in answers] == list(range(10))
+    assert len({answer.pid for answer in answers}) == 1
+
+
+async def test_a_larger_fleet_starts_sandboxes_on_demand(tmp_path: Path) -> None:
+    fleet = Fleet({}, handler="tests.runtime.functions.echo", concurrency=2, logs=tmp_path)
+    async with fleet:
+        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(6)))
+        assert len(fleet.sandboxes) == 2
+    assert sum(answer.cold for answer in answers) == 2
+    assert not any(psutil.pid_exists(answer.pid) for answer in answers)
+
+
+async def test_an_exception_is_an_answer_and_the_sandbox_stays(tmp_path: Path) -> None:
+    async with function("fail", tmp_path) as fleet:
+        first, second = await fleet.invoke({}), await fleet.invoke({})
+    assert first.error == "Unhandled" or first.error == "LookupError"
+    assert first.payload["errorMessage"] == "no such thing"
+    assert first.pid == second.pid
+
+
+async def test_a_process_that_leaves_in_mid_invocation_is_replaced(tmp_path: Path) -> None:
+    async with function("leave", tmp_path) as fleet:
+        first, second = await fleet.invoke({}), await fleet.invoke({})
+    assert first.error == "Runtime.ExitError"
+    assert first.payload["errorMessage"] == "Runtime exited with error: exit status 3"
+    assert second.cold
+    assert first.pid != second.pid
+
+
+async def test_a_module_that_does_not_import_fails_the_init_phase(tmp_path: Path) -> None:
+    handler = "tests.runtime.broken_at_import.handler"
+    async with Fleet({}, handler=handler, logs=tmp_path) as fleet:
+        answer = await fleet.invoke({})
+        assert not fleet.sandboxes
+    assert answer.payload["errorMessage"] == "broken at import"
+
+
+async def test_a_function_that_hangs_is_killed_at_its_timeout(tmp_path: Path) -> None:
+    async with function("hang", tmp_path, timeout=0.5) as fleet:
+        answer = await fleet.invoke({})
+        assert answer.error == "Sandbox.Timedout"
+        assert answer.payload["errorMessage"] == "Task timed out after 0.50 seconds"
+        assert not psutil.pid_exists(answer.pid)
+
+
+async def test_without_an_extension_there_is_no_sigterm(tmp_path: Path) -> None:
+    goodbye = tmp_path / "goodbye"
+    async with function("echo", tmp_path, GOODBYE=str(goodbye)) as fleet:
+        await fleet.invoke({})
+    assert not goodbye.exists()
+
+
+async def test_with_an_extension_the_process_gets_sigterm_and_may_leave(tmp_path: Path) -> None:
+    goodbye = tmp_path / "goodbye"
+    fleet = function("extended", tmp_path, REGISTER="warm", GOODBYE=str(goodbye))
+    async with fleet:
+        answer = await fleet.invoke({})
+        assert answer.payload == "parked"
+    assert goodbye.read_text() == "SIGTERM came"
+    assert not psutil.pid_exists(answer.pid)
+
+
+async def test_who_ignores_sigterm_is_killed_after_half_a_second(tmp_path: Path) -> None:
+    goodbye = tmp_path / "goodbye"
+    fleet = function("extended", tmp_path, REGISTER="x", GOODBYE=str(goodbye), STUBBORN="yes")
+    async with fleet:
+        answer = await fleet.invoke({})
+        begun = time.monotonic()
+        await fleet.end()
+        assert 0.5 <= time.monotonic() - begun < 5
+    assert goodbye.exists()
+    assert not psutil.pid_exists(answer.pid)
+
+
+async def test_a_sandbox_outlives_no_fleet_that_was_killed(stack: Stack) -> None:
+    """The runtime client leaves when nobody answers it any more."""
+    script = (
+        "import asyncio, os, signal\n"
+        "from infra.local.fleet import Fleet\n"
+        "async def main():\n"
+        "    async with Fleet({}, handler='tests.runtime.functions.echo') as fleet:\n"
+        "        print((await fleet.invoke({})).pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    from tests.conftest import run
+
+    _, output = run("-c", script)
+    pid = int(output.split()[0])
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[str]:
+    """The address of a front door to a function that says what it was sent."""
+    async with function("http_echo", tmp_path) as fleet:
+        runner = web.AppRunner(front_door.application(fleet), shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+        await runner.cleanup()
+
+
+async def test_a_request_becomes_an_event_and_the_answer_a_response(door: str) -> None:
+    async with aiohttp.ClientSession() as client:
+        asked = client.post(
+            f"{door}/a%20b?x=1&x=2",
+            data=b"\x00\xff",
+            headers={"X-Name": "value", "Cookie": "a=1; b=2"},
+        )
+        async with asked as response:
+            event = json.loads(await response.read())
+            assert response.status == 202
+            assert response.headers["x-answer"] == "yes"
+            assert response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+    assert event["version"] == "2.0"
+    assert event["requestContext"]["http"]["method"] == "POST"
+    assert (event["rawPath"], event["rawQueryString"]) == ("/a%20b", "x=1&x=2")
+    assert event["headers"]["x-name"] == "value"
+    assert event["cookies"] == ["a=1", "b=2"]
+    assert (event["isBase64Encoded"], event["body"]) == (True, "AP8=")
+
+
+async def test_a_hundred_requests_use_one_connection(own_stack: Stack) -> None:
+    import asyncpg
+
+    paths = ["/orders/1", "/orders/999999", "/orders/0", "/orders/2147483648", "/orders/abc"]
+    async with Fleet(own_stack.environment()) as fleet:
+        found = [
+            (await fleet.invoke(api_gateway_event("GET", path))).payload["statusCode"]
+            for path in paths * 20
+        ]
+        assert found == [200, 404, 422, 422, 422] * 20
+        clients = [row for row in own_stack.pgbouncer.show("CLIENTS") if row["user"] == APP]
+        assert len(clients) == 1
+        admin = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
+        backends = await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", APP
+        )
+        await admin.close()
+        assert backends in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")],
+)
+async def test_a_bad_setting_fails_the_init_phase_by_name(
+    variable: str, value: str, tmp_path: Path
+) -> None:
+    environment = {"DB_PASS": "hunter2", variable: value}
+    async with Fleet(environment, logs=tmp_path) as fleet:
+        answer = await fleet.invoke({})
+    assert answer.error == "SettingsError"
+    assert answer.payload["errorMessage"].startswith(f"{variable} is {value!r}: ")
+    assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
+
+
+async def test_without_a_database_the_caller_gets_503_and_when_to_come_again(
+    tmp_path: Path,
+) -> None:
+    async with Fleet({"DB_PORT": "1", "DB_PASS": "hunter2"}, logs=tmp_path) as fleet:
+        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        assert answer.payload["statusCode"] == 503
+        assert answer.payload["headers"]["retry-after"] == "1"
+        assert answer.payload["headers"]["content-type"] == "application/problem+json"
+        health = await fleet.invoke(api_gateway_event("GET", "/health"))
+        assert health.payload["statusCode"] == 200
+        ready = await fleet.invoke(api_gateway_event("GET", "/ready"))
+        assert ready.payload["statusCode"] == 503
+    assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
