@@ -3,7 +3,6 @@
 import asyncio
 import importlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,15 +16,14 @@ import pytest
 import handler.engine
 import handler.main
 from infra.local import ROOT
+from infra.local.interruption import take_sigterm_as_ctrl_c
 from infra.local.stack import DATABASE, Stack
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
 
 def pytest_sessionstart() -> None:
-    # Ctrl-C, and SIGTERM as Ctrl-C: fixtures then end what they started.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    take_sigterm_as_ctrl_c()  # so that fixtures end what they started
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,14 @@ Owns the calls into Alembic. `alembic upgrade head` from the command line does t
 owner in `DB_USER` and `DB_PASS`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import Connection
 
-from handler.engine import connector
+from handler.engine import connector, create_engine
 from handler.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -32,14 +34,23 @@ ORDER BY n
 """
 
 
-def migrate(owner: Settings) -> None:
-    """Bring the schema to its newest revision.
-
-    Not from a running event loop: Alembic's environment starts its own.
-    """
+async def migrate(
+    owner: Settings, run: Callable[[Config], None] = lambda config: command.upgrade(config, "head")
+) -> None:
+    """Bring the schema to its newest revision, or `run` another of Alembic's commands, in one
+    transaction: it happens as a whole or not at all."""
     config = Config(toml_file=ROOT / "pyproject.toml")
-    config.attributes["settings"] = owner
-    command.upgrade(config, "head")
+
+    def on(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        run(config)
+
+    engine = create_engine(owner).execution_options(isolation_level="READ COMMITTED")
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(on)
+    finally:
+        await engine.dispose()
 
 
 async def load_sample(owner: Settings) -> None:

@@ -12,7 +12,7 @@ import asyncpg
 from aiohttp import web
 
 from infra.database.roles import APP
-from infra.local import LabError
+from infra.local import LabError, interruption
 from infra.local.fleet import Answer, Fleet, front_door
 from infra.local.stack import DATABASE, ENDPOINTS, Stack
 
@@ -32,7 +32,7 @@ WHERE backend_type = 'client backend' GROUP BY usename ORDER BY usename
 def demo() -> int:
     """One cold invocation and some warm ones. Raises LabError when one is not answered."""
     with _stack() as stack:
-        asyncio.run(_invoke(stack))
+        interruption.run(_invoke, stack)
     print("ended      the sandbox, PgBouncer and Postgres; nothing of them is left")
     return 0
 
@@ -40,7 +40,7 @@ def demo() -> int:
 def run(listener: socket.socket) -> int:
     """Serve on `listener` until Ctrl-C."""
     with _stack() as stack, contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(stack, listener))
+        interruption.run(_serve, stack, listener)
     print("\nended      the sandbox, PgBouncer and Postgres; nothing of them is left")
     return 0
 

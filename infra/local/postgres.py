@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local import LabError
+from infra.local.interruption import held_back
 from infra.local.server import Account, Server
 
 ADMIN = "postgres"
@@ -74,23 +75,31 @@ class Postgres(Server):
     def initialise(self) -> None:
         """Make the cluster. Raises LabError with initdb's own last words."""
         secret = self.account.write(self.folder / "admin-password", self.password)
-        done = subprocess.run(
-            [
-                *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", secret),
-                *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
-            ],
-            cwd=self.folder,
-            env={"PATH": os.defpath, "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            **self.account.popen,  # type: ignore[call-overload]  # user, group: see Account
-        )
+        with held_back():
+            initdb = subprocess.Popen(
+                [
+                    *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", secret),
+                    *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
+                ],
+                cwd=self.folder,
+                env={"PATH": os.defpath, "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                **self.account.popen,  # type: ignore[call-overload]  # user, group: see Account
+            )
+        try:
+            _, said = initdb.communicate()
+        except BaseException:
+            os.killpg(initdb.pid, signal.SIGKILL)  # with the servers it runs meanwhile
+            initdb.communicate()
+            raise
         secret.unlink()
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "rror" in line or "FATAL" in line]
-            raise LabError(f"initdb failed: {(lines or done.stderr.splitlines() or ['?'])[0]}")
+        if initdb.returncode:
+            lines = [line for line in said.splitlines() if "rror" in line or "FATAL" in line]
+            raise LabError(f"initdb failed: {(lines or said.splitlines() or ['?'])[0]}")
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION.format(max_connections=self.max_connections))
 

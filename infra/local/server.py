@@ -3,21 +3,20 @@
 Owns what Postgres and PgBouncer have in common. Leaves what each is told to its own module.
 """
 
-import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from infra.local import LabError
+from infra.local.interruption import held_back
 
 GRAVE = re.compile("FATAL|PANIC|ERROR|WARNING|could not|valid range")
 
@@ -77,22 +76,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: a clean-up that has begun runs to its end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-
-
 class Server:
     """A child process that listens on a loopback port and writes a log."""
 
@@ -141,7 +124,7 @@ class Server:
         if not self.log.exists():
             self.account.write(self.log, "")
         self.start_of_log = self.log.stat().st_size
-        with self.log.open("ab") as log:
+        with held_back(), self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.folder,
@@ -152,12 +135,11 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for us, who then stop it in order
                 **self.account.popen,  # type: ignore[call-overload]  # user, group: see Account
             )
-
-        # By which a later run finds it, should this one be killed. The time it was created tells it
-        # from another process that the system gave the same number.
-        created = psutil.Process(self.process.pid).create_time()
-        record = self.folder / f"{self.name}.process"
-        self.account.write(record, f"{self.process.pid} {created!r}")
+            # By which a later run finds it, should this one be killed. The time of its creation
+            # tells it from another process that the system gave the same number.
+            created = psutil.Process(self.process.pid).create_time()
+            record = self.folder / f"{self.name}.process"
+            self.account.write(record, f"{self.process.pid} {created!r}")
 
     @property
     def alive(self) -> bool:
@@ -167,7 +149,7 @@ class Server:
         """End it, gently for `stop_seconds`, then not. Nothing to do when it is not running."""
         if self.process is None:
             return
-        with uninterrupted():
+        with held_back():
             if self.alive:
                 self.process.send_signal(self.stop_signal)
                 try:

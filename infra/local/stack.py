@@ -4,7 +4,6 @@ Owns the private folder that everything lives in, and that nothing outlives. As 
 `with Stack() as stack: …`, several at once, each on ports of its own.
 """
 
-import asyncio
 import contextlib
 import fcntl
 import json
@@ -12,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,10 @@ import psutil
 from handler.settings import Settings
 from infra.database import roles, schema
 from infra.local import ROOT, LabError
+from infra.local.interruption import held_back, run
 from infra.local.pgbouncer import PgBouncer, Upstream
 from infra.local.postgres import ADMIN, Postgres
-from infra.local.server import account, uninterrupted, wait_until
+from infra.local.server import account, wait_until
 
 DATABASE = "storefront"
 ENDPOINTS = ROOT / ".stack/endpoints.json"
@@ -79,22 +80,26 @@ class Stack:
         self._stop()
 
     def _start(self) -> None:
-        self.folder = self._undo.enter_context(private_folder())
+        with held_back():
+            self.folder = self._undo.enter_context(private_folder())
         self._report("Postgres: a new cluster")
         self.postgres = Postgres(self.folder, account(), self._max_connections)
         self._undo.callback(self.postgres.stop)
         self.postgres.initialise()
         self.postgres.start()
         self._report("database: roles, migrations, sample orders")
-        asyncio.run(roles.bootstrap(self.postgres.admin, DATABASE, self._passwords))
-        owner = self.settings(user=roles.OWNER)
-        schema.migrate(owner)
-        asyncio.run(schema.load_sample(owner))
+        run(self._fill)
         self._report("PgBouncer")
         self.pgbouncer = self._undo.enter_context(self.another_pgbouncer(tls=self._tls))
 
+    async def _fill(self) -> None:
+        await roles.bootstrap(self.postgres.admin, DATABASE, self._passwords)
+        owner = self.settings(user=roles.OWNER)
+        await schema.migrate(owner)
+        await schema.load_sample(owner)
+
     def _stop(self) -> None:
-        with uninterrupted():
+        with held_back():
             self._undo.close()
 
     @contextlib.contextmanager
@@ -211,8 +216,16 @@ def private_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         lock.close()
+
+
+def _remove(folder: Path) -> None:
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(gone, 5)  # a program that was killed on the way may still be writing
 
 
 def _roomy(parents: list[Path]) -> Path:
@@ -255,8 +268,13 @@ def sweep(folder: Path) -> None:
     """Take away a stack whose owner was killed: its servers, then its folder."""
     try:
         lock = (folder / "lock").open("r+")
+    except FileNotFoundError:
+        # Being made at this moment, or by who was killed at such a moment.
+        if time.time() - folder.stat().st_mtime > 60:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
     except OSError:
-        return  # another user's, or being made at this moment
+        return  # another user's
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -273,7 +291,7 @@ def sweep(folder: Path) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         wait_until(lambda: all(map(_ended, left)), 5)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def _ended(process: psutil.Process) -> bool:

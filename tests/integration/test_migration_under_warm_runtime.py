@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic import command
 
 from infra.database import schema
 from infra.database.roles import OWNER
@@ -13,6 +14,7 @@ from infra.local.fleet import Fleet
 from infra.local.fleet.front_door import api_gateway_event
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
+from tests.conftest import run
 
 #: Applied one after the other, each to what the one before made of the table.
 CHANGES = [
@@ -84,14 +86,27 @@ async def test_a_value_that_does_not_fit_the_type_any_more_is_an_error(
         assert answer.payload["statusCode"] == 503
 
 
-def test_migrating_again_changes_nothing_and_the_models_agree_with_the_schema(
+async def test_migrating_again_changes_nothing_and_the_models_agree_with_the_schema(
     own_stack: Stack,
 ) -> None:
-    from alembic import command
-    from alembic.config import Config
-
     owner = own_stack.settings(user=OWNER)
-    schema.migrate(owner)
-    config = Config(toml_file=schema.ROOT / "pyproject.toml")
-    config.attributes["settings"] = owner
-    command.check(config)  # raises where autogenerate would find a difference
+    await schema.migrate(owner)
+    await schema.migrate(owner, command.check)  # raises where autogenerate would find a difference
+
+
+def test_the_migrations_run_from_alembic_s_command_line_too(own_stack: Stack) -> None:
+    owner = own_stack.settings(user=OWNER)
+    environment = {
+        "DB_HOST": owner.host,
+        "DB_PORT": str(owner.port),
+        "DB_USER": owner.user,
+        "DB_PASS": owner.password.get_secret_value(),
+    }
+    for words, said in (
+        (["current"], "0001 (head)"),
+        (["downgrade", "base"], ""),
+        (["upgrade", "head"], ""),
+    ):
+        code, output = run("-m", "alembic", *words, env=environment)
+        assert code == 0, output
+        assert said in output

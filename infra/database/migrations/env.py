@@ -1,7 +1,7 @@
 """Alembic's environment: one asyncpg connection, made as the handler makes its own.
 
-On the command line the settings come from `DB_*`; `DB_USER` must be the owner role, and
-`DB_PORT` Postgres itself rather than the pooler.
+On the command line the settings come from `DB_*`: `DB_USER` must be the owner role, `DB_PORT`
+Postgres itself rather than the pooler.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from handler.engine import create_engine
 from handler.orders import Base
-from handler.settings import Settings, load
+from handler.settings import load
 
 
 def run(connection: Connection) -> None:
@@ -20,12 +20,10 @@ def run(connection: Connection) -> None:
         context.run_migrations()
 
 
-async def online(settings: Settings) -> None:
-    engine = create_engine(settings)
-    # DDL in one transaction: a migration happens as a whole or not at all.
-    transactional = engine.execution_options(isolation_level="READ COMMITTED")
+async def online() -> None:
+    engine = create_engine(load()).execution_options(isolation_level="READ COMMITTED")
     try:
-        async with transactional.connect() as connection:
+        async with engine.begin() as connection:
             await connection.run_sync(run)
     finally:
         await engine.dispose()
@@ -35,5 +33,7 @@ if context.is_offline_mode():
     context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
+elif (connection := context.config.attributes.get("connection")) is not None:
+    run(connection)  # from infra.database.schema
 else:
-    asyncio.run(online(context.config.attributes.get("settings") or load()))
+    asyncio.run(online())

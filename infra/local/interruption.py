@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM, taken where they can do no harm.
+
+Python raises KeyboardInterrupt between any two instructions. Between starting a process and noting
+its number, inside a clean-up, or in asyncio's own set-up that would leave something behind.
+"""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def take_sigterm_as_ctrl_c() -> None:
+    """For a process that ends in order on either, also as a background job, which ignores SIGINT.
+    As the same signal, since asyncio knows what to do with that one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """What comes in the block takes effect after it. By handlers, not by a mask: a process started
+    in the block would inherit the mask, and could then not be stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`asyncio.run`, interruptible only while `function` runs: by cancelling it."""
+
+    async def main() -> T:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return asyncio.run(main())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
