@@ -115,7 +115,7 @@ class PgBouncer(Server):
                 ]
             ),
         )
-        return [str(self.path), "pgbouncer.ini"]
+        return [str(self.path), str(self.folder / "pgbouncer.ini")]
 
     def environment(self) -> dict[str, str]:
         if self.program.libraries is None:
