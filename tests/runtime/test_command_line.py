@@ -187,9 +187,18 @@ def test_a_server_that_never_answers_is_given_up_on(stack: Stack) -> None:
 
 def test_an_address_that_is_not_in_the_certificate_is_refused(stack: Stack) -> None:
     with stack.another_pgbouncer(settings={"listen_addr": "127.0.0.1,127.0.0.3"}) as bouncer:
-        code, output = handler(stack, "1", DB_HOST="127.0.0.3", DB_PORT=str(bouncer.port))
+        reached = stack.environment(bouncer)
+        assert run("-m", "handler", "1", env=reached)[0] == 0
+        code, output = run("-m", "handler", "1", env=reached | {"DB_HOST": "127.0.0.3"})
     assert code == 1
-    assert "TLS with the server failed" in output
+    assert "TLS with the server failed: IP address mismatch" in output
+
+
+def test_a_certificate_of_another_ca_is_refused(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        code, output = handler(stack, "1", DB_PORT=str(bouncer.port))
+    assert code == 1
+    assert "TLS with the server failed: unable to get local issuer certificate" in output
 
 
 def test_the_doctor_says_what_is_there() -> None:
