@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.local import LabError, machine, stack
+from infra.local import LabError, folder, machine, stack
+from infra.local.folder import PREFIX, is_up, sweep
 from infra.local.server import account
-from infra.local.stack import ENDPOINTS, PREFIX, Stack
+from infra.local.stack import ENDPOINTS, Stack
 from tests.conftest import command, needs_root, run
 
 #: A program that holds a stack until it is told to end. Prints the stack's folder.
@@ -99,12 +100,12 @@ def test_what_a_killed_run_left_is_swept_by_the_next(own_temporary_folder: Path)
     assert killed.stdout is not None
     assert killed.stdin is not None
     folder = Path([killed.stdout.readline() for _ in range(4)][-1].strip())
-    assert stack.is_up(folder)
+    assert is_up(folder)
     killed.kill()
     killed.wait()
     killed.stdin.close()
     killed.stdout.close()
-    assert not stack.is_up(folder)
+    assert not is_up(folder)
     assert len(left_in(own_temporary_folder)) >= 3  # Postgres, PgBouncer and the folder
     with Stack():
         assert not folder.exists()
@@ -114,7 +115,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next(own_temporary_folder: Path)
 
 def test_a_stack_that_is_up_is_not_swept(own_temporary_folder: Path) -> None:
     with Stack() as up:
-        stack.sweep(up.folder)
+        sweep(up.folder)
         assert up.folder.exists()
         assert up.pgbouncer.show("VERSION")
 
@@ -158,10 +159,10 @@ def test_a_full_disk_is_said_in_one_line(
     try:
         monkeypatch.setenv("TMPDIR", str(small))
         monkeypatch.setattr(tempfile, "tempdir", None)
-        monkeypatch.setattr(stack, "VAR_TMP", small)
+        monkeypatch.setattr(folder, "VAR_TMP", small)
         with pytest.raises(LabError, match=r"^200 MiB free .* Make room, or set TMPDIR"):
             Stack().__enter__()
-        monkeypatch.setattr(stack, "ROOM", 0)  # it fills up meanwhile
+        monkeypatch.setattr(folder, "ROOM", 0)  # it fills up meanwhile
         with pytest.raises(LabError, match="No space left on device") as raised:
             Stack().__enter__()
         assert "\n" not in str(raised.value)
@@ -245,4 +246,4 @@ def test_what_a_killed_run_published_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_published_where_nothing_runs() -> None:
-    assert not ENDPOINTS.exists() or stack.is_up(Path(json.loads(ENDPOINTS.read_text())["folder"]))
+    assert not ENDPOINTS.exists() or is_up(Path(json.loads(ENDPOINTS.read_text())["folder"]))
