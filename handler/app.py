@@ -1,22 +1,48 @@
-"""The HTTP surface: FastAPI routes and problem responses (RFC 9457).
+"""The HTTP surface: FastAPI routes.
 
-Owns what a caller sees. Leaves queries to `orders` and which failure is which to `failures`.
+Owns what a caller may ask and what is answered. Leaves queries to `orders` and everything but
+success to `problems`. Add authentication here: this app lets anybody in.
 """
 
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
-from fastapi import FastAPI, HTTPException, Path, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from fastapi import FastAPI, Header, HTTPException, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
-from handler import engine, failures, orders
+from handler import engine, orders, problems
 
-app = FastAPI(title="Warm Engine", version="0.1.0")
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """For a host that lives on, such as uvicorn. Lambda's does not run it."""
+    await engine.prewarm()
+    yield
+    await engine.dispose()
+
+
+# An order is some 200 bytes; without a limit one request could take up the sandbox's memory.
+app = FastAPI(title="Warm Engine", version="0.1.0", lifespan=lifespan, max_body_size=16 * 1024)
+problems.install(app)
 
 OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID)]
+#: Postgres' text cannot hold NUL; lone surrogates pydantic refuses by itself.
+NO_NUL = r"^[^\x00]*$"
+Status = Annotated[str, Field(min_length=1, max_length=32, pattern=NO_NUL)]
+
+
+class OrderIn(BaseModel):
+    """An order to be placed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    customer_name: Annotated[str, Field(min_length=1, max_length=120, pattern=NO_NUL)]
+    status: Status = "pending"
 
 
 class OrderOut(BaseModel):
@@ -29,12 +55,61 @@ class OrderOut(BaseModel):
     status: str
 
 
-@app.get("/orders/{order_id}", response_model=OrderOut)
+class OrderPage(BaseModel):
+    """Orders by id. `next` is the next page, relative to this one, or null after the last."""
+
+    orders: list[OrderOut]
+    next: str | None
+
+
+@app.get("/orders/{order_id}", response_model=OrderOut, responses=problems.described(404, 422))
 async def read_order(order_id: OrderId) -> orders.Order:
     order = await orders.find(order_id)
     if order is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"There is no order {order_id}.")
     return order
+
+
+@app.get("/orders", response_model=OrderPage, responses=problems.described(422))
+async def list_orders(
+    status: Annotated[Status | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[int, Query(ge=0, le=orders.MAX_ID)] = 0,
+) -> dict[str, Any]:
+    # One more than is shown tells whether there is a next page.
+    found = await orders.page(status, after, limit + 1)
+    following = None
+    if len(found) > limit:
+        query = {"status": status} if status is not None else {}
+        following = "?" + urlencode({**query, "limit": limit, "after": found[limit - 1].id})
+    return {"orders": found[:limit], "next": following}
+
+
+@app.post(
+    "/orders",
+    status_code=HTTPStatus.CREATED,
+    response_model=OrderOut,
+    responses=problems.described(400, 409, 413, 422),
+)
+async def place_order(
+    order: OrderIn,
+    response: Response,
+    idempotency_key: Annotated[
+        str, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]*$")
+    ],
+) -> dict[str, Any]:
+    """Place an order once: a request whose answer was lost may be sent again with the same key."""
+    body = order.model_dump()
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    placed = await orders.place(idempotency_key, digest, order.customer_name, order.status)
+    if not placed.is_same_body:
+        raise HTTPException(
+            HTTPStatus.CONFLICT, "That Idempotency-Key was used for another order. Use a new one."
+        )
+    if not placed.is_new:
+        response.headers["Idempotency-Replayed"] = "true"
+    response.headers["Location"] = f"orders/{placed.order_id}"
+    return {"id": placed.order_id, **body}
 
 
 @app.get("/health")
@@ -43,37 +118,8 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@app.get("/ready")
+@app.get("/ready", responses=problems.described())
 async def ready() -> dict[str, str]:
     """This runtime answers and so does the database behind it."""
     await engine.ping()
     return {"status": "ready"}
-
-
-PROBLEM = "application/problem+json"
-
-
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status, headers, media_type=PROBLEM)
-
-
-@app.exception_handler(StarletteHTTPException)
-async def _http_error(_: Request, error: StarletteHTTPException) -> JSONResponse:
-    return problem(error.status_code, error.detail, dict(error.headers or {}))
-
-
-@app.exception_handler(RequestValidationError)
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    faults = (f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
-
-
-async def _database_error(_: Request, error: Exception) -> JSONResponse:
-    failure = failures.classify(error)
-    headers = {} if failure.retry_after is None else {"Retry-After": str(failure.retry_after)}
-    return problem(failure.status, "The database is not available.", headers)
-
-
-for _failure in failures.DatabaseFailure:
-    app.add_exception_handler(_failure, _database_error)

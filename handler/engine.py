@@ -7,6 +7,8 @@ when to dispose to whoever hosts it.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import cache
@@ -26,6 +28,7 @@ from handler import credentials
 from handler.settings import Settings, SettingsError, SslMode, load
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
@@ -147,6 +150,30 @@ async def ping() -> None:
     """One round trip to Postgres and back. Raises whatever is in the way."""
     async with engine().connect() as connection:
         await connection.execute(text("SELECT 1"))
+
+
+async def prewarm() -> None:
+    """Fill the pool before the first query, as `DB_PREWARM` says. A failure is logged, and the
+    first query tries again; where it is `required`, it is raised, and ends the start."""
+    settings = load()
+    if settings.prewarm == "off":
+        return
+    opened = asyncio.Barrier(settings.pool_size)
+
+    async def open_one() -> None:
+        async with engine().connect() as connection:
+            # To the end: a statement that is only prepared pins a server connection in PgBouncer.
+            await connection.execute(text("SELECT 1"))
+            await opened.wait()  # else the next task would be given this same connection
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(settings.pool_size):
+                group.create_task(open_one())
+    except* Exception as failed:
+        if settings.prewarm == "required":
+            raise failed.exceptions[0] from None
+        log.warning("pre-warm failed, the first query tries again: %r", failed.exceptions[0])
 
 
 async def dispose() -> None:

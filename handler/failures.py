@@ -33,7 +33,8 @@ def classify(error: BaseException) -> Failure:
     configuration alike, so there the message decides."""
     cause = getattr(error, "driver_exception", None) or error
     state = getattr(cause, "sqlstate", None)
-    says = str(cause)
+    # The first line: what follows may quote a row. Never the statement or its parameters.
+    says = (str(cause).splitlines() or [type(cause).__name__])[0]
     match cause:
         case ssl.SSLError():
             return Failure(
@@ -74,4 +75,6 @@ def classify(error: BaseException) -> Failure:
         return Failure(
             "the query ran into statement_timeout", "ask for less, or raise it on the role"
         )
-    return Failure(f"the database said: {says}", "see the logs of PgBouncer and of Postgres")
+    if state is None or state[:2] in ("08", "40", "53", "57"):
+        return Failure(f"the connection failed: {says}", "see the logs of PgBouncer and Postgres")
+    return Failure(f"the database said: {says} ({state})", "mend the query", 500, None)

@@ -1,20 +1,23 @@
 """The Lambda entry: `handler.main.handler`.
 
-Owns how an event becomes a call of the app, on the runtime's own loop. Settings are read at
-import: a bad value fails the init phase, with its message, and no invocation.
+Owns which event is which, and runs each on the runtime's own loop. Settings are read at import: a
+bad value fails the init phase, with its message, and no invocation.
 """
 
+import asyncio
+import json
+import logging
 from functools import cache
 from typing import Any
 
 from mangum import Mangum
 
-from handler.app import PROBLEM, app
+from handler import engine, failures, orders, problems
+from handler.app import app
 from handler.runtime import LoopThread
 from handler.settings import load
 
-load()
-
+log = logging.getLogger(__name__)
 _loop = LoopThread()
 
 
@@ -22,13 +25,59 @@ _loop = LoopThread()
 def _adapter() -> Mangum:
     # Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would
     # throw the engine away each time.
-    return Mangum(app, lifespan="off", text_mime_types=["application/json", PROBLEM])
+    return Mangum(app, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
 
 
-def _invoke(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    return _adapter()(event, context)
-
-
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(event: Any, context: Any) -> Any:
     """Serve one event. Only hands it to the loop's thread and waits."""
-    return _loop.call(_invoke, event, context)
+    return _loop.call(_serve, event, context)
+
+
+def _serve(event: Any, context: Any) -> Any:
+    if isinstance(event, dict) and "requestContext" in event:
+        try:
+            return _adapter()(_without_stage(event), context)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            # Of the event alone: what the app raises, Mangum answers itself.
+            log.error("refused an HTTP event that cannot be read: %r", error)
+            return _refuse("an HTTP event that cannot be read", context)
+    if isinstance(event, dict) and event.get("source") in ("aws.events", "aws.scheduler"):
+        return asyncio.get_event_loop().run_until_complete(_ping())
+    kind = sorted(event)[:5] if isinstance(event, dict) else type(event).__name__
+    log.error("refused an event that is neither HTTP nor a schedule's: %s", kind)
+    return _refuse("an event that is neither HTTP nor a schedule's", context)
+
+
+def _without_stage(event: dict[str, Any]) -> dict[str, Any]:
+    """An HTTP API puts a named stage in front of the path; a REST API does not."""
+    context = event["requestContext"]
+    prefix = f"/{context.get('stage')}/"
+    if "http" not in context or not context["http"]["path"].startswith(prefix):
+        return event
+    http = {**context["http"], "path": context["http"]["path"][len(prefix) - 1 :]}
+    return {**event, "requestContext": {**context, "http": http}}
+
+
+async def _ping() -> dict[str, Any]:
+    """What a schedule is for: keep this sandbox and its connection warm, and old keys few."""
+    try:
+        forgotten = await orders.forget_old_requests()
+    except failures.DatabaseFailure as error:
+        failure = failures.classify(error)
+        log.error("ping: not warm: %s (%s)", failure.fault, failure.remedy)
+        return {"warm": False, "detail": failure.fault}
+    log.info("ping: warm, %d old idempotency keys forgotten", forgotten)
+    return {"warm": True, "forgotten": forgotten}
+
+
+def _refuse(what: str, context: Any) -> dict[str, Any]:
+    body = problems.body(400, f"This function was sent {what}.", context)
+    return {
+        "statusCode": 400,
+        "headers": {"content-type": problems.PROBLEM},
+        "body": json.dumps(body),
+    }
+
+
+if load().prewarm != "off":
+    _loop.call(lambda: asyncio.get_event_loop().run_until_complete(engine.prewarm()))

@@ -1,12 +1,20 @@
-"""`Order` and its queries. Replace this file with your own tables; it knows no HTTP."""
+"""`Order` and its queries. Replace this file with your own tables; it knows no HTTP.
 
-from sqlalchemy import Integer, String, bindparam, select
+Each query is one statement, so in AUTOCOMMIT one round trip, with no transaction for a frozen
+sandbox to leave open. Each parameter is bounded before it comes here: one that fails in the driver
+fails between Parse and Sync, and PgBouncer keeps the server connection pinned to the client.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import DateTime, Index, Integer, String, bindparam, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from handler.engine import Pinned, session
 
-#: The largest id that Postgres' integer holds. A larger one must never reach the driver: it fails
-#: between Parse and Sync, and PgBouncer then keeps the server connection pinned to the client.
+#: The largest id that Postgres' integer holds.
 MAX_ID = 2_147_483_647
 
 
@@ -25,11 +33,110 @@ class Order(Base):
         Pinned(String(32)), default="pending", server_default="pending"
     )
 
+    # A page of one status reads its own rows in order, and no others.
+    __table_args__ = (Index("ix_orders_status_id", "status", "id"),)
+
+
+class OrderRequest(Base):
+    """An `Idempotency-Key` that was answered: with which order, to which body."""
+
+    __tablename__ = "order_requests"
+
+    key: Mapped[str] = mapped_column(Pinned(String(255)), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(Pinned(String(64)))
+    order_id: Mapped[int] = mapped_column(Pinned(Integer()))
+    created_at: Mapped[datetime] = mapped_column(
+        Pinned(DateTime(timezone=True)), server_default=func.now(), index=True
+    )
+
 
 BY_ID = select(Order).where(Order.id == bindparam("id", type_=Integer))
 
+# By key, not by OFFSET: a page costs what it shows, however far down it is.
+PAGE = (
+    select(Order)
+    .where(Order.id > bindparam("after", type_=Integer))
+    .order_by(Order.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+PAGE_OF_STATUS = PAGE.where(Order.status == bindparam("status", type_=String))
+
+# Claims the key and places the order, or finds who claimed it: all or nothing, whoever else sends
+# the same key at the same time (ON CONFLICT DO UPDATE waits for him, and sees what he wrote; DO
+# NOTHING would not). Whose claim it is shows in whose order id it holds.
+PLACE = text("""
+WITH candidate AS (
+  SELECT nextval('orders_id_seq') AS id
+), claim AS (
+  INSERT INTO order_requests AS request (key, body_sha256, order_id)
+  SELECT CAST(:key AS text), CAST(:body_sha256 AS text), id FROM candidate
+  ON CONFLICT (key) DO UPDATE SET key = request.key
+  RETURNING request.order_id, request.body_sha256
+), placed AS (
+  INSERT INTO orders (id, customer_name, status)
+  SELECT claim.order_id, CAST(:customer_name AS text), CAST(:status AS text)
+  FROM claim JOIN candidate ON candidate.id = claim.order_id
+)
+SELECT CAST(claim.order_id AS integer) AS order_id,
+       claim.order_id = candidate.id AS is_new,
+       claim.body_sha256 = CAST(:body_sha256 AS text) AS is_same_body
+FROM claim, candidate
+""")
+
+# A key is remembered for a day at the least: longer than any caller goes on retrying.
+FORGET = text("""
+WITH forgotten AS (
+  DELETE FROM order_requests WHERE key IN (
+    SELECT key FROM order_requests WHERE created_at < now() - interval '24 hours'
+    ORDER BY created_at LIMIT 1000)
+  RETURNING key
+)
+SELECT CAST(count(*) AS integer) FROM forgotten
+""")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What came of placing an order: `is_new` the first time a key is sent, `is_same_body` False
+    where the key stands for another order."""
+
+    order_id: int
+    is_new: bool
+    is_same_body: bool
+
 
 async def find(order_id: int) -> Order | None:
-    """The order of that id (1 to MAX_ID), or None. One round trip on a warm connection."""
+    """The order of that id (1 to MAX_ID), or None."""
     async with session() as db:
         return await db.scalar(BY_ID, {"id": order_id})
+
+
+async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
+    """Up to `limit` orders with ids above `after`, by id; of one status, or of any."""
+    async with session() as db:
+        if status is None:
+            found = await db.scalars(PAGE, {"after": after, "limit": limit})
+        else:
+            found = await db.scalars(
+                PAGE_OF_STATUS, {"status": status, "after": after, "limit": limit}
+            )
+        return found.all()
+
+
+async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
+    """Place an order once for each `key`, however often it is sent, for a day at least."""
+    parameters = {
+        "key": key,
+        "body_sha256": body_sha256,
+        "customer_name": customer_name,
+        "status": status,
+    }
+    async with session() as db:
+        row = (await db.execute(PLACE, parameters)).one()
+    return Placed(row.order_id, row.is_new, row.is_same_body)
+
+
+async def forget_old_requests() -> int:
+    """Drop up to 1,000 keys older than a day; how many it was."""
+    async with session() as db:
+        return int((await db.execute(FORGET)).scalar_one())

@@ -11,6 +11,7 @@ from pydantic import Field, FilePath, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+Prewarm = Literal["off", "on", "required"]
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -58,6 +59,8 @@ class Settings(BaseSettings):
     # A server that never answers. Above PgBouncer's `query_wait_timeout` and the role's
     # `statement_timeout` together, so that their answer, which says why, comes first.
     command_timeout: Seconds = Field(9, description="seconds above 0")
+    # A first caller who pays for the handshake. `required`: a start without a database, too.
+    prewarm: Prewarm = Field("off", description="off, on (a failure is logged) or required")
 
     @field_validator("host", "name", "user", "password")
     @classmethod

@@ -47,13 +47,22 @@ async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
     await connection.close()
 
 
-Lambda = Callable[[dict[str, Any]], dict[str, Any]]
+Lambda = Callable[[Any], dict[str, Any]]
 
 
 @pytest.fixture
 def lambda_handler(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
     """`handler.main.handler` as a cold runtime has it, in this process, through the stack."""
     for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    with cold_runtime() as invoke:
+        yield invoke
+
+
+@pytest.fixture
+def own_stack_handler(own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
+    """The same, through a stack that no other test writes to."""
+    for name, value in own_stack.environment().items():
         monkeypatch.setenv(name, value)
     with cold_runtime() as invoke:
         yield invoke

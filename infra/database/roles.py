@@ -18,6 +18,10 @@ LOOKUP = "pooler_lookup"
 
 #: Per role, because PgBouncer refuses startup parameters other than a handful (`unsupported
 #: startup parameter`) or, with `ignore_startup_parameters`, drops them in silence.
+OWNER_SETTINGS = {
+    # A migration that waits for its lock stops every read that comes after it. Rather try again.
+    "lock_timeout": "2s",
+}
 APP_SETTINGS = {
     # The only certain end of a query: asyncpg's cancel is a connection of its own, which a full or
     # load-balanced PgBouncer may never match to it. Below the function's time-out.
@@ -58,10 +62,11 @@ async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, s
             # A managed Postgres' administrator may give a database only to a role it belongs to.
             await connection.execute(f"GRANT {OWNER} TO CURRENT_USER")
             await connection.execute(f'CREATE DATABASE "{database}" OWNER {OWNER}')
-        for setting, value in APP_SETTINGS.items():
-            await connection.execute(
-                f"ALTER ROLE {APP} IN DATABASE \"{database}\" SET {setting} = '{value}'"
-            )
+        for role, settings in ((OWNER, OWNER_SETTINGS), (APP, APP_SETTINGS)):
+            for setting, value in settings.items():
+                await connection.execute(
+                    f"ALTER ROLE {role} IN DATABASE \"{database}\" SET {setting} = '{value}'"
+                )
     finally:
         await connection.close()
 

@@ -1,0 +1,102 @@
+"""Problem responses (RFC 9457): what a caller gets for anything but success, and what OpenAPI says.
+
+Owns their shape, and the one line in the log. Leaves which failure is which to `failures`.
+"""
+
+import logging
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from handler import failures
+
+PROBLEM = "application/problem+json"
+log = logging.getLogger(__name__)
+
+# Written out, so that no schema is built before somebody asks for one.
+_content = {
+    PROBLEM: {
+        "schema": {
+            "title": "Problem",
+            "type": "object",
+            "required": ["title", "status", "detail", "request_id"],
+            "properties": {
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string"},
+                "request_id": {"type": "string"},
+            },
+        }
+    }
+}
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: these failures, and those that any route may have."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": _content}
+        for status in (*statuses, 500, 503)
+    }
+
+
+def body(status: int, detail: str, context: Any) -> dict[str, Any]:
+    """`request_id` is the one that the log speaks of: Lambda's, from its `context`, where there
+    is one."""
+    return {
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "request_id": getattr(context, "aws_request_id", None) or str(uuid.uuid4()),
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer whatever `app` raises with a problem."""
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _bug)
+    for failure in failures.DatabaseFailure:
+        app.add_exception_handler(failure, _database_error)
+
+
+def _respond(
+    request: Request, status: int, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    content = body(status, detail, request.scope.get("aws.context"))
+    return JSONResponse(content, status, headers, media_type=PROBLEM)
+
+
+async def _http_error(request: Request, error: Any) -> JSONResponse:
+    return _respond(request, error.status_code, error.detail, dict(error.headers or {}))
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    status, faults = HTTPStatus.UNPROCESSABLE_ENTITY, []
+    for each in error.errors():
+        where, what = each["loc"][-1], each["msg"]
+        if each["type"] == "string_pattern_mismatch":
+            what = "holds a character that is not allowed"  # rather than the pattern
+        if each["type"] == "json_invalid":
+            where = "body"  # rather than a position in it
+        if each["type"] == "json_invalid" or each["loc"][0] == "header":
+            status = HTTPStatus.BAD_REQUEST  # it cannot be understood, whatever its values
+        faults.append(f"{where}: {what}")
+    return _respond(request, status, "; ".join(faults))
+
+
+async def _bug(request: Request, _: Exception) -> JSONResponse:
+    return _respond(request, 500, "This should not have happened.")
+
+
+async def _database_error(request: Request, error: Exception) -> JSONResponse:
+    failure = failures.classify(error)
+    log.error("%s (%s)", failure.fault, failure.remedy)
+    if failure.status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return await _bug(request, error)
+    headers = {"Retry-After": str(failure.retry_after)}
+    return _respond(request, failure.status, "The database is not available.", headers)

@@ -1,0 +1,94 @@
+"""The same request as each service in front of a function would send it.
+
+Shapes from the examples in the AWS documentation: API Gateway's "Lambda proxy integrations" for
+REST (v1) and HTTP APIs (v2), "Using AWS Lambda with an Application Load Balancer", "Invoking Lambda
+function URLs".
+"""
+
+import base64
+from typing import Any
+
+from infra.local.fleet.front_door import api_gateway_event
+
+Event = dict[str, Any]
+JSON = {"content-type": "application/json", "host": "example.test"}
+
+
+def http_api(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return api_gateway_event(
+        method, path, query=query, headers={**JSON, **named}.items(), body=body.encode()
+    )
+
+
+def http_api_on_a_stage(
+    method: str, path: str, query: str = "", body: str = "", **headers: str
+) -> Event:
+    event = http_api(method, f"/prod{path}", query, body, **headers)
+    event["requestContext"]["stage"] = "prod"
+    return event
+
+
+def function_url(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
+    event = http_api(method, path, query, "", **headers)
+    event["requestContext"] |= {"domainName": "abc.lambda-url.eu-central-1.on.aws"}
+    return event | {"body": body, "isBase64Encoded": False}
+
+
+def rest_api(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
+    named = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    pairs = [pair.split("=") for pair in query.split("&") if pair]
+    return {
+        "resource": "/{proxy+}",
+        "path": path,
+        "httpMethod": method,
+        "headers": named,
+        "multiValueHeaders": {name: [value] for name, value in named.items()},
+        "queryStringParameters": dict(pairs) or None,
+        "multiValueQueryStringParameters": {name: [value] for name, value in pairs} or None,
+        "pathParameters": {"proxy": path.strip("/")},
+        "stageVariables": None,
+        "requestContext": {
+            "resourcePath": "/{proxy+}",
+            "httpMethod": method,
+            "path": f"/prod{path}",
+            "stage": "prod",
+            "identity": {"sourceIp": "127.0.0.1"},
+        },
+        "body": body or None,
+        "isBase64Encoded": False,
+    }
+
+
+def load_balancer(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
+    named = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return {
+        "requestContext": {"elb": {"targetGroupArn": "arn:aws:elasticloadbalancing:…"}},
+        "httpMethod": method,
+        "path": path,
+        "queryStringParameters": dict(pair.split("=") for pair in query.split("&") if pair),
+        "headers": named,
+        "body": base64.b64encode(body.encode()).decode(),
+        "isBase64Encoded": True,
+    }
+
+
+def load_balancer_multi_value(
+    method: str, path: str, query: str = "", body: str = "", **headers: str
+) -> Event:
+    event = load_balancer(method, path, query, body, **headers)
+    event["multiValueHeaders"] = {name: [value] for name, value in event.pop("headers").items()}
+    event["multiValueQueryStringParameters"] = {
+        name: [value] for name, value in event.pop("queryStringParameters").items()
+    }
+    return event
+
+
+ALL = [
+    http_api,
+    http_api_on_a_stage,
+    function_url,
+    rest_api,
+    load_balancer,
+    load_balancer_multi_value,
+]

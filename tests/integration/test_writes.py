@@ -1,0 +1,278 @@
+"""An order is placed once, however often and however at once it is sent."""
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from handler import orders
+from handler.engine import create_engine
+from infra.database.roles import APP
+from infra.local.fleet import Fleet
+from infra.local.stack import DATABASE, Stack
+from infra.local.wire import Relay
+from tests.conftest import Lambda, cold_runtime
+from tests.events import http_api
+
+NAME = "Olive Oars"
+
+
+def post(key: str, body: object = None, **headers: str) -> dict[str, Any]:
+    sent = body if isinstance(body, str) else json.dumps(body or {"customer_name": NAME})
+    return http_api("POST", "/orders", body=sent, idempotency_key=key, **headers)
+
+
+@pytest.fixture
+def key() -> str:
+    return str(uuid.uuid4())
+
+
+async def rows(admin: "asyncpg.Connection[Any]", key: str) -> int:
+    return int(
+        await admin.fetchval(
+            "SELECT count(*) FROM orders JOIN order_requests ON id = order_id WHERE key = $1", key
+        )
+    )
+
+
+def test_a_new_order_is_201_and_can_be_read(lambda_handler: Lambda, key: str) -> None:
+    answer = lambda_handler(post(key, {"customer_name": NAME, "status": "paid"}))
+    order = json.loads(answer["body"])
+    assert answer["statusCode"] == 201
+    assert order == {"id": order["id"], "customer_name": NAME, "status": "paid"}
+    assert answer["headers"]["location"] == f"orders/{order['id']}"
+    assert "idempotency-replayed" not in answer["headers"]
+    read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
+    assert json.loads(read["body"]) == order
+
+
+async def test_the_same_key_and_body_again_is_the_same_answer(
+    stack: Stack, lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+) -> None:
+    first = lambda_handler(post(key))
+    await admin.execute(
+        "UPDATE orders SET status = 'shipped' WHERE id = $1", json.loads(first["body"])["id"]
+    )
+    # The same body in other words.
+    again = lambda_handler(post(key, f'{{ "status": "pending", "customer_name": "{NAME}" }}'))
+    assert (again["statusCode"], again["body"]) == (201, first["body"])
+    assert again["headers"]["idempotency-replayed"] == "true"
+    assert await rows(admin, key) == 1
+
+
+async def test_another_body_under_the_key_is_409_and_places_nothing(
+    lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+) -> None:
+    lambda_handler(post(key))
+    before = await admin.fetchval("SELECT count(*) FROM orders")
+    answer = lambda_handler(post(key, {"customer_name": "Red Sails"}))
+    assert answer["statusCode"] == 409
+    assert "Idempotency-Key" in json.loads(answer["body"])["detail"]
+    assert await admin.fetchval("SELECT count(*) FROM orders") == before
+
+
+async def test_fifty_at_once_with_one_key_are_one_order_and_fifty_equal_answers(
+    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+) -> None:
+    runtimes = [create_engine(stack.settings(through=stack.pgbouncer)) for _ in range(10)]
+    parameters = {"key": key, "body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
+
+    async def place(number: int) -> tuple[int, bool, bool]:
+        async with runtimes[number % 10].connect() as connection:
+            row = (await connection.execute(orders.PLACE, parameters)).one()
+        return row.order_id, row.is_new, row.is_same_body
+
+    try:
+        placed = await asyncio.gather(*map(place, range(50)))
+    finally:
+        await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
+    assert len({order_id for order_id, _, _ in placed}) == 1
+    assert sum(is_new for _, is_new, _ in placed) == 1
+    assert all(is_same_body for _, _, is_same_body in placed)
+    assert await rows(admin, key) == 1
+
+
+async def test_fifty_invocations_with_one_key_are_fifty_times_the_same_201(
+    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+) -> None:
+    async with Fleet(stack.environment(), concurrency=5) as fleet:
+        answers = await asyncio.gather(*(fleet.invoke(post(key)) for _ in range(50)))
+    assert {answer.payload["statusCode"] for answer in answers} == {201}
+    assert len({answer.payload["body"] for answer in answers}) == 1
+    replayed = ["idempotency-replayed" in answer.payload["headers"] for answer in answers]
+    assert replayed.count(False) == 1
+    assert await rows(admin, key) == 1
+
+
+def test_a_missing_or_impossible_key_is_400(lambda_handler: Lambda) -> None:
+    without = http_api("POST", "/orders", body=json.dumps({"customer_name": NAME}))
+    for event in (without, post(""), post("k" * 256), post("ü"), post("\x7f")):
+        answer = lambda_handler(event)
+        assert answer["statusCode"] == 400
+        assert "idempotency-key" in json.loads(answer["body"])["detail"].lower()
+    assert lambda_handler(post("~" * 255))["statusCode"] == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "complaint"),
+    [
+        ({"customer_name": "x" * 121}, 422, "customer_name: .*at most 120"),
+        ({"customer_name": ""}, 422, "customer_name: .*at least 1"),
+        ({"customer_name": "a\0b"}, 422, "customer_name: holds a character that is not allowed"),
+        ('{"customer_name": "\\ud800"}', 422, "customer_name: .*unicode"),
+        ({"customer_name": 7}, 422, "customer_name: .*valid string"),
+        ({"customer_name": None}, 422, "customer_name: .*valid string"),
+        ({"customer_name": NAME, "status": "x" * 33}, 422, "status: .*at most 32"),
+        ({"customer_name": NAME, "status": ""}, 422, "status: .*at least 1"),
+        ({"customer_name": NAME, "discount": 1}, 422, "discount: .*not permitted"),
+        ({}, 422, "customer_name: Field required"),
+        ([NAME], 422, "body: "),
+        ('"text"', 422, "body: "),
+        ("null", 422, "body: "),
+        ("{", 400, "body: JSON decode error"),
+        ('{"customer_name": "' + "x" * 2**20 + '"}', 413, "Too Large"),
+    ],
+    ids=lambda value: str(value)[:40] if not isinstance(value, int) else "",
+)
+async def test_a_bad_body_is_refused_and_nothing_is_written(
+    lambda_handler: Lambda,
+    key: str,
+    admin: "asyncpg.Connection[Any]",
+    body: object,
+    status: int,
+    complaint: str,
+) -> None:
+    before = await admin.fetchval("SELECT count(*) FROM orders")
+    sent = body if isinstance(body, str) else json.dumps(body)
+    answer = lambda_handler(post(key, sent))
+    assert answer["statusCode"] == status, answer
+    assert re.search(complaint, json.loads(answer["body"])["detail"]), answer["body"]
+    assert await admin.fetchval("SELECT count(*) FROM orders") == before
+    assert await rows(admin, key) == 0
+    assert lambda_handler(http_api("GET", "/orders/1"))["statusCode"] == 200
+
+
+def test_a_name_of_120_characters_of_any_script_fits(lambda_handler: Lambda, key: str) -> None:
+    name = "\N{SNOWMAN}ü한" * 40
+    answer = lambda_handler(post(key, {"customer_name": name}))
+    assert answer["statusCode"] == 201
+    assert json.loads(answer["body"])["customer_name"] == name
+
+
+def test_a_body_that_is_no_json_by_its_type_or_bytes_is_refused(
+    lambda_handler: Lambda, key: str
+) -> None:
+    plain = post(key)
+    plain["headers"]["content-type"] = "text/plain"
+    assert lambda_handler(plain)["statusCode"] == 422
+    for encoded in ("/w==", "!!!!", "e30", "eyJ9"):
+        answer = lambda_handler(post(key) | {"isBase64Encoded": True, "body": encoded})
+        assert 400 <= answer["statusCode"] < 500, (encoded, answer)
+
+
+@pytest.fixture
+def small_pool(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A PgBouncer with three server connections, and the environment of a handler behind it."""
+    with stack.another_pgbouncer(
+        settings={"default_pool_size": 3, "reserve_pool_size": 0}
+    ) as bouncer:
+        for name, value in stack.environment(bouncer).items():
+            monkeypatch.setenv(name, value)
+        yield bouncer
+
+
+def pool(bouncer: Any) -> dict[str, Any]:
+    return next(row for row in bouncer.show("POOLS") if row["user"] == APP)
+
+
+def test_bad_requests_on_cold_connections_pin_no_server_connection(small_pool: Any) -> None:
+    bad = [
+        http_api("GET", "/orders/2147483648"),
+        http_api("GET", "/orders/-1"),
+        http_api("GET", "/orders", "after=99999999999"),
+        http_api("GET", "/orders", "status=%00"),
+        post("k", {"customer_name": "a\0b"}),
+    ]
+    for number in range(20):
+        with cold_runtime() as invoke:
+            assert invoke(bad[number % len(bad)])["statusCode"] == 422
+    with cold_runtime() as invoke:
+        assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
+        assert pool(small_pool)["sv_active"] == 0
+
+
+async def test_pre_warming_pins_no_server_connection(stack: Stack, small_pool: Any) -> None:
+    environment = stack.environment(small_pool) | {"DB_PREWARM": "required"}
+    async with Fleet(environment, concurrency=3) as fleet:
+        health = [fleet.invoke(http_api("GET", "/health")) for _ in range(3)]
+        assert {answer.payload["statusCode"] for answer in await asyncio.gather(*health)} == {200}
+        assert (pool(small_pool)["cl_active"], pool(small_pool)["sv_active"]) == (3, 0)
+
+
+async def test_round_trips_of_a_read_a_write_and_a_page_are_one_each(stack: Stack) -> None:
+    bouncer = stack.pgbouncer
+    with Relay(bouncer.host, bouncer.port) as relay:
+        environment = stack.environment() | {"DB_PORT": str(relay.port)}
+        async with Fleet(environment) as fleet:
+            for warming in (True, False):
+                for event in (
+                    http_api("GET", "/orders/1"),
+                    http_api("GET", "/orders"),
+                    http_api("GET", "/orders", "status=paid"),
+                    post(str(uuid.uuid4())),
+                    http_api("GET", "/ready"),
+                ):
+                    relay.reset()
+                    answer = await fleet.invoke(event)
+                    assert answer.payload["statusCode"] in (200, 201)
+                    if not warming:
+                        assert (relay.round_trips, relay.connections) == (1, 0), event["rawPath"]
+
+
+async def test_a_transaction_on_the_same_pool_leaves_its_isolation_level_behind(
+    stack: Stack,
+) -> None:
+    """Where one statement does not do: `execution_options(isolation_level=…)`, and the next
+    checkout is in autocommit again, also after an error."""
+    runtime = create_engine(stack.settings(through=stack.pgbouncer))
+    try:
+        for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
+            async with runtime.execution_options(isolation_level=level).begin() as connection:
+                shown = await connection.scalar(text("SHOW transaction_isolation"))
+                assert shown == level.lower()
+                raw = await connection.get_raw_connection()
+                assert raw.driver_connection is not None
+                assert raw.driver_connection.is_in_transaction()
+            with pytest.raises(DBAPIError, match="division by zero"):
+                async with runtime.execution_options(isolation_level=level).begin() as connection:
+                    await connection.execute(text("SELECT 1 / 0"))
+            async with runtime.connect() as connection:
+                assert (
+                    await connection.scalar(text("SHOW transaction_isolation")) == "read committed"
+                )
+                raw = await connection.get_raw_connection()
+                assert raw.driver_connection is not None
+                assert not raw.driver_connection.is_in_transaction()
+    finally:
+        await runtime.dispose()
+
+
+async def test_old_keys_are_forgotten_and_young_ones_kept(own_stack: Stack) -> None:
+    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    await admin.execute(
+        "INSERT INTO order_requests SELECT n::text, 'x', n, now() - n * interval '1 hour'"
+        " FROM generate_series(1, 48) AS n"
+    )
+    async with Fleet(own_stack.environment()) as fleet:
+        ping = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
+        assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 25}
+        assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 0}
+    assert await admin.fetchval("SELECT count(*) FROM order_requests") == 23
+    await admin.close()
