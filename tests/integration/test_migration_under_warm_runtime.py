@@ -120,7 +120,7 @@ async def test_a_migration_comes_down_and_up_again_and_the_orders_stay(
         await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
         assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
         assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
-        assert (await fleet.invoke(place)).payload["statusCode"] == 500  # no table, no order
+        assert (await fleet.invoke(place)).payload["statusCode"] == 503  # no table, no order
         assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
         await schema.migrate(settings)
         again = (await fleet.invoke(place)).payload
