@@ -158,13 +158,11 @@ async def prewarm() -> None:
     settings = load()
     if settings.prewarm == "off":
         return
-    opened = asyncio.Barrier(settings.pool_size)
 
     async def open_one() -> None:
         async with engine().connect() as connection:
             # To the end: a statement that is only prepared pins a server connection in PgBouncer.
             await connection.execute(text("SELECT 1"))
-            await opened.wait()  # else the next task would be given this same connection
 
     try:
         async with asyncio.TaskGroup() as group:
