@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from handler import credentials
+from handler import credentials, failures
 from handler.settings import Settings, SettingsError, SslMode, load
 
 T = TypeVar("T")
@@ -171,7 +171,8 @@ async def prewarm() -> None:
     except* Exception as failed:
         if settings.prewarm == "required":
             raise failed.exceptions[0] from None
-        log.warning("pre-warm failed, the first query tries again: %r", failed.exceptions[0])
+        failure = failures.classify(failed.exceptions[0])
+        log.warning("pre-warm failed, the first query tries again: %s", failure.fault)
 
 
 async def dispose() -> None:

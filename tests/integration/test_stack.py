@@ -40,6 +40,8 @@ def own_temporary_folder(
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", None)
         yield Path(folder)
+        for left in Path(folder).glob(f"{PREFIX}*"):  # of a test that failed half-way
+            sweep(left)
 
 
 def left_in(folder: Path) -> list[str]:
