@@ -14,7 +14,7 @@ from mangum import Mangum
 
 from handler import engine, failures, orders, problems
 from handler.app import app
-from handler.runtime import LoopThread
+from handler.runtime import LoopThread, call_at_shutdown
 from handler.settings import load
 
 log = logging.getLogger(__name__)
@@ -79,5 +79,6 @@ def _refuse(what: str, context: Any) -> dict[str, Any]:
     }
 
 
+call_at_shutdown(lambda: _loop.finish(engine.dispose))
 if load().prewarm != "off":
     _loop.call(lambda: asyncio.get_event_loop().run_until_complete(engine.prewarm()))

@@ -1,15 +1,27 @@
 """What Lambda needs of a process.
 
-Owns the thread and the event loop that serve every invocation. Knows no SQLAlchemy and no HTTP.
+Owns the thread and the event loop that serve every invocation, and the end of the process. Knows
+no SQLAlchemy and no HTTP framework.
 """
 
 import asyncio
-from collections.abc import Callable
+import http.client
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: What a clean end may take, in seconds: less than the 0.3 that Lambda leaves a runtime where
+#: external extensions run beside it.
+GRACE = 0.25
 
 
 class LoopThread:
@@ -22,12 +34,91 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._executor = ThreadPoolExecutor(1, "event-loop", initializer=self._own_loop)
 
-    @staticmethod
-    def _own_loop() -> None:
-        asyncio.set_event_loop(asyncio.new_event_loop())
+    def _own_loop(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` on the thread and wait for what it returns or raises."""
         return self._executor.submit(function, *args, **kwargs).result()
+
+    def finish(self, last: Callable[[], Awaitable[None]]) -> None:
+        """Cancel what runs, then run `last` on the loop; no longer than GRACE. From any thread."""
+        loop = self._loop
+        if loop is None:
+            return  # nothing was ever run
+        # Listed now: a callback that cancels "everything" may find the loop idle, and fire only
+        # when `last` starts, which it would then cancel.
+        for task in asyncio.all_tasks(loop):
+            loop.call_soon_threadsafe(task.cancel)
+        future = self._executor.submit(lambda: loop.run_until_complete(last()))
+        try:
+            future.result(GRACE)
+        except TimeoutError:
+            log.warning("the database did not take leave within %s s", GRACE)
+
+
+def call_at_shutdown(goodbye: Callable[[], None]) -> None:
+    """Have Lambda announce the end with SIGTERM, then call `goodbye` and leave. From the main
+    thread, in the init phase. Outside Lambda nothing happens.
+
+    Without an extension there is no SIGTERM: the sandbox is killed as it is. An internal one, which
+    is this process itself, is enough. A Python handler for SIGTERM would never run, since the main
+    thread sits in the runtime client's C code waiting for the next event; the wake-up descriptor is
+    written to all the same, and a thread reads it.
+    """
+    api = os.environ.get("AWS_LAMBDA_RUNTIME_API")
+    if api is None or not _register_extension(api):
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(reading, 64):
+            pass
+        try:
+            goodbye()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)  # not sys.exit: it would wait for threads, and may hang
+
+    threading.Thread(target=watch, name="shutdown", daemon=True).start()
+
+
+def _register_extension(api: str) -> bool:
+    """Whether this process is the one that Lambda tells. Of several in one environment (Managed
+    Instances) only the first may have the name."""
+    connection = http.client.HTTPConnection(api, timeout=2)
+    headers = {"Lambda-Extension-Name": "warm-engine", "Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/2020-01-01/extension/register", '{"events": []}', headers)
+        answer = connection.getresponse()
+        answer.read()
+    except OSError as error:
+        log.warning("no extension, so no clean shutdown: %s", error)
+        return False
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        log.info("no extension, so no clean shutdown: Lambda answered %d", answer.status)
+        return False
+    identifier = answer.headers["Lambda-Extension-Identifier"]
+
+    def park() -> None:
+        # Without it the init phase never ends. It never returns: no events were asked for.
+        waiting = http.client.HTTPConnection(api)
+        waiting.request(
+            "GET",
+            "/2020-01-01/extension/event/next",
+            headers={"Lambda-Extension-Identifier": identifier},
+        )
+        waiting.getresponse()
+
+    threading.Thread(target=park, name="extension", daemon=True).start()
+    return True

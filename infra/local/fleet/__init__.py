@@ -73,7 +73,7 @@ class Fleet:
         try:
             answer = await sandbox.invoke(event, self._timeout)
         except BaseException:
-            await asyncio.shield(self._remove(sandbox))
+            await self._remove(sandbox)
             raise
         if sandbox.alive:
             self._idle.append(sandbox)

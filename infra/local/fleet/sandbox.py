@@ -32,6 +32,7 @@ class Sandbox:
         self._api = api
         self._process = process
         self._exited = asyncio.create_task(process.wait())
+        self._ending: asyncio.Task[None] | None = None
         self.pid = process.pid
 
     @classmethod
@@ -60,6 +61,11 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         return not self._exited.done()
+
+    @property
+    def exit_status(self) -> int | None:
+        """0 if it left by itself, negative if a signal ended it, None while it lives."""
+        return self._exited.result() if self._exited.done() else None
 
     async def invoke(self, event: Any, limit: float) -> Answer:
         """Hand over one event, after the init phase if need be, and wait for what comes of it.
@@ -100,6 +106,11 @@ class Sandbox:
     async def end(self) -> None:
         """End it by Lambda's rules: SIGTERM and half a second if it registered an extension, else
         SIGKILL at once; either way nothing of it is left. Safe to call again."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
         if self._api.extensions and self.alive:
             self._signal(signal.SIGTERM)
             await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)

@@ -1,0 +1,123 @@
+"""A sandbox that Lambda ends leaves nothing on PgBouncer or Postgres, and is gone in time."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from infra.database.roles import APP
+from infra.local.fleet import Fleet
+from infra.local.pgbouncer import PgBouncer
+from infra.local.stack import DATABASE, Stack
+from tests.conftest import command, eventually
+from tests.events import http_api
+
+ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
+
+
+@pytest.fixture
+async def owner(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    yield connection
+    await connection.close()
+
+
+def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
+    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
+
+
+def goodbyes(bouncer: PgBouncer) -> list[str]:
+    """How each client of the application closed, in PgBouncer's words."""
+    lines = [line for line in bouncer.said().splitlines() if f"/{APP}@" in line]
+    return [line.partition("closing because: ")[2][:20] for line in lines if "closing" in line]
+
+
+async def left_by_itself(fleet: Fleet) -> bool:
+    """Whether the one sandbox was gone before the SIGKILL that comes half a second after SIGTERM."""
+    [sandbox] = fleet.sandboxes
+    await sandbox.end()
+    return sandbox.exit_status == 0
+
+
+async def test_twenty_idle_sandboxes_say_goodbye(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        for number in range(20):
+            async with Fleet(stack.environment(bouncer)) as fleet:
+                answer = await fleet.invoke(http_api("GET", "/orders/1"))
+                assert answer.payload["statusCode"] == 200
+                assert len(clients(bouncer)) == 1
+                assert await left_by_itself(fleet), number
+            eventually(lambda: not clients(bouncer))
+        assert goodbyes(bouncer) == ["client close request"] * 20
+
+
+async def test_a_sandbox_that_never_connected_leaves_as_well(stack: Stack) -> None:
+    async with Fleet(stack.environment()) as fleet:
+        await fleet.invoke(http_api("GET", "/health"))
+        assert await left_by_itself(fleet)
+
+
+async def test_in_the_middle_of_a_query_the_query_ends_too(
+    stack: Stack, owner: "asyncpg.Connection[Any]", admin: "asyncpg.Connection[Any]"
+) -> None:
+    async def queries(wanted: int) -> None:
+        # On a connection of its own: in a transaction, the view would stay as it was first seen.
+        async with asyncio.timeout(3):
+            while await admin.fetchval(ACTIVE, APP) != wanted:  # noqa: ASYNC110  # it rings no bell
+                await asyncio.sleep(0.01)
+
+    with stack.another_pgbouncer() as bouncer:
+        async with Fleet(stack.environment(bouncer)) as fleet:
+            await fleet.invoke(http_api("GET", "/orders/1"))
+            async with owner.transaction():
+                await owner.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+                waiting = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
+                await queries(1)
+                assert await left_by_itself(fleet)
+                await queries(0)  # though the lock is still held
+            await asyncio.wait_for(waiting, 5)
+        eventually(lambda: not clients(bouncer))
+        assert "client unexpected eof" not in goodbyes(bouncer)
+
+
+async def test_with_pgbouncer_not_answering_it_leaves_in_time_all_the_same(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        assert bouncer.process is not None
+        async with Fleet(stack.environment(bouncer)) as fleet:
+            await fleet.invoke(http_api("GET", "/orders/1"))
+            os.kill(bouncer.process.pid, signal.SIGSTOP)
+            try:
+                assert await left_by_itself(fleet)
+            finally:
+                os.kill(bouncer.process.pid, signal.SIGCONT)
+
+
+async def test_a_second_process_that_is_refused_the_name_carries_on(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """As on Managed Instances, where several processes share one environment."""
+    async with Fleet(stack.environment(), logs=tmp_path) as fleet:
+        await fleet.invoke(http_api("GET", "/health"))
+        [first] = fleet.sandboxes
+        second = command(
+            "-c",
+            "from handler.main import handler; print(handler({'source': 'aws.events'}, None))",
+            env=stack.environment() | {"AWS_LAMBDA_RUNTIME_API": first._api.address},
+        )
+        output, _ = await asyncio.to_thread(second.communicate, timeout=30)
+        assert "'warm': True" in output
+        assert second.returncode == 0
+
+
+def test_outside_lambda_sigterm_is_nobody_s_business_but_the_host_s(stack: Stack) -> None:
+    process = command(
+        "-c",
+        "import handler.main, signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)",
+        env=stack.environment(),
+    )
+    assert process.communicate(timeout=30)[0] == "True\n"
