@@ -1,33 +1,31 @@
 """The one engine of a runtime.
 
-Owns how a raw connection is made (credential, TLS, handshake), how many are kept and how a
-statement travels: a warm read costs exactly one round trip. Leaves what is asked to `orders`, and
-when to dispose to whoever hosts it.
+Owns how many connections are kept, for how long, and how a statement travels: a warm read costs
+exactly one round trip. Leaves how a connection is made to `connection`, what is asked to `orders`,
+and when to dispose to whoever hosts it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from collections.abc import Awaitable, Callable
-from functools import cache
-from typing import Any, Literal, TypeVar
+import time
+from functools import cache, partial
+from typing import Any
 
-import asyncpg
-from sqlalchemy import ColumnElement, cast, text
+from sqlalchemy import event, text
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from handler import credentials, failures
-from handler.settings import Settings, SettingsError, SslMode, load
+from handler import failures
+from handler.connection import connector, was_closed
+from handler.settings import Settings, load
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +37,7 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
 
     Raises SettingsError when the CA file cannot be used.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connector(settings),
         pool_size=settings.pool_size,
@@ -53,79 +51,26 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
         hide_parameters=True,
         **options,
     )
+    event.listen(engine.sync_engine, "checkin", _note_idle)
+    event.listen(engine.sync_engine, "checkout", partial(_check_alive, settings.max_idle))
+    return engine
 
 
-def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[Any]]]:
-    """A creator factory: the whole handshake for one raw connection, as often as it is called."""
-    password = credentials.from_settings(settings)
-    tls = _tls(settings)
-
-    async def connect() -> asyncpg.Connection[Any]:
-        return await asyncpg.connect(
-            host=settings.host,
-            port=settings.port,
-            database=settings.name,
-            user=settings.user,
-            password=password,
-            ssl=tls,
-            timeout=settings.connect_timeout,
-            command_timeout=settings.command_timeout,
-            # Transaction pooling: a statement that asyncpg names lives on one server connection,
-            # the next request may be on another. With its cache off asyncpg prepares unnamed
-            # statements, sent in one burst with their execution; SQLAlchemy keeps the parsed
-            # result (its own cache of 100), so a warm statement is one round trip and leaves no
-            # name on any server.
-            statement_cache_size=0,
-            server_settings={"application_name": "warm-engine"},
-        )
-
-    return connect
+def _note_idle(_: Any, record: Any) -> None:
+    record.info["idle_since"] = time.time()
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]:
-    """What `DB_SSLMODE` means to the driver, in libpq's sense of the word. Made once: loading a
-    system's CA bundle takes 34 ms, one CA file 0.5."""
-    mode = settings.effective_sslmode
-    if mode == "disable":
-        return False  # not "prefer": asking for TLS and being refused costs a round trip
-    if mode in ("allow", "prefer"):
-        return mode
-    try:
-        context = ssl.create_default_context(cafile=settings.sslrootcert)
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsError(
-            f"DB_SSLROOTCERT is {str(settings.sslrootcert)!r}: {error.strerror or error}. "
-            "Allowed: the path of a readable PEM file with a CA certificate"
-        ) from None
-    context.check_hostname = mode == "verify-full"
-    if mode == "require" and settings.sslrootcert is None:
-        context.verify_mode = ssl.CERT_NONE  # libpq: with a CA file `require` checks it
-    return context
+def _check_alive(max_idle: float, connection: Any, record: Any, _: Any) -> None:
+    """Drop a connection that was closed, or may have been, while nobody used it. Without a round
+    trip, which `pool_pre_ping` would cost on every request.
 
-
-class Pinned(TypeDecorator[T]):
-    """A column whose values always arrive as the type this code was written for.
-
-    An unnamed statement is parsed anew on each call, but asyncpg decodes its rows by the
-    description it cached at the first. After `ALTER … TYPE real` under a warm runtime order 5
-    would read as order 1084227584, without an error. `CAST(column AS type)` in the query keeps the
-    description true; what does not fit the type any more is an error, never a wrong value.
+    Age is by the wall clock: others stand still while a sandbox is frozen.
     """
-
-    impl: TypeEngine[Any] | type[TypeEngine[Any]] = TypeEngine
-    cache_ok = True
-
-    def __init__(self, impl: TypeEngine[T]) -> None:
-        super().__init__()
-        self.impl = impl
-
-    def column_expression(self, column: ColumnElement[T]) -> ColumnElement[T]:
-        # Without the bounds: a cast to varchar(120) would cut what a widened column has come to
-        # hold, one to numeric(10, 2) would round it.
-        unbounded = self.impl_instance.copy()
-        for bound in {"length", "precision", "scale"} & vars(unbounded).keys():
-            setattr(unbounded, bound, None)
-        return cast(column, unbounded)
+    raw = connection.driver_connection
+    idle = time.time() - record.info.get("idle_since", time.time())
+    if idle > max_idle or was_closed(raw):
+        raw.terminate()  # a polite close would wait two seconds for an answer
+        raise DisconnectionError("closed while idle")  # the pool makes another
 
 
 @cache

@@ -12,7 +12,8 @@ from datetime import datetime
 from sqlalchemy import DateTime, Index, Integer, String, bindparam, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from handler.engine import Pinned, session
+from handler.engine import session
+from handler.pinned import Pinned
 
 #: The largest id that Postgres' integer holds.
 MAX_ID = 2_147_483_647

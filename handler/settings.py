@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     pool_timeout: Seconds = Field(3, description="seconds above 0")
     # Connections that pile up on an old PgBouncer behind a load balancer after a new one came.
     pool_recycle: int = Field(1800, ge=-1, description="seconds, or -1 for never")
+    # A connection that PgBouncer (`client_idle_timeout`) or a load balancer closed while the
+    # sandbox was frozen: past this age it is dropped instead of tried. Below both of theirs.
+    max_idle: Seconds = Field(240, description="seconds above 0")
     # An address that swallows packets: without a bound the kernel tries for two minutes.
     connect_timeout: Seconds = Field(3, description="seconds above 0")
     # A server that never answers. Above PgBouncer's `query_wait_timeout` and the role's

@@ -11,7 +11,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 
-from handler.engine import connector, create_engine
+from handler.connection import connector
+from handler.engine import create_engine
 from handler.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handler.engine import connector
+from handler.connection import connector
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
 

@@ -35,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
 from handler import engine, orders
+from handler.connection import connector
 from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
@@ -293,7 +294,7 @@ async def test_echo_shows_what_customers_sent_and_our_engine_does_not(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     telling = create_async_engine(
-        "postgresql+asyncpg://", async_creator=engine.connector(stack.settings()), echo=True
+        "postgresql+asyncpg://", async_creator=connector(stack.settings()), echo=True
     )
     ours = engine.create_engine(stack.settings(), echo=True)
     query, value = text("SELECT CAST(:value AS text)"), {"value": "Crimson Candles"}

@@ -38,7 +38,7 @@ def goodbyes(bouncer: PgBouncer) -> list[str]:
 
 
 async def left_by_itself(fleet: Fleet) -> bool:
-    """Whether the one sandbox was gone before the SIGKILL that comes half a second after SIGTERM."""
+    """Whether the one sandbox was gone before the SIGKILL half a second after SIGTERM."""
     [sandbox] = fleet.sandboxes
     await sandbox.end()
     return sandbox.exit_status == 0

@@ -10,8 +10,18 @@ import pytest
 from infra.local import ROOT
 
 #: A module of the handler may import those to its right; leaves are imported by any.
-ARROW = ["__main__", "main", "app", "problems", "orders", "engine", "credentials", "settings"]
-LEAVES = {"runtime", "failures", "logs"}
+ARROW = [
+    "__main__",
+    "main",
+    "app",
+    "problems",
+    "orders",
+    "engine",
+    "connection",
+    "credentials",
+    "settings",
+]
+LEAVES = {"runtime", "failures", "pinned", "logs"}
 HANDLER = sorted((ROOT / "handler").glob("*.py"))
 INFRA = sorted(path.relative_to(ROOT) for path in (ROOT / "infra").rglob("*.py"))
 
@@ -49,7 +59,9 @@ def test_the_runtime_knows_no_database_and_the_orders_no_http() -> None:
 
 
 def test_the_handler_is_thin() -> None:
-    lengths = {path.name: len(path.read_text().splitlines()) for path in HANDLER}
+    """Blank lines apart: those make it longer and easier."""
+    texts = {path.name: path.read_text().splitlines() for path in HANDLER}
+    lengths = {name: sum(1 for line in lines if line.strip()) for name, lines in texts.items()}
     assert max(lengths.values()) <= 200, lengths
     assert sum(lengths.values()) <= 1000, lengths
 
