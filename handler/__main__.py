@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import sys
 
 from handler import engine, failures, orders
@@ -37,6 +38,7 @@ def main() -> int:
     )
     parser.add_argument("order_id", type=order_id, metavar="ID", help="the order's id")
     arguments = parser.parse_args()
+    logging.getLogger("handler").addHandler(logging.NullHandler())  # one line is said, at the end
     try:
         print(asyncio.run(show(arguments.order_id)))
     except SettingsError as error:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
+from collections.abc import Awaitable, Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError
@@ -27,6 +29,7 @@ from handler.connection import connector, was_closed
 from handler.settings import Settings, load
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
@@ -86,15 +89,29 @@ def _sessionmaker() -> async_sessionmaker[AsyncSession]:
     return async_sessionmaker(engine(), expire_on_commit=False)
 
 
-def session() -> AsyncSession:
-    """A session on the runtime's engine: `async with session() as s:`."""
-    return _sessionmaker()()
+async def run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    """Do `work` in a session of its own, and once more where a new connection may mend what went
+    wrong. So `work` must be one that may be done twice: a read, or a write under a key."""
+    try:
+        return await _run(work)
+    except failures.DatabaseFailure as error:
+        failure = failures.classify(error)
+        if not failure.again:
+            raise
+        log.warning("trying again: %s", failure.fault)
+    # A fleet whose PgBouncer went away comes back spread out.
+    await asyncio.sleep(random.uniform(0, 0.1))  # noqa: S311  # no secret depends on it
+    return await _run(work)
+
+
+async def _run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    async with _sessionmaker()() as session:
+        return await work(session)
 
 
 async def ping() -> None:
     """One round trip to Postgres and back. Raises whatever is in the way."""
-    async with engine().connect() as connection:
-        await connection.execute(text("SELECT 1"))
+    await run(lambda session: session.execute(text("SELECT 1")))
 
 
 async def prewarm() -> None:

@@ -1,12 +1,12 @@
 """Which failure is which.
 
-Owns the table from an exception to what went wrong, in words that name the fault and the way out,
-and to the status a caller gets. A leaf: it never imports the engine and never raises.
+Owns one table, from a condition to what went wrong in words that name the fault and the way out,
+what the caller gets, and whether to try again. A leaf: it never imports the engine, never raises.
 """
 
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -19,62 +19,74 @@ DatabaseFailure = (DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.Inter
 
 @dataclass(frozen=True)
 class Failure:
-    """One condition: `fault` and `remedy` for the operator, `status` for the caller, who may come
-    again after `retry_after` seconds (None: coming again does not help)."""
+    """One condition: `fault` ({} is what was said) and `remedy` for the operator, `status` for the
+    caller, who may come again after `retry_after` seconds (None: that does not help).
+
+    `again`: another connection may mend it, so it is worth one more try by us. Only where the
+    statement did not run, or may run twice, as all of `orders` may. Never against overload: what
+    cannot serve one request cannot serve two.
+    """
 
     fault: str
     remedy: str
     status: int = 503
     retry_after: int | None = 1
+    again: bool = False
+
+
+# Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
+# counts. 08P01 is PgBouncer's word for capacity, authentication and configuration alike, and 08003
+# the driver's for any connection that is gone: there only the words decide.
+_TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
+    (ssl.SSLError, "", "", Failure(
+        "TLS with the server failed: {}",
+        "DB_SSLROOTCERT must hold the CA that signed its certificate, and DB_HOST its name")),
+    (ConnectionError, "", "SSL", Failure(
+        "the server refused TLS",
+        "turn TLS on in PgBouncer, or set DB_SSLMODE=disable on a network you trust")),
+    (PoolTimeout, "", "", Failure(
+        "no connection came free within DB_POOL_TIMEOUT", "raise DB_POOL_SIZE")),
+    (TimeoutError, "", "", Failure(
+        "the database did not answer in time", "is PgBouncer at DB_HOST and DB_PORT alive?")),
+    (OSError, "", "", Failure(
+        "the database cannot be reached: {}", "is PgBouncer running at DB_HOST and DB_PORT?",
+        again=True)),
+    (Exception, "28...", "", Failure(
+        "authentication failed", "check DB_USER, DB_PASS and DB_NAME")),
+    (Exception, "", "authentication failed|no such user", Failure(  # or no such database
+        "authentication failed", "check DB_USER, DB_PASS and DB_NAME")),
+    (Exception, "53300", "", Failure(
+        "Postgres is full: {}", "connect through PgBouncer", retry_after=2)),
+    (Exception, "", "no more connections allowed", Failure(
+        "PgBouncer is full: {}", "raise its max_client_conn", retry_after=2)),
+    (Exception, "", "query_wait_timeout", Failure(
+        "no server connection came free in PgBouncer", "raise its pool, or ask for less",
+        retry_after=5)),
+    (Exception, "57014", "", Failure(
+        "the query ran into statement_timeout", "ask for less, or raise the role's", 504, None)),
+    (Exception, "", "query timeout", Failure(
+        "the query ran into PgBouncer's query_timeout", "see why it was not cancelled", 504, None)),
+    (Exception, "", "server login has been failing", Failure(
+        "PgBouncer cannot reach Postgres", "is Postgres running?")),
+    (Exception, "3D000", "", Failure("{}", "check DB_NAME")),
+    (Exception, "42P01", "", Failure("{}", "run the migrations: alembic upgrade head")),
+    (Exception, "42501", "", Failure("{}", "run the migrations: they grant what routes need")),
+    (Exception, "", "connection (was|is) closed|closed while idle", Failure(
+        "the connection was lost: {}", "see the logs of PgBouncer and Postgres", again=True)),
+    (Exception, "(08|40|53|57)...", "", Failure(
+        "the database is not available: {}", "see the logs of PgBouncer and Postgres")),
+    (BaseException, "", "", Failure("the database said: {}", "mend the query", 500, None)),
+]  # fmt: skip
 
 
 def classify(error: BaseException) -> Failure:
-    """The condition behind `error`. 08P01 is PgBouncer's word for capacity, authentication and
-    configuration alike, so there the message decides."""
+    """The condition behind `error`."""
     cause = getattr(error, "driver_exception", None) or error
-    state = getattr(cause, "sqlstate", None)
+    state = getattr(cause, "sqlstate", None) or ""
     # The first line: what follows may quote a row. Never the statement or its parameters.
-    says = (str(cause).splitlines() or [type(cause).__name__])[0]
-    match cause:
-        case ssl.SSLError():
-            return Failure(
-                f"TLS with the server failed: {getattr(cause, 'verify_message', says) or says}",
-                "DB_SSLROOTCERT must hold the CA that signed its certificate, and DB_HOST its name",
-            )
-        case ConnectionError() if "SSL" in says:
-            return Failure(
-                "the server refused TLS",
-                "turn TLS on in PgBouncer, or set DB_SSLMODE=disable on a network you trust",
-            )
-        case PoolTimeout():
-            return Failure("no connection came free within DB_POOL_TIMEOUT", "raise DB_POOL_SIZE")
-        case TimeoutError():
-            return Failure(
-                "the database did not answer in time", "is PgBouncer at DB_HOST and DB_PORT alive?"
-            )
-        case OSError():
-            return Failure(
-                f"the database cannot be reached: {cause.strerror or says}",
-                "is PgBouncer running at DB_HOST and DB_PORT?",
-            )
-    if state in ("28P01", "28000") or re.search("authentication failed|no such user", says):
-        # PgBouncer says so of a database it does not know, too.
-        return Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME")
-    if state == "53300" or "no more connections allowed" in says:
-        return Failure(
-            f"the database is full: {says}",
-            "connect through PgBouncer, or raise its max_client_conn",
-        )
-    if state == "3D000" or "no such database" in says:
-        return Failure(says, "check DB_NAME")
-    if state == "42P01":
-        return Failure(says, "run the migrations: alembic upgrade head")
-    if state == "42501":
-        return Failure(says, "run the migrations: they grant what the routes need")
-    if state == "57014":
-        return Failure(
-            "the query ran into statement_timeout", "ask for less, or raise it on the role"
-        )
-    if state is None or state[:2] in ("08", "40", "53", "57"):
-        return Failure(f"the connection failed: {says}", "see the logs of PgBouncer and Postgres")
-    return Failure(f"the database said: {says} ({state})", "mend the query", 500, None)
+    said = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
+    said = (said.splitlines() or [type(cause).__name__])[0]
+    for kind, states, words, failure in _TABLE:
+        if isinstance(cause, kind) and re.match(states, state) and re.search(words, said):
+            return replace(failure, fault=failure.fault.replace("{}", said))
+    raise AssertionError("the last row fits everything")

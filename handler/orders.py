@@ -12,7 +12,7 @@ from datetime import datetime
 from sqlalchemy import DateTime, Index, Integer, String, bindparam, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from handler.engine import session
+from handler.engine import run
 from handler.pinned import Pinned
 
 #: The largest id that Postgres' integer holds.
@@ -108,36 +108,30 @@ class Placed:
 
 async def find(order_id: int) -> Order | None:
     """The order of that id (1 to MAX_ID), or None."""
-    async with session() as db:
-        return await db.scalar(BY_ID, {"id": order_id})
+    return await run(lambda session: session.scalar(BY_ID, {"id": order_id}))
 
 
 async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
     """Up to `limit` orders with ids above `after`, by id; of one status, or of any."""
-    async with session() as db:
-        if status is None:
-            found = await db.scalars(PAGE, {"after": after, "limit": limit})
-        else:
-            found = await db.scalars(
-                PAGE_OF_STATUS, {"status": status, "after": after, "limit": limit}
-            )
-        return found.all()
+    values = {"after": after, "limit": limit}
+    if status is None:
+        return (await run(lambda session: session.scalars(PAGE, values))).all()
+    values_of_status = {**values, "status": status}
+    return (await run(lambda session: session.scalars(PAGE_OF_STATUS, values_of_status))).all()
 
 
 async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
     """Place an order once for each `key`, however often it is sent, for a day at least."""
-    parameters = {
+    values = {
         "key": key,
         "body_sha256": body_sha256,
         "customer_name": customer_name,
         "status": status,
     }
-    async with session() as db:
-        row = (await db.execute(PLACE, parameters)).one()
+    row = (await run(lambda session: session.execute(PLACE, values))).one()
     return Placed(row.order_id, row.is_new, row.is_same_body)
 
 
 async def forget_old_requests() -> int:
     """Drop up to 1,000 keys older than a day; how many it was."""
-    async with session() as db:
-        return int((await db.execute(FORGET)).scalar_one())
+    return int((await run(lambda session: session.execute(FORGET))).scalar_one())

@@ -40,7 +40,7 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these failures, and those that any route may have."""
     return {
         status: {"description": HTTPStatus(status).phrase, "content": _content}
-        for status in (*statuses, 500, 503)
+        for status in (*statuses, 500, 503, 504)
     }
 
 
@@ -96,7 +96,9 @@ async def _bug(request: Request, _: Exception) -> JSONResponse:
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
     failure = failures.classify(error)
     log.error("%s (%s)", failure.fault, failure.remedy)
-    if failure.status != HTTPStatus.SERVICE_UNAVAILABLE:
+    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _bug(request, error)
+    if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
+        return _respond(request, failure.status, "The database took too long.")
     headers = {"Retry-After": str(failure.retry_after)}
     return _respond(request, failure.status, "The database is not available.", headers)
