@@ -11,11 +11,16 @@ from functools import cache
 from typing import Any
 
 from mangum import Mangum
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from handler import engine, failures, orders, problems
 from handler.app import app
 from handler.runtime import LoopThread, call_at_shutdown
 from handler.settings import load
+
+#: What is kept of an invocation's time for cancelling the query and sending the answer, in seconds.
+MARGIN = 0.5
 
 log = logging.getLogger(__name__)
 _loop = LoopThread()
@@ -25,7 +30,21 @@ _loop = LoopThread()
 def _adapter() -> Mangum:
     # Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would
     # throw the engine away each time.
-    return Mangum(app, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
+    return Mangum(_in_time, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
+
+
+async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app, but for an answer while Lambda still takes one: past the function's time-out it
+    would end the sandbox, and the caller would hear nothing."""
+    context = scope.get("aws.context")
+    left = context.get_remaining_time_in_millis() / 1000 - MARGIN if context else None
+    try:
+        async with asyncio.timeout(left):
+            await app(scope, receive, send)
+    except TimeoutError:  # ours alone: what the app raises, it answers
+        log.error("out of time: the query was cancelled")
+        late = problems.respond(Request(scope), 504, "There was no time left for an answer.")
+        await late(scope, receive, send)
 
 
 def handler(event: Any, context: Any) -> Any:

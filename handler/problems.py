@@ -64,7 +64,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(failure, _database_error)
 
 
-def _respond(
+def respond(
     request: Request, status: int, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     content = body(status, detail, request.scope.get("aws.context"))
@@ -72,7 +72,7 @@ def _respond(
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    return _respond(request, error.status_code, error.detail, dict(error.headers or {}))
+    return respond(request, error.status_code, error.detail, dict(error.headers or {}))
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
@@ -86,11 +86,11 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
         if each["type"] == "json_invalid" or each["loc"][0] == "header":
             status = HTTPStatus.BAD_REQUEST  # it cannot be understood, whatever its values
         faults.append(f"{where}: {what}")
-    return _respond(request, status, "; ".join(faults))
+    return respond(request, status, "; ".join(faults))
 
 
 async def _bug(request: Request, _: Exception) -> JSONResponse:
-    return _respond(request, 500, "This should not have happened.")
+    return respond(request, 500, "This should not have happened.")
 
 
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
@@ -99,6 +99,6 @@ async def _database_error(request: Request, error: Exception) -> JSONResponse:
     if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _bug(request, error)
     if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
-        return _respond(request, failure.status, "The database took too long.")
+        return respond(request, failure.status, "The database took too long.")
     headers = {"Retry-After": str(failure.retry_after)}
-    return _respond(request, failure.status, "The database is not available.", headers)
+    return respond(request, failure.status, "The database is not available.", headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -14,25 +15,31 @@ from infra.local.wire import Relay
 from tests.events import http_api
 
 
-async def test_a_pgbouncer_restarted_between_invocations_costs_no_request(stack: Stack) -> None:
+async def test_a_pgbouncer_restarted_between_invocations_costs_no_try(
+    stack: Stack, tmp_path: Path
+) -> None:
     with stack.another_pgbouncer() as bouncer:
-        async with Fleet(stack.environment(bouncer)) as fleet:
+        async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             for _ in range(3):
                 answer = await fleet.invoke(http_api("GET", "/orders/1"))
                 assert answer.payload["statusCode"] == 200
                 bouncer.stop()
                 bouncer.start()
+    assert "trying again" not in (tmp_path / "sandbox-1.log").read_text()
 
 
-async def test_a_client_that_pgbouncer_closed_for_idleness_costs_no_request(stack: Stack) -> None:
+async def test_a_client_that_pgbouncer_closed_for_idleness_costs_no_try(
+    stack: Stack, tmp_path: Path
+) -> None:
     with stack.another_pgbouncer(settings={"client_idle_timeout": 1}) as bouncer:
-        async with Fleet(stack.environment(bouncer)) as fleet:
+        async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
             async with asyncio.timeout(10):
                 while "client_idle_timeout" not in bouncer.said():  # noqa: ASYNC110  # its clock
                     await asyncio.sleep(0.05)  # PgBouncer's own clock
             answer = await fleet.invoke(http_api("GET", "/orders/1"))
             assert answer.payload["statusCode"] == 200
+    assert "trying again" not in (tmp_path / "sandbox-1.log").read_text()
 
 
 @pytest.mark.parametrize(("max_idle", "connections"), [("240", 0), ("0.01", 1)])

@@ -1,0 +1,37 @@
+"""The caller hears something before Lambda ends the sandbox, and the sandbox lives on."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import asyncpg
+
+from infra.database.roles import APP
+from infra.local.fleet import Fleet
+from infra.local.stack import DATABASE, Stack
+from tests.events import http_api
+
+READ = http_api("GET", "/orders/1")
+ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
+
+
+async def test_a_query_longer_than_the_time_left_is_504_and_is_cancelled(
+    stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    locker = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    async with Fleet(stack.environment(), timeout=2) as fleet:
+        warm = await fleet.invoke(READ)
+        async with locker.transaction():
+            await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            begun = time.monotonic()
+            late = await fleet.invoke(READ)
+            assert time.monotonic() - begun < 2
+            assert late.payload["statusCode"] == 504
+            assert json.loads(late.payload["body"])["request_id"] == late.request_id
+            async with asyncio.timeout(1):
+                while await admin.fetchval(ACTIVE, APP):  # noqa: ASYNC110  # it rings no bell
+                    await asyncio.sleep(0.01)
+        again = await fleet.invoke(READ)
+        assert (again.payload["statusCode"], again.cold, again.pid) == (200, False, warm.pid)
+    await locker.close()
