@@ -71,7 +71,8 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
     (Exception, "3D000", "", Failure("{}", "check DB_NAME")),
     (Exception, "42P01", "", Failure("{}", "run the migrations: alembic upgrade head")),
     (Exception, "42501", "", Failure("{}", "run the migrations: they grant what routes need")),
-    (Exception, "", "connection (was|is) closed|closed while idle", Failure(
+    # The last: the driver has read that the server closes, and not yet that it has closed.
+    (Exception, "", "connection (was|is) closed|another operation .* in progress", Failure(
         "the connection was lost: {}", "see the logs of PgBouncer and Postgres", again=True)),
     (Exception, "(08|40|53|57)...", "", Failure(
         "the database is not available: {}", "see the logs of PgBouncer and Postgres")),

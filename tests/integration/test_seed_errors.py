@@ -25,7 +25,6 @@ from sqlalchemy import ForeignKey, String, create_engine, make_url, select, text
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    InterfaceError,
     MissingGreenlet,
     NoSuchModuleError,
     StatementError,
@@ -36,6 +35,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 
 from handler import engine, orders
 from handler.connection import connector
+from handler.failures import classify
 from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
@@ -231,9 +231,12 @@ async def test_a_connection_that_was_closed_raises_and_is_replaced(stack: Stack)
         async with runtime.connect() as connection:
             pid = await connection.scalar(text("SELECT pg_backend_pid()"))
             await admin.execute("SELECT pg_terminate_backend($1, 5000)", pid)
-            with pytest.raises((DBAPIError, InterfaceError), match="closed") as raised:
+            # Which of the two depends on how much of the goodbye the loop has read by then.
+            with pytest.raises(
+                DBAPIError, match=r"closed|another operation .* in progress"
+            ) as raised:
                 await connection.execute(text("SELECT 1"))
-            assert raised.value.connection_invalidated
+            assert classify(raised.value).again
         async with runtime.connect() as connection:
             assert await connection.scalar(text("SELECT pg_backend_pid()")) != pid
     finally:
