@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infra.local import ROOT, LabError, machine
+from infra.local.interruption import take_sigterm_as_ctrl_c
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = {
@@ -149,6 +150,7 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in REQUIREMENTS:
         print("usage: python3 -m infra.local.setup local|tests", file=sys.stderr)
         return 2
+    take_sigterm_as_ctrl_c()
     try:
         prepare(sys.argv[1], ROOT / os.environ.get("VENV", ".venv"))
     except LabError as error:
