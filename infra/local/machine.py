@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local import ROOT, LabError
+from infra.local.interruption import run_program
 
 TOOLS = ROOT / ".tools"
 OLDEST_PGBOUNCER = (1, 18)
@@ -127,9 +128,7 @@ def _missing_libraries(deb: Path) -> Iterable[str]:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = run_program(command, cwd=folder)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
         raise LabError(f"{command[0]} failed: {said}. Is there a network, and space on the disk?")

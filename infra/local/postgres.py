@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local import LabError
-from infra.local.interruption import held_back
+from infra.local.interruption import run_program
 from infra.local.server import Account, Server
 
 ADMIN = "postgres"
@@ -75,31 +75,20 @@ class Postgres(Server):
     def initialise(self) -> None:
         """Make the cluster. Raises LabError with initdb's own last words."""
         secret = self.account.write(self.folder / "admin-password", self.password)
-        with held_back():
-            initdb = subprocess.Popen(
-                [
-                    *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", secret),
-                    *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
-                ],
-                cwd=self.folder,
-                env={"PATH": os.defpath, "LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-                **self.account.popen,  # type: ignore[call-overload]  # user, group: see Account
-            )
-        try:
-            _, said = initdb.communicate()
-        except BaseException:
-            os.killpg(initdb.pid, signal.SIGKILL)  # with the servers it runs meanwhile
-            initdb.communicate()
-            raise
+        initdb = run_program(
+            [
+                *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", secret),
+                *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
+            ],
+            cwd=self.folder,
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            **self.account.popen,
+        )
         secret.unlink()
         if initdb.returncode:
-            lines = [line for line in said.splitlines() if "rror" in line or "FATAL" in line]
-            raise LabError(f"initdb failed: {(lines or said.splitlines() or ['?'])[0]}")
+            said = initdb.stderr.splitlines() or ["it said nothing"]
+            grave = [line for line in said if "rror" in line or "FATAL" in line]
+            raise LabError(f"initdb failed: {(grave or said)[0]}")
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION.format(max_connections=self.max_connections))
 

@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 from infra.local import ROOT, LabError, machine
-from infra.local.interruption import take_sigterm_as_ctrl_c
+from infra.local.interruption import run_program, take_sigterm_as_ctrl_c
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = {
@@ -88,7 +87,7 @@ def _make_venv(folder: Path, python: Path) -> None:
             wheels = Path(scratch) / "python3-pip-whl"
             machine.fetch_debian("python3-pip-whl", wheels)
             environment["PYTHONPATH"] = str(next(wheels.rglob("pip-*.whl")))
-        venv.create(folder, with_pip=has_pip, symlinks=True)
+        _run([sys.executable, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
         # uv alone, by its hash, from the file that pins everything else.
         block = re.search(
             r"^uv==.*?(?=^\S)", (ROOT / REQUIREMENTS["local"][1]).read_text(), re.M | re.S
@@ -113,12 +112,9 @@ def _same_python(python: Path) -> bool:
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     # UV_*: the system's certificates, which a company's proxy may have added to.
-    done = subprocess.run(
+    done = run_program(
         command,
         env={**os.environ, "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", **(environment or {})},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
