@@ -41,10 +41,14 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         async with asyncio.timeout(left):
             await app(scope, receive, send)
+        return
     except TimeoutError:  # ours alone: what the app raises, it answers
         log.error("out of time: the query was cancelled")
         late = problems.respond(Request(scope), 504, "There was no time left for an answer.")
-        await late(scope, receive, send)
+    except asyncio.CancelledError:
+        log.warning("cancelled: this sandbox is ending")
+        late = problems.respond(Request(scope), 503, "Come again.", {"Retry-After": "1"})
+    await late(scope, receive, send)
 
 
 def handler(event: Any, context: Any) -> Any:

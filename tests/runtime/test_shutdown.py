@@ -63,7 +63,10 @@ async def test_a_sandbox_that_never_connected_leaves_as_well(stack: Stack) -> No
 
 
 async def test_in_the_middle_of_a_query_the_query_ends_too(
-    stack: Stack, owner: "asyncpg.Connection[Any]", admin: "asyncpg.Connection[Any]"
+    stack: Stack,
+    owner: "asyncpg.Connection[Any]",
+    admin: "asyncpg.Connection[Any]",
+    tmp_path: Path,
 ) -> None:
     async def queries(wanted: int) -> None:
         # On a connection of its own: in a transaction, the view would stay as it was first seen.
@@ -72,7 +75,7 @@ async def test_in_the_middle_of_a_query_the_query_ends_too(
                 await asyncio.sleep(0.01)
 
     with stack.another_pgbouncer() as bouncer:
-        async with Fleet(stack.environment(bouncer)) as fleet:
+        async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
             async with owner.transaction():
                 await owner.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
@@ -83,6 +86,9 @@ async def test_in_the_middle_of_a_query_the_query_ends_too(
             await asyncio.wait_for(waiting, 5)
         eventually(lambda: not clients(bouncer))
         assert "client unexpected eof" not in goodbyes(bouncer)
+    log = (tmp_path / "sandbox-1.log").read_text()
+    assert "cancelled: this sandbox is ending" in log
+    assert "Traceback" not in log
 
 
 async def test_with_pgbouncer_not_answering_it_leaves_in_time_all_the_same(stack: Stack) -> None:
