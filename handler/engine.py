@@ -56,7 +56,16 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "checkin", _note_idle)
     event.listen(engine.sync_engine, "checkout", partial(_check_alive, settings.max_idle))
+    event.listen(engine.sync_engine, "handle_error", _drop_half_asked)
     return engine
+
+
+def _drop_half_asked(context: Any) -> None:
+    """A value that the driver cannot send fails after Parse and before Sync. Kept, the connection
+    would pin its server connection in PgBouncer; the ends of a client free it."""
+    cause = getattr(context.original_exception, "driver_exception", context.original_exception)
+    if getattr(cause, "sqlstate", None) == "22000":
+        context.is_disconnect = True
 
 
 def _note_idle(_: Any, record: Any) -> None:

@@ -103,5 +103,6 @@ def _refuse(what: str, context: Any) -> dict[str, Any]:
 
 
 call_at_shutdown(lambda: _loop.finish(engine.dispose))
+engine.engine()  # connects nothing, but reads the settings and the CA file
 if load().prewarm != "off":
     _loop.call(lambda: asyncio.get_event_loop().run_until_complete(engine.prewarm()))

@@ -16,6 +16,8 @@ from handler.engine import create_engine
 from handler.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+#: An index on a large table takes longer than any request may, in seconds.
+LONG = 86_400.0
 
 #: A trading name for every id: 20 colours and 50 trades give 1,000 different ones.
 SAMPLE = """
@@ -46,7 +48,8 @@ async def migrate(
         config.attributes["connection"] = connection
         run(config)
 
-    engine = create_engine(owner).execution_options(isolation_level="READ COMMITTED")
+    patient = owner.model_copy(update={"command_timeout": LONG})
+    engine = create_engine(patient).execution_options(isolation_level="READ COMMITTED")
     try:
         async with engine.begin() as connection:
             await connection.run_sync(on)

@@ -3,6 +3,8 @@
 Standard library only: it runs before anything is installed. Exits with 1 where the demo cannot run.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import platform
@@ -33,7 +35,7 @@ def python() -> Finding:
 
 
 def packages() -> Finding:
-    folder = ROOT / os.environ.get("VENV", ".venv")
+    folder = ROOT / (os.environ.get("VENV") or ".venv")
     ready = [group for group in setup.REQUIREMENTS if (folder / f"ready-{group}").exists()]
     if ready:
         return Finding("packages", "ok", f"in {folder.name}: {', '.join(ready)}")

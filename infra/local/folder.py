@@ -20,7 +20,7 @@ import psutil
 from infra.local import LabError
 from infra.local.server import account, wait_until
 
-PREFIX = "warm-engine-"
+PREFIX = "warm-engine-stack-"
 #: A cluster, its log and, for root, a copy of the binaries, in bytes.
 ROOM = 200 * 2**20
 VAR_TMP = Path("/var/tmp")  # noqa: S108  # mkdtemp makes a private folder in it
@@ -86,13 +86,18 @@ def is_up(folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Take away a stack whose owner was killed: its servers, then its folder."""
+    """Take away a stack whose owner was killed: its servers, then its folder. Only one of our own,
+    and of its processes only those that are servers in it: anybody may write into /tmp."""
+    with contextlib.suppress(OSError):
+        if folder.lstat().st_uid not in (os.getuid(), account().uid):
+            return
     try:
         lock = (folder / "lock").open("r+")
     except FileNotFoundError:
-        # Being made at this moment, or by who was killed at such a moment.
-        if time.time() - folder.stat().st_mtime > 60:
-            shutil.rmtree(folder, ignore_errors=True)
+        # Being made at this moment, or by who was killed at such a moment. Only if it is empty.
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > 60:
+                folder.rmdir()
         return
     except OSError:
         return  # another user's
@@ -106,7 +111,11 @@ def sweep(folder: Path) -> None:
             with contextlib.suppress(psutil.Error, ValueError, OSError):
                 pid, created = record.read_text().split()
                 process = psutil.Process(int(pid))
-                if process.create_time() == float(created):
+                if (
+                    process.create_time() == float(created)
+                    and process.uids().real == account().uid
+                    and any(str(folder) in word for word in process.cmdline())
+                ):
                     left += [process, *process.children(recursive=True)]
         for process in left:
             with contextlib.suppress(psutil.Error):

@@ -4,6 +4,8 @@ Python raises KeyboardInterrupt between any two instructions. Between starting a
 its number, inside a clean-up, or in asyncio's own set-up that would leave something behind.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -17,14 +19,16 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def take_sigterm_as_ctrl_c() -> None:
     """For a process that ends in order on either, also as a background job, which ignores SIGINT.
     As the same signal, since asyncio knows what to do with that one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is the second
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @contextlib.contextmanager
@@ -45,9 +49,7 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def run_program(
-    command: Sequence[str | Path], **options: Any
-) -> "subprocess.CompletedProcess[str]":
+def run_program(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
     """`subprocess.run`, but an interruption ends whatever the program itself has started, too."""
     with held_back():
         process = subprocess.Popen(

@@ -3,6 +3,8 @@
 Standard library only: it also runs before anything is installed.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shutil

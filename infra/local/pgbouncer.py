@@ -111,6 +111,10 @@ class PgBouncer(Server):
                     f"listen_port = {self.port}",
                     "[databases]",
                     f"{up.database} = host={up.host} port={up.port} auth_user={LOOKUP}",
+                    # A burst of logins would otherwise give the lookup a pool as large as the
+                    # application's, and Postgres twice the connections it was sized for.
+                    "[users]",
+                    f"{LOOKUP} = max_user_connections=2",
                     "",
                 ]
             ),

@@ -4,6 +4,8 @@
 run again, and quick when nothing changed. Standard library only.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import hashlib
@@ -22,6 +24,8 @@ from infra.local import ROOT, LabError, machine
 from infra.local.interruption import run_program, take_sigterm_as_ctrl_c
 
 OLDEST_PYTHON = (3, 11)
+#: Files in the virtual environment: that this setup made it, and that it is not through with it.
+OURS, UNFINISHED = "made-by-warm-engine", "unfinished"
 REQUIREMENTS = {
     "local": ["handler/requirements.txt", "infra/local/requirements.txt"],
     "tests": [
@@ -46,6 +50,8 @@ def prepare(group: str, folder: Path) -> None:
             wanted.update(file.read_bytes())
         ready = folder / f"ready-{group}"
         if not ready.exists() or ready.read_text() != wanted.hexdigest():
+            for other in folder.glob("ready-*"):
+                other.unlink()  # what it vouches for is about to change
             _install(files, folder)
             ready.write_text(wanted.hexdigest())
         if machine.pgbouncer() is None:
@@ -61,9 +67,10 @@ def _install(files: list[Path], folder: Path) -> None:
     python = folder / "bin/python"
     uv = folder / "bin/uv"
     with _step(f"virtual environment {folder.name}, Python {sys.version.split()[0]}"):
-        if not uv.exists() or not _same_python(python):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not uv.exists() or not _same_python(python) or (folder / UNFINISHED).exists():
+            _clear(folder)
             _make_venv(folder, python)
+    (folder / UNFINISHED).touch()
     with _step("packages, pinned and checked against their hashes"):
         _run(
             [
@@ -73,6 +80,17 @@ def _install(files: list[Path], folder: Path) -> None:
                 *(argument for file in files for argument in ("-r", str(file))),
             ]
         )
+    (folder / UNFINISHED).unlink()
+
+
+def _clear(folder: Path) -> None:
+    """Begin anew, but never in a folder that somebody else made."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / OURS).exists():
+        raise LabError(f"{folder} was not made by this setup. Name another: make … VENV=.venv")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / OURS).touch()
+    (folder / UNFINISHED).touch()
 
 
 def _make_venv(folder: Path, python: Path) -> None:
@@ -148,7 +166,7 @@ def main() -> int:
         return 2
     take_sigterm_as_ctrl_c()
     try:
-        prepare(sys.argv[1], ROOT / os.environ.get("VENV", ".venv"))
+        prepare(sys.argv[1], ROOT / (os.environ.get("VENV") or ".venv"))
     except LabError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -122,6 +122,8 @@ class Stack:
     ) -> Settings:
         """The handler's settings for a role, straight to Postgres or `through` a PgBouncer."""
         return Settings(
+            # Whatever DB_* the caller's environment holds is for his handler, not for this.
+            _env_prefix="WARM_ENGINE_LABORATORY_",
             **{
                 "host": (through or self.postgres).host,
                 "port": (through or self.postgres).port,
@@ -131,7 +133,7 @@ class Stack:
                 "sslmode": "verify-full" if through and through.ca else "disable",
                 "sslrootcert": through.ca if through else None,
                 **more,
-            }
+            },
         )
 
     def environment(self, through: PgBouncer | None = None) -> dict[str, str]:
@@ -153,10 +155,12 @@ class Stack:
     def published(self, path: Path = ENDPOINTS) -> Iterator[bool]:
         """Say in `path` (0600) where this stack is, for the time of the block. False, and nothing
         said, where another stack that is up says so there already."""
+        taken = False
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if is_up(Path(json.loads(path.read_text())["folder"])):
-                yield False
-                return
+            taken = is_up(Path(json.loads(path.read_text())["folder"]))
+        if taken:
+            yield False
+            return
         endpoints = {
             "postgres": {"host": self.postgres.host, "port": self.postgres.port},
             "pgbouncer": {"host": self.pgbouncer.host, "port": self.pgbouncer.port},

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from handler import orders
 from handler.engine import create_engine
-from infra.database.roles import APP
+from infra.database.roles import APP, LOOKUP
 from infra.local.fleet import Fleet
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
@@ -206,6 +206,41 @@ def test_bad_requests_on_cold_connections_pin_no_server_connection(small_pool: A
     with cold_runtime() as invoke:
         assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
         assert pool(small_pool)["sv_active"] == 0
+
+
+async def test_a_value_that_the_driver_cannot_send_pins_no_server_connection(
+    stack: Stack,
+) -> None:
+    """Where a route forgets to bound what it passes on."""
+    with stack.another_pgbouncer(
+        settings={"default_pool_size": 1, "reserve_pool_size": 0}
+    ) as bouncer:
+        careless, other = (create_engine(stack.settings(through=bouncer)) for _ in range(2))
+        try:
+            async with careless.connect() as connection:
+                with pytest.raises(DBAPIError, match="value out of int32 range"):
+                    await connection.execute(orders.BY_ID, {"id": 2**31})
+            async with other.connect() as connection:
+                assert (await connection.execute(orders.BY_ID, {"id": 1})).one()
+        finally:
+            await careless.dispose()
+            await other.dispose()
+
+
+async def test_a_burst_of_logins_takes_no_more_than_two_places_for_the_lookup(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        runtimes = [create_engine(stack.settings(through=bouncer)) for _ in range(100)]
+
+        async def read(number: int) -> int:
+            async with runtimes[number].connect() as connection:
+                await connection.execute(orders.BY_ID, {"id": 1})
+            return len([row for row in bouncer.show("SERVERS") if row["user"] == LOOKUP])
+
+        try:
+            counts = await asyncio.gather(*map(read, range(100)))
+            assert 1 <= max(counts) <= 2
+        finally:
+            await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
 
 
 async def test_pre_warming_pins_no_server_connection(stack: Stack, small_pool: Any) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from handler.engine import create_engine
 from handler.orders import Base
 from handler.settings import load
+from infra.database.schema import LONG
 
 
 def run(connection: Connection) -> None:
@@ -21,7 +22,9 @@ def run(connection: Connection) -> None:
 
 
 async def online() -> None:
-    engine = create_engine(load()).execution_options(isolation_level="READ COMMITTED")
+    engine = create_engine(load(command_timeout=LONG)).execution_options(
+        isolation_level="READ COMMITTED"
+    )
     try:
         async with engine.begin() as connection:
             await connection.run_sync(run)

@@ -58,6 +58,8 @@ class Fleet:
         """The function's answer to `event`, any JSON. Failures are answers too, as on Lambda."""
         begun = time.monotonic()
         async with self._slots:
+            while self._idle and not self._idle[-1].alive:
+                await self._remove(self._idle.pop())  # it died meanwhile
             if self._idle:
                 sandbox = self._idle.pop()
                 return await self._invoke(sandbox, event)
