@@ -11,7 +11,7 @@ import pytest
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from tests import events
-from tests.conftest import Lambda
+from tests.conftest import Lambda, cold_runtime
 
 each_service = pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.__name__)
 Build = Callable[..., dict[str, Any]]
@@ -74,10 +74,11 @@ def test_a_scheduled_ping_warms_the_connection_and_says_so(
 
 
 def test_a_ping_without_a_database_says_so_and_raises_nothing(
-    lambda_handler: Lambda, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_PORT", "1")
-    answer = lambda_handler({"source": "aws.events"})
+    with cold_runtime() as invoke:
+        answer = invoke({"source": "aws.events"})
     assert answer["warm"] is False
     assert "cannot be reached" in answer["detail"]
     assert "ping: not warm" in caplog.text

@@ -191,20 +191,22 @@ async def test_a_pool_whose_connections_are_all_out(stack: Stack) -> None:
 
 
 def test_a_pool_that_is_exhausted_is_503_and_says_when_to_come_again(
-    lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DB_POOL_TIMEOUT", "0.1")
+    for name, value in (stack.environment() | {"DB_POOL_TIMEOUT": "0.1"}).items():
+        monkeypatch.setenv(name, value)
 
     async def find_while_all_are_out(order_id: int) -> Any:
         async with engine.engine().connect():
             return await find(order_id)
 
     find = orders.find
-    monkeypatch.setattr(orders, "find", find_while_all_are_out)
-    answer = lambda_handler(http_api("GET", "/orders/1"))
-    assert (answer["statusCode"], answer["headers"]["retry-after"]) == (503, "1")
-    monkeypatch.setattr(orders, "find", find)
-    assert lambda_handler(http_api("GET", "/orders/1"))["statusCode"] == 200
+    with cold_runtime() as invoke:
+        monkeypatch.setattr(orders, "find", find_while_all_are_out)
+        answer = invoke(http_api("GET", "/orders/1"))
+        assert (answer["statusCode"], answer["headers"]["retry-after"]) == (503, "1")
+        monkeypatch.setattr(orders, "find", find)
+        assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
 
 
 # --- connection refused; connection was closed; terminated -------------------------------------
