@@ -6,6 +6,7 @@ import pytest
 
 from infra.database.roles import APP
 from infra.local.stack import Stack
+from tests.conftest import let_go
 
 
 def test_pooling_is_by_transaction_and_nothing_waits_longer_than_a_caller(stack: Stack) -> None:
@@ -36,6 +37,7 @@ async def test_a_client_without_tls_is_turned_away(stack: Stack) -> None:
             database=settings.name,
             ssl=False,
         )
+    await let_go()
 
 
 def test_clients_come_in_by_tls_1_3(stack: Stack) -> None:
@@ -66,3 +68,4 @@ async def test_a_startup_parameter_that_would_be_dropped_is_refused(stack: Stack
             ssl=stack.pgbouncer.trust(),
             server_settings={"statement_timeout": "1s"},
         )
+    await let_go()

@@ -8,6 +8,7 @@ import pytest
 from handler.connection import connector
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
+from tests.conftest import let_go
 
 
 async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
@@ -101,6 +102,7 @@ async def test_a_new_password_of_any_characters_counts_at_once(own_stack: Stack)
             assert await through_pooler(own_stack, new) == roles.APP
             with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
                 await through_pooler(own_stack, old)
+            await let_go()
             assert new not in own_stack.postgres.said()
             old = new
     finally:
