@@ -44,9 +44,8 @@ def main() -> int:
     except SettingsError as error:
         print(f"handler: {error}", file=sys.stderr)
         return 1
-    except failures.DatabaseFailure as error:
-        failure = failures.classify(error)
-        print(f"handler: {failure.fault} ({failure.remedy})", file=sys.stderr)
+    except failures.DatabaseError as error:
+        print(f"handler: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import asyncpg
 
-from handler import credentials
+from handler import credentials, logs
 from handler.settings import Settings, SettingsError, SslMode
 
 
@@ -24,23 +24,24 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
     tls = _tls(settings)
 
     async def connect() -> asyncpg.Connection[Any]:
-        raw = await asyncpg.connect(
-            host=settings.host,
-            port=settings.port,
-            database=settings.name,
-            user=settings.user,
-            password=password,
-            ssl=tls,
-            timeout=settings.connect_timeout,
-            command_timeout=settings.command_timeout,
-            # Transaction pooling: a statement that asyncpg names lives on one server connection,
-            # the next request may be on another. With its cache off asyncpg prepares unnamed
-            # statements, sent in one burst with their execution; SQLAlchemy keeps the parsed
-            # result (its own cache of 100), so a warm statement is one round trip and leaves no
-            # name on any server.
-            statement_cache_size=0,
-            server_settings={"application_name": "warm-engine"},
-        )
+        with logs.connecting():
+            raw = await asyncpg.connect(
+                host=settings.host,
+                port=settings.port,
+                database=settings.name,
+                user=settings.user,
+                password=password,
+                ssl=tls,
+                timeout=settings.connect_timeout,
+                command_timeout=settings.command_timeout,
+                # Transaction pooling: a statement that asyncpg names lives on one server
+                # connection, the next request may be on another. With its cache off asyncpg
+                # prepares unnamed statements, sent in one burst with their execution; SQLAlchemy
+                # keeps the parsed result (its own cache of 100), so a warm statement is one round
+                # trip and leaves no name on any server.
+                statement_cache_size=0,
+                server_settings={"application_name": "warm-engine"},
+            )
         _notice_silence(socket_of(raw), settings.connect_timeout)
         return raw
 

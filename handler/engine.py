@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from typing import Any, TypeVar
 
+import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import (
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from handler import failures
+from handler import failures, logs
 from handler.connection import connector, was_closed
 from handler.settings import Settings, load
 
@@ -61,10 +62,11 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
 
 
 def _drop_half_asked(context: Any) -> None:
-    """A value that the driver cannot send fails after Parse and before Sync. Kept, the connection
-    would pin its server connection in PgBouncer; the ends of a client free it."""
+    """What Postgres says ends with Sync; what fails in the driver does not. A value that it cannot
+    send fails after Parse, and the connection would pin its server connection in PgBouncer; a row
+    that it cannot read would be as unreadable the next time. The end of a client frees both."""
     cause = getattr(context.original_exception, "driver_exception", context.original_exception)
-    if getattr(cause, "sqlstate", None) == "22000":
+    if not isinstance(cause, asyncpg.PostgresError) or cause.sqlstate == "22000":
         context.is_disconnect = True
 
 
@@ -100,26 +102,31 @@ def _sessionmaker() -> async_sessionmaker[AsyncSession]:
 
 async def run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     """Do `work` in a session of its own, and once more where a new connection may mend what went
-    wrong. So `work` must be one that may be done twice: a read, or a write under a key."""
+    wrong. So `work` must be one that may be done twice: a read, or a write under a key.
+
+    Raises DatabaseError."""
     try:
         return await _run(work)
-    except failures.DatabaseFailure as error:
-        failure = failures.classify(error)
-        if not failure.again:
+    except failures.DatabaseError as error:
+        if not error.failure.again:
             raise
-        log.warning("trying again: %s", failure.fault)
+        log.warning("trying again: %s", error.failure.fault)
     # A fleet whose PgBouncer went away comes back spread out.
     await asyncio.sleep(random.uniform(0, 0.1))  # noqa: S311  # no secret depends on it
     return await _run(work)
 
 
 async def _run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    async with _sessionmaker()() as session:
-        return await work(session)
+    try:
+        with logs.querying():
+            async with _sessionmaker()() as session:
+                return await work(session)
+    except failures.RAISED as error:
+        raise failures.DatabaseError(failures.classify(error)) from error
 
 
 async def ping() -> None:
-    """One round trip to Postgres and back. Raises whatever is in the way."""
+    """One round trip to Postgres and back. Raises DatabaseError."""
     await run(lambda session: session.execute(text("SELECT 1")))
 
 

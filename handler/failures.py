@@ -12,9 +12,9 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-#: What stands between the caller and the database, in any of the classes it comes in. SQLAlchemy
-#: wraps what the driver says of Postgres; what the network says of the driver comes through raw.
-DatabaseFailure = (DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.InterfaceError)
+#: What a query may raise, in any of the classes it comes in. SQLAlchemy wraps what the driver says
+#: of Postgres; what the network says of the driver comes through raw.
+RAISED = (DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.InterfaceError, BufferError)
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,15 @@ class Failure:
     status: int = 503
     retry_after: int | None = 1
     again: bool = False
+    sqlstate: str | None = None
+
+
+class DatabaseError(Exception):
+    """The database did not do what it was asked to, and `failure` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.fault} ({failure.remedy})")
+        self.failure = failure
 
 
 # Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
@@ -76,6 +85,9 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
         "the connection was lost: {}", "see the logs of PgBouncer and Postgres", again=True)),
     (Exception, "(08|40|53|57)...", "", Failure(
         "the database is not available: {}", "see the logs of PgBouncer and Postgres")),
+    # What was said of a value would quote it.
+    (Exception, "22...", "", Failure(
+        "a value does not fit its column", "bound it in the route that takes it", 500, None)),
     (BaseException, "", "", Failure("the database said: {}", "mend the query", 500, None)),
 ]  # fmt: skip
 
@@ -89,5 +101,5 @@ def classify(error: BaseException) -> Failure:
     said = (said.splitlines() or [type(cause).__name__])[0]
     for kind, states, words, failure in _TABLE:
         if isinstance(cause, kind) and re.match(states, state) and re.search(words, said):
-            return replace(failure, fault=failure.fault.replace("{}", said))
+            return replace(failure, fault=failure.fault.replace("{}", said), sqlstate=state or None)
     raise AssertionError("the last row fits everything")

@@ -6,7 +6,6 @@ bad value fails the init phase, with its message, and no invocation.
 
 import asyncio
 import json
-import logging
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,7 @@ from mangum import Mangum
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from handler import engine, failures, orders, problems
+from handler import engine, failures, logs, orders, problems
 from handler.app import app
 from handler.runtime import LoopThread, call_at_shutdown
 from handler.settings import load
@@ -22,7 +21,6 @@ from handler.settings import load
 #: What is kept of an invocation's time for cancelling the query and sending the answer, in seconds.
 MARGIN = 0.5
 
-log = logging.getLogger(__name__)
 _loop = LoopThread()
 
 
@@ -43,10 +41,10 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
             await app(scope, receive, send)
         return
     except TimeoutError:  # ours alone: what the app raises, it answers
-        log.error("out of time: the query was cancelled")
+        logs.current().outcome = "late"
         late = problems.respond(Request(scope), 504, "There was no time left for an answer.")
     except asyncio.CancelledError:
-        log.warning("cancelled: this sandbox is ending")
+        logs.current().outcome = "cancelled"
         late = problems.respond(Request(scope), 503, "Come again.", {"Retry-After": "1"})
     await late(scope, receive, send)
 
@@ -57,18 +55,23 @@ def handler(event: Any, context: Any) -> Any:
 
 
 def _serve(event: Any, context: Any) -> Any:
+    with logs.invocation(getattr(context, "aws_request_id", None)) as line:
+        answer = _answer(event, context)
+        logs.answered(line, answer)
+        return answer
+
+
+def _answer(event: Any, context: Any) -> Any:
     if isinstance(event, dict) and "requestContext" in event:
         try:
             return _adapter()(_without_stage(event), context)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             # Of the event alone: what the app raises, Mangum answers itself.
-            log.error("refused an HTTP event that cannot be read: %r", error)
-            return _refuse("an HTTP event that cannot be read", context)
+            return _refuse("an HTTP event that cannot be read", type(error).__name__, context)
     if isinstance(event, dict) and event.get("source") in ("aws.events", "aws.scheduler"):
         return asyncio.get_event_loop().run_until_complete(_ping())
     kind = sorted(event)[:5] if isinstance(event, dict) else type(event).__name__
-    log.error("refused an event that is neither HTTP nor a schedule's: %s", kind)
-    return _refuse("an event that is neither HTTP nor a schedule's", context)
+    return _refuse("an event that is neither HTTP nor a schedule's", kind, context)
 
 
 def _without_stage(event: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +88,15 @@ async def _ping() -> dict[str, Any]:
     """What a schedule is for: keep this sandbox and its connection warm, and old keys few."""
     try:
         forgotten = await orders.forget_old_requests()
-    except failures.DatabaseFailure as error:
-        failure = failures.classify(error)
-        log.error("ping: not warm: %s (%s)", failure.fault, failure.remedy)
+    except failures.DatabaseError as error:
+        failure = error.failure
+        logs.failed(failure.fault, failure.remedy, failure.sqlstate)
         return {"warm": False, "detail": failure.fault}
-    log.info("ping: warm, %d old idempotency keys forgotten", forgotten)
     return {"warm": True, "forgotten": forgotten}
 
 
-def _refuse(what: str, context: Any) -> dict[str, Any]:
+def _refuse(what: str, detail: object, context: Any) -> dict[str, Any]:
+    logs.failed(f"{what}: {detail}", "see what invokes this function")
     body = problems.body(400, f"This function was sent {what}.", context)
     return {
         "statusCode": 400,

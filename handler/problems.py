@@ -1,9 +1,8 @@
 """Problem responses (RFC 9457): what a caller gets for anything but success, and what OpenAPI says.
 
-Owns their shape, and the one line in the log. Leaves which failure is which to `failures`.
+Owns their shape. Leaves which failure is which to `failures`.
 """
 
-import logging
 import uuid
 from http import HTTPStatus
 from typing import Any
@@ -13,10 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from handler import failures
+from handler import failures, logs
 
 PROBLEM = "application/problem+json"
-log = logging.getLogger(__name__)
 
 # Written out, so that no schema is built before somebody asks for one.
 _content = {
@@ -60,8 +58,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _bug)
-    for failure in failures.DatabaseFailure:
-        app.add_exception_handler(failure, _database_error)
+    app.add_exception_handler(failures.DatabaseError, _database_error)
 
 
 def respond(
@@ -93,9 +90,9 @@ async def _bug(request: Request, _: Exception) -> JSONResponse:
     return respond(request, 500, "This should not have happened.")
 
 
-async def _database_error(request: Request, error: Exception) -> JSONResponse:
-    failure = failures.classify(error)
-    log.error("%s (%s)", failure.fault, failure.remedy)
+async def _database_error(request: Request, error: Any) -> JSONResponse:
+    failure = error.failure
+    logs.failed(failure.fault, failure.remedy, failure.sqlstate)
     if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _bug(request, error)
     if failure.status == HTTPStatus.GATEWAY_TIMEOUT:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -107,6 +108,11 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         assert time.monotonic() < end, f"not within {seconds} s: {condition}"
         time.sleep(0.02)
     return value
+
+
+def log_lines(text: str) -> list[dict[str, Any]]:
+    """What the handler said of its invocations, among whatever else was printed."""
+    return [json.loads(line) for line in text.splitlines() if '"cold_start": ' in line]
 
 
 def command(
