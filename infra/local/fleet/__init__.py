@@ -14,6 +14,7 @@ from typing import Any
 
 from infra.local.fleet.runtime_api import Answer
 from infra.local.fleet.sandbox import Sandbox
+from infra.local.network import Filter
 
 __all__ = ["Answer", "Fleet", "Sandbox"]
 
@@ -21,7 +22,8 @@ __all__ = ["Answer", "Fleet", "Sandbox"]
 class Fleet:
     """`environment`: what the function is configured with (`DB_*`). `concurrency`: how many
     sandboxes may live at once; an event beyond that waits. `timeout`: the function's, in seconds.
-    `logs`: a folder for what sandboxes print; None: here.
+    `logs`: a folder for what sandboxes print; None: here. `packet_filter`: for a hard freeze, see
+    `Sandbox`.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Fleet:
         concurrency: int = 1,
         timeout: float = 10.0,
         logs: Path | None = None,
+        packet_filter: Filter | None = None,
     ) -> None:
         self._environment = environment
         self._handler = handler
         self._timeout = timeout
         self._logs = logs
+        self._filter = packet_filter
         self._numbers = itertools.count(1)
         self._slots = asyncio.Semaphore(concurrency)
         self._idle: list[Sandbox] = []
@@ -65,7 +69,9 @@ class Fleet:
                 return await self._invoke(sandbox, event)
             number = next(self._numbers)
             log = self._logs and self._logs / f"sandbox-{number}.log"
-            sandbox = await Sandbox.start(self._handler, self._environment, log=log)
+            sandbox = await Sandbox.start(
+                self._handler, self._environment, log=log, packet_filter=self._filter
+            )
             self.sandboxes.add(sandbox)
             answer = await self._invoke(sandbox, event)
             ms = (time.monotonic() - begun) * 1000

@@ -59,7 +59,7 @@ class RuntimeApi:
         #: What the runtime reported instead of getting ready.
         self.init_error: asyncio.Future[dict[str, Any]] = asyncio.Future()
         self._runner: web.AppRunner | None = None
-        self.address = ""
+        self.address, self.port = "", 0
 
     async def start(self) -> None:
         app = web.Application(client_max_size=PAYLOAD_LIMIT + 2**20)
@@ -82,7 +82,7 @@ class RuntimeApi:
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
-        self.address = f"{host}:{port}"
+        self.address, self.port = f"{host}:{port}", int(port)
 
     async def close(self) -> None:
         if self._runner is not None:

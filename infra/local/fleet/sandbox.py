@@ -1,7 +1,7 @@
 """One execution environment: a process with the real runtime interface client, and its end.
 
 Owns the process. It shares with Lambda's what a handler can notice: the API, the environment, the
-deadline, who is told of the end and how long before.
+deadline, when it is frozen, who is told of the end and how long before.
 """
 
 import asyncio
@@ -15,8 +15,11 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from infra.local import ROOT
 from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
+from infra.local.network import Filter
 
 #: Until a sandbox must be ready. On Lambda 10; here all of them share a machine's cores.
 INIT_SECONDS = 60.0
@@ -26,18 +29,38 @@ SHUTDOWN_SECONDS = 0.5
 
 
 class Sandbox:
-    """Made by `start`. Serves one event at a time, until `end`."""
+    """Made by `start`. Serves one event at a time, until `end`.
 
-    def __init__(self, api: RuntimeApi, process: asyncio.subprocess.Process) -> None:
+    Between two events it is frozen, as soon as the runtime and all extensions are parked in `next`:
+    stopped, and with a `packet_filter` cut off as well, as a paused micro-VM is. Without one its
+    kernel goes on acknowledging and takes a FIN in its stead: a weaker freeze, of the process only.
+    """
+
+    def __init__(
+        self,
+        api: RuntimeApi,
+        process: asyncio.subprocess.Process,
+        packet_filter: Filter | None,
+    ) -> None:
         self._api = api
         self._process = process
+        self._filter = packet_filter
+        self._silent: list[int] = []
+        self._freezing: asyncio.Task[None] | None = None
+        #: Whether it is frozen now.
+        self.frozen = False
         self._exited = asyncio.create_task(process.wait())
         self._ending: asyncio.Task[None] | None = None
         self.pid = process.pid
 
     @classmethod
     async def start(
-        cls, handler: str, environment: dict[str, str], *, log: Path | None = None
+        cls,
+        handler: str,
+        environment: dict[str, str],
+        *,
+        log: Path | None = None,
+        packet_filter: Filter | None = None,
     ) -> "Sandbox":
         """Begin the init phase of a new process. `log`: what it prints goes there, or here."""
         api = RuntimeApi()
@@ -56,7 +79,7 @@ class Sandbox:
         except BaseException:
             await api.close()
             raise
-        return cls(api, process)
+        return cls(api, process, packet_filter)
 
     @property
     def alive(self) -> bool:
@@ -72,6 +95,7 @@ class Sandbox:
         Failures are answers, as on Lambda; after one of the process itself it is not `alive`.
         `limit`: the function's time-out, in seconds."""
         begun = time.monotonic()
+        await self._thaw()
         invocation = Invocation(json.dumps(event).encode(), limit)
         failed = await self._until(self._api.parked.wait(), INIT_SECONDS)
         if failed is None:
@@ -79,7 +103,38 @@ class Sandbox:
             failed = await self._until(invocation.answered, limit)
         payload, error = failed or invocation.answered.result()
         ms = (time.monotonic() - begun) * 1000
+        if self.alive:
+            self._freezing = asyncio.create_task(self._freeze())
         return Answer(invocation.request_id, payload, error, self.pid, ms)
+
+    async def _freeze(self) -> None:
+        await self._api.parked.wait()
+        self._signal(signal.SIGSTOP)
+        self.frozen = True
+        if self._filter is not None:
+            self._silent = self._ports()
+            self._filter.silence(self._silent)
+
+    def _ports(self) -> list[int]:
+        """Those of its connections, but to the Runtime API, which is part of a sandbox."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [
+                each.laddr.port
+                for each in psutil.Process(self.pid).net_connections("tcp")
+                if each.raddr and each.raddr.port != self._api.port
+            ]
+        return []
+
+    async def _thaw(self) -> None:
+        if self._freezing is not None:
+            self._freezing.cancel()
+            await asyncio.wait({self._freezing})
+            self._freezing = None
+        if self.frozen:
+            if self._filter is not None:
+                self._filter.restore(self._silent)
+            self._signal(signal.SIGCONT)
+            self.frozen = False
 
     async def _until(
         self, wanted: Awaitable[Any], seconds: float
@@ -111,6 +166,7 @@ class Sandbox:
         await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
+        await self._thaw()
         if self._api.extensions and self.alive:
             self._signal(signal.SIGTERM)
             await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)

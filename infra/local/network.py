@@ -1,0 +1,105 @@
+"""A network namespace of one's own, in which packets can be made to vanish.
+
+Owns entering one, as root or not, and the packet filter in it; both are gone with the last process
+inside. `python -m infra.local.network COMMAND …` runs a command in a new one. Linux only.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+
+from infra.local import LabError
+
+#: In the environment of whatever runs inside.
+INSIDE = "WARM_ENGINE_OWN_NETWORK"
+RULES = """
+table inet laboratory {
+  set silent { type inet_service; }
+  chain arriving {
+    type filter hook input priority 0
+    tcp sport @silent drop
+    tcp dport @silent drop
+  }
+}
+"""
+_SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
+
+
+def is_own() -> bool:
+    """Whether this process was started in a network of its own by `command`."""
+    return INSIDE in os.environ
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """What to run instead of `words` to have it run in a network of its own."""
+    # Without root, a user namespace gives the right to make the other one. Ourselves in it, not
+    # root: Postgres would refuse. For root one would only take away the other accounts.
+    user = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]
+    return ["unshare", *user, "--net", sys.executable, "-m", "infra.local.network", *words]
+
+
+def obstacle() -> str | None:
+    """Why there can be no such network or filter on this machine; None if there can."""
+    if shutil.which("unshare") is None:
+        return "there is no `unshare` here (Linux, package util-linux)"
+    probe = subprocess.run(
+        command([sys.executable, "-c", "from infra.local.network import Filter; Filter()"]),
+        capture_output=True,
+        text=True,
+    )
+    return None if probe.returncode == 0 else (probe.stderr.splitlines() or ["it said nothing"])[-1]
+
+
+class Filter:
+    """Drops what comes from and goes to chosen TCP ports, on every interface of this network.
+    Raises LabError where there is no nftables, or no network of one's own."""
+
+    def __init__(self) -> None:
+        try:
+            self._nft = ctypes.CDLL("libnftables.so.1")
+        except OSError:
+            raise LabError("nftables is not installed (package nftables)") from None
+        self._nft.nft_ctx_new.restype = ctypes.c_void_p
+        self._nft.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        self._context = ctypes.c_void_p(self._nft.nft_ctx_new(0))
+        self._nft.nft_ctx_buffer_error(self._context)
+        if not is_own():
+            raise LabError("packets are only ever dropped in a network of the laboratory's own")
+        self._run(RULES)
+
+    def silence(self, ports: Iterable[int]) -> None:
+        self._change("add", ports)
+
+    def restore(self, ports: Iterable[int]) -> None:
+        self._change("delete", ports)
+
+    def _change(self, verb: str, ports: Iterable[int]) -> None:
+        if listed := ", ".join(map(str, ports)):
+            self._run(f"{verb} element inet laboratory silent {{ {listed} }}")
+
+    def _run(self, text: str) -> None:
+        if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
+            said = self._nft.nft_ctx_get_error_buffer(self._context).decode().splitlines()
+            raise LabError(f"nftables: {(said or ['it said nothing'])[0]}")
+
+
+def _raise_loopback() -> None:
+    with socket.socket() as sock:
+        request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
+
+
+def main() -> None:
+    _raise_loopback()
+    os.environ[INSIDE] = "yes"
+    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # becomes the command
+
+
+if __name__ == "__main__":
+    main()
