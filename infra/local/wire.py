@@ -7,6 +7,7 @@ test may block or run a loop as it likes.
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -17,13 +18,14 @@ from types import TracebackType
 class Relay:
     """`with Relay(host, port) as relay:`, then connect to `relay.host`, `relay.port` instead.
 
-    `delay`: seconds that each round trip takes longer, half of it in each direction.
+    `delay`: seconds that each round trip takes longer, half of it in each direction. `others`: more
+    addresses; each connection goes to the next one, as behind a load balancer.
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, host: str, port: int, *, delay: float = 0.0) -> None:
-        self._target = (host, port)
+    def __init__(self, host: str, port: int, *others: tuple[str, int], delay: float = 0.0) -> None:
+        self._targets = itertools.cycle([(host, port), *others])
         self.delay = delay
         self.port = 0
         #: How often a client spoke and the server answered, since the start or `reset`.
@@ -31,6 +33,7 @@ class Relay:
         #: Connections accepted since the start or `reset`.
         self.connections = 0
         self._refusing = False
+        self._swallowing = False
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -72,6 +75,14 @@ class Relay:
         """Reset every connection there is; new ones are accepted."""
         self._do(self._reset_all)
 
+    def lead_to(self, host: str, port: int) -> None:
+        """Where connections go from now on."""
+        self._targets = itertools.cycle([(host, port)])
+
+    def swallow_answers(self, swallowing: bool = True) -> None:
+        """Pass on what clients say and nothing of what servers answer, or both again."""
+        self._swallowing = swallowing
+
     def refuse(self, refusing: bool = True) -> None:
         """Reset new connections as they come, or no more."""
         self._refusing = refusing
@@ -102,7 +113,7 @@ class Relay:
                 if self._refusing:
                     _reset(to_client)
                     return
-                from_server, to_server = await asyncio.open_connection(*self._target)
+                from_server, to_server = await asyncio.open_connection(*next(self._targets))
                 async with self._owning(to_server):
                     await self._relay(from_client, to_server, from_server, to_client)
 
@@ -146,7 +157,7 @@ class Relay:
                     (from_server, to_client, server_speaks),
                 ):
                     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-                    group.create_task(self._read(reader, under_way, seen))
+                    group.create_task(self._read(reader, under_way, seen, reader is from_server))
                     group.create_task(self._write(writer, under_way))
         except ExceptionGroup as broken:
             raise broken.exceptions[0] from None  # one end is gone: so is the other
@@ -156,9 +167,12 @@ class Relay:
         reader: asyncio.StreamReader,
         under_way: asyncio.Queue[tuple[float, bytes]],
         seen: Callable[[], None],
+        from_server: bool,
     ) -> None:
         while data := await reader.read(65536):
             seen()
+            if self._swallowing and from_server:
+                continue
             under_way.put_nowait((self._loop.time() + self.delay / 2, data))
         under_way.put_nowait((self._loop.time(), b""))
 

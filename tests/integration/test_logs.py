@@ -71,32 +71,16 @@ def test_a_failure_is_said_with_its_code_and_the_way_out(
 async def test_what_a_customer_sent_is_in_no_log(stack: Stack, tmp_path: Path) -> None:
     """Not where a value is refused by the driver either, whose message quotes it."""
     body = json.dumps({"customer_name": "Olive Oils", "status": "secret"})
-    function = "tests.integration.test_logs.unbounded"
+    function = "tests.runtime.functions.unbounded"
     async with Fleet(stack.environment(), handler=function, logs=tmp_path) as fleet:
         written = await fleet.invoke(http_api("POST", "/orders", body=body, idempotency_key="log"))
         assert written.payload["statusCode"] == 201
-        bad = await fleet.invoke(http_api("GET", "/orders/1"))
+        bad = await fleet.invoke(http_api("GET", "/orders/2"))
         assert bad.payload["statusCode"] == 500
     log = (tmp_path / "sandbox-1.log").read_text()
     assert log_lines(log)[-1]["sqlstate"] == "22000"
     for sent in ("Olive Oils", "secret", "98765432100"):
         assert sent not in log
-
-
-def unbounded(event: Any, context: Any) -> Any:
-    """The handler, in whose route somebody forgot to bound the id."""
-    from handler import main, orders
-
-    if event["requestContext"]["http"]["method"] == "POST":
-        return main.handler(event, context)
-    find = orders.find
-
-    async def find_another(_: int) -> Any:
-        return await find(98765432100)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orders, "find", find_another)
-        return main.handler(event, context)
 
 
 async def test_an_invocation_out_of_time_is_late(stack: Stack, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,43 @@ def hang(event: Event, context: Any) -> None:
 def extended(event: Event, context: Any) -> str:
     """Registered by `register` below, when the environment asks for it."""
     return "parked"
+
+
+def unbounded(event: Event, context: Any) -> Any:
+    """The handler, in whose route somebody forgot to bound the id; but for order 1."""
+    from handler import main, orders
+
+    if not event["rawPath"].endswith("/2"):
+        return main.handler(event, context)
+    find = orders.find
+    with patched(orders, "find", lambda _: find(98765432100)):
+        return main.handler(event, context)
+
+
+def greedy(event: Event, context: Any) -> Any:
+    """The handler, whose route for order 2 keeps the one connection while it asks for another."""
+    from handler import engine, main, orders
+
+    if not event["rawPath"].endswith("/2"):
+        return main.handler(event, context)
+    find = orders.find
+
+    async def find_with_another(order_id: int) -> Any:
+        async with engine.engine().connect():
+            return await find(order_id)
+
+    with patched(orders, "find", find_with_another):
+        return main.handler(event, context)
+
+
+@contextmanager
+def patched(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def register(name: str) -> None:

@@ -10,7 +10,7 @@ import itertools
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from infra.local.fleet.runtime_api import Answer
 from infra.local.fleet.sandbox import Sandbox
@@ -47,7 +47,7 @@ class Fleet:
         #: Every sandbox that lives, idle or not.
         self.sandboxes: set[Sandbox] = set()
 
-    async def __aenter__(self) -> "Fleet":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
