@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run psql test lint fmt requirements clean
+.PHONY: help doctor demo run psql test mutations lint fmt requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -31,7 +31,11 @@ psql: ## a prompt on the Postgres of `make run`
 
 test: ## the tests
 	$(SETUP) tests
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
+
+mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
+	$(SETUP) tests
+	@$(RUN) tests.mutations $(ARGS)
 
 lint: ## ruff and mypy --strict
 	$(SETUP) tests

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from infra.local import ROOT, LabError, machine, setup
+from infra.local import network as own_network
 
 #: What the wheels of Postgres' binaries and of the runtime client are built for.
 PLATFORMS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64"), ("Darwin", "arm64")}
@@ -71,6 +72,12 @@ def room() -> Finding:
     return Finding("disk", "ok", f"{free} MiB free")
 
 
+def network() -> Finding:
+    if (obstacle := own_network.obstacle()) is None:
+        return Finding("network", "ok", "one of its own, in which packets can be dropped")
+    return Finding("network", "skipped", f"freezes are of the process only: {obstacle}")
+
+
 def account() -> Finding:
     if os.getuid() == 0:
         return Finding("account", "ok", "root; Postgres and PgBouncer run as nobody")
@@ -78,7 +85,7 @@ def account() -> Finding:
 
 
 def main() -> int:
-    findings = [check() for check in (python, packages, postgres, pgbouncer, room, account)]
+    findings = [check() for check in (python, packages, postgres, pgbouncer, room, network, account)]
     for finding in findings:
         print(f"{finding.what:10}  {finding.state:8}  {finding.detail}")
     missing = [finding.what for finding in findings if finding.state == "missing"]

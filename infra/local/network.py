@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from infra.local import LabError
+from infra.local import ROOT, LabError
 
 #: In the environment of whatever runs inside.
 INSIDE = "WARM_ENGINE_OWN_NETWORK"
@@ -52,6 +52,7 @@ def obstacle() -> str | None:
         command([sys.executable, "-c", "from infra.local.network import Filter; Filter()"]),
         capture_output=True,
         text=True,
+        cwd=ROOT,
     )
     return None if probe.returncode == 0 else (probe.stderr.splitlines() or ["it said nothing"])[-1]
 

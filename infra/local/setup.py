@@ -34,6 +34,7 @@ REQUIREMENTS = {
         "tests/requirements.txt",
     ],
 }
+EMULATOR = ROOT / "tests/emulator.txt"
 
 
 def prepare(group: str, folder: Path) -> None:
@@ -45,14 +46,15 @@ def prepare(group: str, folder: Path) -> None:
         )
     with _alone(folder):
         files = [ROOT / name for name in REQUIREMENTS[group]]
+        alone = [EMULATOR] if group == "tests" else []
         wanted = hashlib.sha256(sys.version.encode())
-        for file in files:
+        for file in files + alone:
             wanted.update(file.read_bytes())
         ready = folder / f"ready-{group}"
         if not ready.exists() or ready.read_text() != wanted.hexdigest():
             for other in folder.glob("ready-*"):
                 other.unlink()  # what it vouches for is about to change
-            _install(files, folder)
+            _install(files, alone, folder)
             ready.write_text(wanted.hexdigest())
         if machine.pgbouncer() is None:
             with _step("PgBouncer, from this system's packages, into .tools"):
@@ -63,7 +65,8 @@ def prepare(group: str, folder: Path) -> None:
                     )
 
 
-def _install(files: list[Path], folder: Path) -> None:
+def _install(files: list[Path], alone: list[Path], folder: Path) -> None:
+    """`alone`: what is installed without what it asks for."""
     python = folder / "bin/python"
     uv = folder / "bin/uv"
     with _step(f"virtual environment {folder.name}, Python {sys.version.split()[0]}"):
@@ -71,15 +74,13 @@ def _install(files: list[Path], folder: Path) -> None:
             _clear(folder)
             _make_venv(folder, python)
     (folder / UNFINISHED).touch()
+    install = [str(uv), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
     with _step("packages, pinned and checked against their hashes"):
-        _run(
-            [
-                *(str(uv), "pip", "install", "--quiet", "--python", str(python)),
-                # A sandbox that has to compile what it imports starts in 2.3 s instead of 0.8.
-                *("--require-hashes", "--compile-bytecode"),
-                *(argument for file in files for argument in ("-r", str(file))),
-            ]
-        )
+        listed = [argument for file in files for argument in ("-r", str(file))]
+        # A sandbox that has to compile what it imports starts in 2.3 s instead of 0.8.
+        _run([*install, "--compile-bytecode", *listed])
+        for file in alone:
+            _run([*install, "--no-deps", "-r", str(file)])
     (folder / UNFINISHED).unlink()
 
 

@@ -44,7 +44,7 @@ def hang(event: Event, context: Any) -> None:
 
 
 def extended(event: Event, context: Any) -> str:
-    """Registered by `register` below, when the environment asks for it."""
+    """Its process says when SIGTERM came, and is an extension where the environment asks for it."""
     return "parked"
 
 
@@ -101,11 +101,12 @@ def register(name: str) -> None:
     threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()
 
 
-if extension := os.environ.get("REGISTER"):
+if "GOODBYE" in os.environ:
     import signal
     import threading
 
-    register(extension)
+    if extension := os.environ.get("REGISTER"):
+        register(extension)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)

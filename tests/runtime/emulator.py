@@ -1,0 +1,108 @@
+"""AWS's runtime interface emulator with our handler in it, one process tree per `Emulator`."""
+
+import importlib.util
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.local import ROOT
+from infra.local.server import free_port, wait_until
+
+MACHINES = {"x86_64": "x86_64", "aarch64": "arm64"}
+
+
+def binary() -> Path | None:
+    """The emulator, where there is one for this machine."""
+    package = importlib.util.find_spec("samcli")
+    if package is None or not package.submodule_search_locations or sys.platform != "linux":
+        return None
+    folder = Path(package.submodule_search_locations[0])
+    return folder / f"local/rapid/aws-lambda-rie-{MACHINES.get(platform.machine(), '')}"
+
+
+class Emulator:
+    """A running one. `invoke` as often as wanted, one at a time: two at once break it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
+        self._process = process
+        self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
+
+    def invoke(self, event: Any) -> Any:
+        """The function's answer; a time-out is a text that says so."""
+        body = json.dumps(event).encode()
+        request = urllib.request.Request(self._url, body)  # noqa: S310  # ours, of above
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            said = answer.read()
+        try:
+            return json.loads(said)
+        except ValueError:
+            return said.decode()
+
+    @property
+    def runtime(self) -> psutil.Process:
+        """The process with the handler in it, which starts with the first event."""
+        [child] = psutil.Process(self._process.pid).children()
+        return child
+
+    def shut_down(self) -> float:
+        """SIGTERM to the emulator, which ends the sandbox as Lambda does; how many seconds after it
+        the runtime was gone."""
+        runtime, begun = self.runtime, time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: not _runs(runtime), 5)
+        return time.monotonic() - begun
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Iterator[Emulator]:
+    """`seconds`: the function's time-out."""
+    program, port, api = binary(), free_port(), free_port()
+    assert program is not None
+    program.chmod(0o755)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [
+                str(program),
+                *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
+                *("--runtime-api-address", f"127.0.0.1:{api}"),
+                *(sys.executable, "-m", "awslambdaric", "handler.main.handler"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, **environment, "AWS_LAMBDA_FUNCTION_TIMEOUT": str(seconds)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        assert wait_until(lambda: _listens(port), 10), log.read_text()
+        yield Emulator(process, port)
+    finally:
+        for each in psutil.Process(process.pid).children(recursive=True):
+            each.kill()
+        process.kill()
+        process.wait()

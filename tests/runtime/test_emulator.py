@@ -1,0 +1,105 @@
+"""Under AWS's own emulator, with the real runtime client, a sandbox's end is a goodbye."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from infra.database.roles import APP
+from infra.local.pgbouncer import PgBouncer
+from infra.local.stack import DATABASE, Stack
+from tests.conftest import eventually
+from tests.events import http_api
+from tests.runtime.emulator import Emulator, binary, emulator
+
+pytestmark = pytest.mark.skipif(binary() is None, reason="the emulator runs on Linux only")
+
+READ = http_api("GET", "/orders/1")
+ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
+
+
+def clients(bouncer: PgBouncer) -> int:
+    return len([row for row in bouncer.show("CLIENTS") if row["user"] == APP])
+
+
+@pytest.fixture
+async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    yield connection
+    await connection.close()
+
+
+def test_twenty_times_nothing_is_left_after_a_third_of_a_second(
+    stack: Stack, tmp_path: Path
+) -> None:
+    took = []
+    with stack.another_pgbouncer() as bouncer:
+        for number in range(20):
+            log = tmp_path / f"{number}.log"
+            with emulator(stack.environment(bouncer), log) as sandbox:
+                assert sandbox.invoke(READ)["statusCode"] == 200
+                assert clients(bouncer) == 1
+                took.append(sandbox.shut_down())
+                eventually(lambda: clients(bouncer) == 0)
+        said = bouncer.said()
+        assert said.count(f"/{APP}@127.0.0.1") >= 20
+        assert said.count("closing because: client close request") >= 20
+        assert "client unexpected eof" not in said
+    print(f"gone after {sorted(took)[10] * 1000:.0f} ms (median), {max(took) * 1000:.0f} at most")
+    assert max(took) <= 0.3, took
+
+
+async def test_in_the_middle_of_a_query_the_query_ends_too(
+    stack: Stack, admin: Any, locker: Any, tmp_path: Path
+) -> None:
+    async def queries(wanted: int) -> None:
+        async with asyncio.timeout(3):
+            while await admin.fetchval(ACTIVE, APP) != wanted:  # noqa: ASYNC110  # it rings no bell
+                await asyncio.sleep(0.01)
+
+    def read(sandbox: Emulator) -> Any:
+        try:
+            return sandbox.invoke(READ)
+        except OSError:
+            return None  # the emulator left, too
+
+    with emulator(stack.environment(), tmp_path / "log") as sandbox:
+        assert (await asyncio.to_thread(sandbox.invoke, READ))["statusCode"] == 200
+        async with locker.transaction():
+            await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            reading = asyncio.create_task(asyncio.to_thread(read, sandbox))
+            await queries(1)
+            assert await asyncio.to_thread(sandbox.shut_down) <= 0.5
+            await queries(0)  # though the lock is still held
+        await reading
+
+
+def test_with_pgbouncer_not_answering_it_leaves_in_time_all_the_same(
+    stack: Stack, tmp_path: Path
+) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        assert bouncer.process is not None
+        with emulator(stack.environment(bouncer), tmp_path / "log") as sandbox:
+            sandbox.invoke(READ)
+            os.kill(bouncer.process.pid, signal.SIGSTOP)
+            try:
+                assert sandbox.shut_down() <= 0.45  # 400 ms, and a look every 10
+            finally:
+                os.kill(bouncer.process.pid, signal.SIGCONT)
+
+
+async def test_a_late_answer_spares_the_sandbox(stack: Stack, locker: Any, tmp_path: Path) -> None:
+    with emulator(stack.environment(), tmp_path / "log", seconds=2) as sandbox:
+        await asyncio.to_thread(sandbox.invoke, READ)
+        pid = sandbox.runtime.pid
+        async with locker.transaction():
+            await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            late = await asyncio.to_thread(sandbox.invoke, READ)
+            assert late["statusCode"] == 504
+        again = await asyncio.to_thread(sandbox.invoke, READ)
+        assert (again["statusCode"], sandbox.runtime.pid) == (200, pid)
