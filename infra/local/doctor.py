@@ -85,7 +85,9 @@ def account() -> Finding:
 
 
 def main() -> int:
-    findings = [check() for check in (python, packages, postgres, pgbouncer, room, network, account)]
+    findings = [
+        check() for check in (python, packages, postgres, pgbouncer, room, network, account)
+    ]
     for finding in findings:
         print(f"{finding.what:10}  {finding.state:8}  {finding.detail}")
     missing = [finding.what for finding in findings if finding.state == "missing"]
