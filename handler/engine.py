@@ -146,7 +146,7 @@ async def prewarm() -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(settings.pool_size):
                 group.create_task(open_one())
-    except* Exception as failed:
+    except ExceptionGroup as failed:  # not `except*`, which would wrap what is raised in it
         if settings.prewarm == "required":
             raise failed.exceptions[0] from None
         failure = failures.classify(failed.exceptions[0])
