@@ -98,7 +98,7 @@ def _order(answer: Answer) -> str:
 
 
 async def _serve(stack: Stack, listener: socket.socket) -> None:
-    async with Fleet(stack.environment()) as fleet:
+    async with Fleet(stack.environment(), concurrency=10) as fleet:
         runner = web.AppRunner(front_door.application(fleet), access_log=None, shutdown_timeout=1)
         await runner.setup()
         await web.SockSite(runner, listener).start()

@@ -26,6 +26,11 @@ table inet laboratory {
     tcp sport @silent drop
     tcp dport @silent drop
   }
+  chain leaving {
+    type filter hook output priority 0
+    tcp sport @silent drop
+    tcp dport @silent drop
+  }
 }
 """
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40

@@ -43,6 +43,10 @@ def hang(event: Event, context: Any) -> None:
     time.sleep(60)
 
 
+def large(event: Event, context: Any) -> str:
+    return "x" * 7 * 2**20 if event.get("large") else "small"
+
+
 def extended(event: Event, context: Any) -> str:
     """Its process says when SIGTERM came, and is an extension where the environment asks for it."""
     return "parked"
@@ -95,11 +99,17 @@ def register(name: str) -> None:
     )
     with urllib.request.urlopen(request) as answer:  # noqa: S310
         identifier = answer.headers["Lambda-Extension-Identifier"]
+    if os.environ.get("PARK") == "no":
+        return
     parked = urllib.request.Request(  # noqa: S310
         f"{api}/event/next", headers={"Lambda-Extension-Identifier": identifier}
     )
     threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()
 
+
+end = time.monotonic() + float(os.environ.get("SPIN", 0))
+while time.monotonic() < end:
+    pass
 
 if "GOODBYE" in os.environ:
     import signal

@@ -18,9 +18,22 @@ from infra.local.stack import Stack
 from tests.conftest import eventually
 
 
-def function(name: str, tmp_path: Path, *, timeout: float = 10.0, **environment: str) -> Fleet:
+def function(
+    name: str,
+    tmp_path: Path,
+    *,
+    timeout: float = 10.0,
+    concurrency: int = 1,
+    idle: float | None = None,
+    **environment: str,
+) -> Fleet:
     return Fleet(
-        environment, handler=f"tests.runtime.functions.{name}", timeout=timeout, logs=tmp_path
+        environment,
+        handler=f"tests.runtime.functions.{name}",
+        timeout=timeout,
+        concurrency=concurrency,
+        idle=idle,
+        logs=tmp_path,
     )
 
 
@@ -34,20 +47,37 @@ async def test_an_event_and_its_context_reach_the_function(tmp_path: Path) -> No
     assert first.pid == second.pid
 
 
-async def test_events_that_come_together_wait_for_the_one_sandbox(tmp_path: Path) -> None:
-    async with function("echo", tmp_path) as fleet:
-        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(10)))
-    assert [answer.payload["event"] for answer in answers] == list(range(10))
-    assert len({answer.pid for answer in answers}) == 1
+async def test_each_event_has_a_sandbox_to_itself_up_to_the_reserved_concurrency(
+    tmp_path: Path,
+) -> None:
+    async with function("echo", tmp_path, concurrency=2) as fleet:
+        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(3)))
+        assert [answer.error for answer in answers] == [None, None, "TooManyRequestsException"]
+        assert answers[0].pid != answers[1].pid
+        assert (answers[0].cold, answers[1].cold) == (True, True)
+        again = await fleet.invoke(3)
+        assert again.pid in {answer.pid for answer in answers}
+        assert not again.cold
+    assert not any(psutil.pid_exists(answer.pid) for answer in answers[:2])
 
 
-async def test_a_larger_fleet_starts_sandboxes_on_demand(tmp_path: Path) -> None:
-    fleet = Fleet({}, handler="tests.runtime.functions.echo", concurrency=2, logs=tmp_path)
-    async with fleet:
-        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(6)))
-        assert len(fleet.sandboxes) == 2
-    assert sum(answer.cold for answer in answers) == 2
-    assert not any(psutil.pid_exists(answer.pid) for answer in answers)
+async def test_a_sandbox_that_nobody_invokes_is_reaped(tmp_path: Path) -> None:
+    async with function("echo", tmp_path, idle=0.2) as fleet:
+        first = await fleet.invoke({})
+        async with asyncio.timeout(5):
+            while fleet.sandboxes:  # noqa: ASYNC110  # it rings no bell
+                await asyncio.sleep(0.01)
+        assert (await fleet.invoke({})).pid != first.pid
+
+
+async def test_a_deploy_starts_new_sandboxes_beside_idle_ones(tmp_path: Path) -> None:
+    async with function("echo", tmp_path, concurrency=2) as fleet:
+        old = await fleet.invoke({})
+        [sandbox] = fleet.sandboxes
+        new = await fleet.invoke({}, cold=True)
+        assert new.pid != old.pid
+        assert await fleet.retire(sandbox)
+        assert (await fleet.invoke({})).pid == new.pid
 
 
 async def test_an_exception_is_an_answer_and_the_sandbox_stays(tmp_path: Path) -> None:
@@ -81,6 +111,35 @@ async def test_a_function_that_hangs_is_killed_at_its_timeout(tmp_path: Path) ->
         assert answer.error == "Sandbox.Timedout"
         assert answer.payload["errorMessage"] == "Task timed out after 0.50 seconds"
         assert not psutil.pid_exists(answer.pid)
+
+
+async def test_an_answer_of_seven_megabytes_is_too_large(tmp_path: Path) -> None:
+    async with function("large", tmp_path) as fleet:
+        answer = await fleet.invoke({"large": True})
+        assert answer.error == "Function.ResponseSizeTooLarge"
+        assert (await fleet.invoke({})).payload == "small"
+
+
+async def test_an_extension_that_never_parks_never_ends_the_init_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 2.0)
+    fleet = function("extended", tmp_path, REGISTER="x", PARK="no", GOODBYE=str(tmp_path / "no"))
+    async with fleet:
+        answer = await fleet.invoke({})
+        assert answer.error == "Sandbox.Timedout"
+        assert not fleet.sandboxes
+
+
+async def test_the_init_phase_has_ten_seconds_of_its_own_processor_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.local.fleet.sandbox.INIT_CPU_SECONDS", 0.5)
+    async with function("extended", tmp_path, SPIN="60", GOODBYE=str(tmp_path / "no")) as fleet:
+        begun = time.monotonic()
+        answer = await fleet.invoke({})
+        assert answer.error == "Sandbox.Timedout"
+        assert time.monotonic() - begun < 30
 
 
 async def test_without_an_extension_there_is_no_sigterm(tmp_path: Path) -> None:

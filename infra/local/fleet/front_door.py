@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from infra.local.fleet import Fleet
+from infra.local.fleet import THROTTLED, Fleet
 from infra.local.fleet.runtime_api import PAYLOAD_LIMIT, Answer
 
 
@@ -70,8 +70,11 @@ def api_gateway_event(
 
 
 def http_response(answer: Answer) -> web.Response:
-    """What API Gateway makes of the function's answer: its response, or 500 and 503 of its own."""
+    """What API Gateway makes of the function's answer: its response, or 500 and 503 of its own; 429
+    for a throttled event, as function URLs and the Invoke API have it."""
     result = answer.payload
+    if answer.error == THROTTLED:
+        return web.json_response({"message": "Too Many Requests"}, status=429)
     if answer.error is not None or not isinstance(result, dict) or "statusCode" not in result:
         timed_out = answer.error == "Sandbox.Timedout"
         message = "Service Unavailable" if timed_out else "Internal Server Error"

@@ -48,7 +48,8 @@ class Invocation:
 class RuntimeApi:
     """Serves one runtime process and the extensions in it from `start` to `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_register: bool = True) -> None:
+        self._may_register = may_register
         self._events: asyncio.Queue[Invocation] = asyncio.Queue(1)
         self._current: Invocation | None = None
         self._runtime_parked = False
@@ -62,7 +63,7 @@ class RuntimeApi:
         self.address, self.port = "", 0
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=PAYLOAD_LIMIT + 2**20)
+        app = web.Application(client_max_size=2**30)
         runtime, extension = "/2018-06-01/runtime", "/2020-01-01/extension"
         app.add_routes(
             [
@@ -117,7 +118,13 @@ class RuntimeApi:
         )
 
     async def _response(self, request: web.Request) -> web.Response:
-        return self._answer(request, json.loads(await request.read() or b"null"), None)
+        body = await request.read()
+        if len(body) > PAYLOAD_LIMIT:
+            message = f"Exceeded maximum allowed payload size ({PAYLOAD_LIMIT} bytes)."
+            error = "Function.ResponseSizeTooLarge"
+            self._answer(request, {"errorType": error, "errorMessage": message}, error)
+            return _refused(413, "RequestEntityTooLarge", message)
+        return self._answer(request, json.loads(body or b"null"), None)
 
     async def _error(self, request: web.Request) -> web.Response:
         kind = request.headers.get("Lambda-Runtime-Function-Error-Type", "Unhandled")
@@ -140,6 +147,8 @@ class RuntimeApi:
     async def _register(self, request: web.Request) -> web.Response:
         name = request.headers.get("Lambda-Extension-Name", "")
         wanted = (await request.json()).get("events", [])
+        if not self._may_register:
+            return _refused(403, "Extension.Forbidden", "no extensions in this sandbox")
         if self.parked.is_set() or self._runtime_parked:
             return _refused(403, "Extension.InvalidState", "registering ends with the init phase")
         if name in (key.partition("/")[0] for key in self.extensions):

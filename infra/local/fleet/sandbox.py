@@ -12,17 +12,35 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from infra.local import ROOT
+from infra.local import ROOT, LabError
 from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
 from infra.local.network import Filter
 
-#: Until a sandbox must be ready. On Lambda 10; here all of them share a machine's cores.
+#: Until a sandbox must be ready, in seconds of its own CPU time: on Lambda none shares it, here all
+#: share a machine's. And on the clock, for one that waits for nothing.
+INIT_CPU_SECONDS = 10.0
 INIT_SECONDS = 60.0
+
+
+class Ending(StrEnum):
+    """How a sandbox ceases to be."""
+
+    #: Lambda's shutdown phase: SIGTERM and half a second, if it registered an extension.
+    GRACEFUL = "graceful"
+    #: SIGKILL; its kernel says goodbye in its stead.
+    KILL = "kill"
+    #: It is never thawed again. Its process stays, for whoever counts what it holds.
+    FREEZE = "freeze"
+    #: Cut off, then SIGKILL: no FIN ever arrives. As a micro-VM that is taken away.
+    VANISH = "vanish"
+
+
 #: From SIGTERM to SIGKILL where an internal extension is registered; without one there is no
 #: SIGTERM at all. "Shutdown phase", Understanding the Lambda execution environment lifecycle.
 SHUTDOWN_SECONDS = 0.5
@@ -59,11 +77,13 @@ class Sandbox:
         handler: str,
         environment: dict[str, str],
         *,
+        extensions: bool = True,
         log: Path | None = None,
         packet_filter: Filter | None = None,
     ) -> "Sandbox":
-        """Begin the init phase of a new process. `log`: what it prints goes there, or here."""
-        api = RuntimeApi()
+        """Begin the init phase of a new process. `extensions`: whether it may register any. `log`:
+        what it prints goes there, or here."""
+        api = RuntimeApi(extensions)
         await api.start()
         try:
             with _output(log) as output:
@@ -97,7 +117,7 @@ class Sandbox:
         begun = time.monotonic()
         await self._thaw()
         invocation = Invocation(json.dumps(event).encode(), limit)
-        failed = await self._until(self._api.parked.wait(), INIT_SECONDS)
+        failed = await self._until(self._ready(), INIT_SECONDS)
         if failed is None:
             self._api.hand_over(invocation)
             failed = await self._until(invocation.answered, limit)
@@ -107,15 +127,34 @@ class Sandbox:
             self._freezing = asyncio.create_task(self._freeze())
         return Answer(invocation.request_id, payload, error, self.pid, ms)
 
+    async def settled(self) -> bool:
+        """Once its last answer is behind it: whether it lives."""
+        parked = asyncio.ensure_future(self._api.parked.wait())
+        await asyncio.wait({parked, self._exited}, return_when=asyncio.FIRST_COMPLETED)
+        parked.cancel()
+        return self.alive
+
+    async def _ready(self) -> None:
+        """Once the runtime and all extensions are parked. Cancelled, with the init phase over, when
+        that has cost too much."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._api.parked.wait(), 1)
+                return
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = psutil.Process(self.pid).cpu_times()
+                if used.user + used.system > INIT_CPU_SECONDS:
+                    raise TimeoutError
+
     async def _freeze(self) -> None:
         await self._api.parked.wait()
         self._signal(signal.SIGSTOP)
         self.frozen = True
         if self._filter is not None:
-            self._silent = self._ports()
+            self._silent = self.ports()
             self._filter.silence(self._silent)
 
-    def _ports(self) -> list[int]:
+    def ports(self) -> list[int]:
         """Those of its connections, but to the Runtime API, which is part of a sandbox."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return [
@@ -131,10 +170,14 @@ class Sandbox:
             await asyncio.wait({self._freezing})
             self._freezing = None
         if self.frozen:
-            if self._filter is not None:
-                self._filter.restore(self._silent)
+            self._restore()
             self._signal(signal.SIGCONT)
             self.frozen = False
+
+    def _restore(self) -> None:
+        if self._filter is not None:
+            self._filter.restore(self._silent)
+        self._silent = []
 
     async def _until(
         self, wanted: Awaitable[Any], seconds: float
@@ -143,7 +186,7 @@ class Sandbox:
         waiting = asyncio.ensure_future(wanted)
         first = {waiting, self._exited, self._api.init_error}
         await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
+        if waiting.done() and not waiting.exception():
             return None
         waiting.cancel()
         if self._api.init_error.done():
@@ -158,18 +201,30 @@ class Sandbox:
         await self.end()
         return {"errorType": error, "errorMessage": message}, error
 
-    async def end(self) -> None:
-        """End it by Lambda's rules: SIGTERM and half a second if it registered an extension, else
-        SIGKILL at once; either way nothing of it is left. Safe to call again."""
+    async def end(self, how: Ending = Ending.GRACEFUL) -> None:
+        """End it; but for FREEZE, nothing of it is left. Safe to call again, and after FREEZE."""
+        if how is Ending.FREEZE:
+            if self._freezing is not None:
+                await self._freezing
+            return
         if self._ending is None:
-            self._ending = asyncio.create_task(self._end())
+            self._ending = asyncio.create_task(self._end(how))
         await asyncio.shield(self._ending)
 
-    async def _end(self) -> None:
-        await self._thaw()
-        if self._api.extensions and self.alive:
-            self._signal(signal.SIGTERM)
-            await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)
+    async def _end(self, how: Ending) -> None:
+        if how is Ending.VANISH:
+            if self._filter is None:
+                raise LabError("a sandbox vanishes only where packets can be dropped")
+            self._filter.silence(set(self.ports()) - set(self._silent))
+        elif how is Ending.GRACEFUL:
+            await self._thaw()
+            if self._api.extensions and self.alive:
+                self._signal(signal.SIGTERM)
+                await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)
+        else:
+            self._restore()
+        if self._freezing is not None:
+            self._freezing.cancel()
         self._signal(signal.SIGKILL)
         await self._exited
         await self._api.close()
