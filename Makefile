@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run psql test mutations lint fmt requirements clean
+.PHONY: help doctor demo run psql test churn mutations lint fmt requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -33,6 +33,10 @@ test: ## the tests
 	$(SETUP) tests
 	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
 
+churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
+	$(SETUP) reports
+	@$(RUN) infra.local churn
+
 mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
 	$(SETUP) tests
 	@$(RUN) tests.mutations $(ARGS)
@@ -56,7 +60,8 @@ requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the n
 	$(SETUP) local
 	$(COMPILE) pyproject.toml -o handler/requirements.txt
 	$(COMPILE) --group local -c handler/requirements.txt -o infra/local/requirements.txt
-	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -o tests/requirements.txt
+	$(COMPILE) --group reports -c handler/requirements.txt -o infra/local/reports.txt
+	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/reports.txt -o tests/requirements.txt
 
 clean: ## remove what these targets made in this folder
 	rm -rf $(VENV) $(VENV).lock .tools .stack .mypy_cache .pytest_cache .ruff_cache

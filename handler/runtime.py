@@ -94,7 +94,9 @@ def call_at_shutdown(goodbye: Callable[[], None]) -> None:
 def _register_extension(api: str) -> bool:
     """Whether this process is the one that Lambda tells. Of several in one environment (Managed
     Instances) only the first may have the name."""
-    connection = http.client.HTTPConnection(api, timeout=2)
+    # No time-out: to be registered without knowing it, and so not to park, would be worse than to
+    # wait. The runtime client waits for the same service, for good.
+    connection = http.client.HTTPConnection(api)
     headers = {"Lambda-Extension-Name": "warm-engine", "Content-Type": "application/json"}
     try:
         connection.request("POST", "/2020-01-01/extension/register", '{"events": []}', headers)

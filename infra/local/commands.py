@@ -29,6 +29,12 @@ def env(_: argparse.Namespace) -> int:
     return 0
 
 
+def churn(_: argparse.Namespace) -> int:
+    from infra.local.churn.command import churn  # draws: a second to import
+
+    return churn()
+
+
 def run(arguments: argparse.Namespace) -> int:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,6 +53,7 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
         ("demo", lambda _: demo.demo(), "one order, cold and warm; ends by itself"),
+        ("churn", churn, "exhaust Postgres with a churning fleet, and see PgBouncer prevent it"),
         ("run", run, "serve on HTTP until Ctrl-C"),
         ("psql", psql, "a prompt on the Postgres of the stack that is up"),
         ("env", env, "DB_* of the stack that is up, for eval in a shell"),

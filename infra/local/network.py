@@ -1,7 +1,7 @@
 """A network namespace of one's own, in which packets can be made to vanish.
 
 Owns entering one, as root or not, and the packet filter in it; both are gone with the last process
-inside. `python -m infra.local.network COMMAND …` runs a command in a new one. Linux only.
+inside. Linux only.
 """
 
 import ctypes
@@ -13,23 +13,26 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from infra.local import ROOT, LabError
 
-#: In the environment of whatever runs inside.
+#: The client's and the server's.
+Ports = tuple[int, int]
+
+#: In the environment of whatever runs inside: which network it is. Or `container`, for a container
+#: that has one anyway.
 INSIDE = "WARM_ENGINE_OWN_NETWORK"
 RULES = """
 table inet laboratory {
-  set silent { type inet_service; }
+  set silent { type inet_service . inet_service; }
   chain arriving {
     type filter hook input priority 0
-    tcp sport @silent drop
-    tcp dport @silent drop
+    tcp sport . tcp dport @silent drop
   }
   chain leaving {
     type filter hook output priority 0
-    tcp sport @silent drop
-    tcp dport @silent drop
+    tcp sport . tcp dport @silent drop
   }
 }
 """
@@ -37,8 +40,15 @@ _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 
 
 def is_own() -> bool:
-    """Whether this process was started in a network of its own by `command`."""
-    return INSIDE in os.environ
+    """Whether this process is in a network of the laboratory's own."""
+    return os.environ.get(INSIDE) in ("container", _this())
+
+
+def _this() -> str:
+    try:
+        return str(Path("/proc/self/ns/net").readlink())
+    except OSError:
+        return "not Linux"
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -63,7 +73,8 @@ def obstacle() -> str | None:
 
 
 class Filter:
-    """Drops what comes from and goes to chosen TCP ports, on every interface of this network.
+    """Drops what belongs to chosen TCP connections, in both directions. A connection is told by its
+    two ports, (client's, server's): by one alone it would be confused with others to come.
     Raises LabError where there is no nftables, or no network of one's own."""
 
     def __init__(self) -> None:
@@ -79,14 +90,14 @@ class Filter:
             raise LabError("packets are only ever dropped in a network of the laboratory's own")
         self._run(RULES)
 
-    def silence(self, ports: Iterable[int]) -> None:
-        self._change("add", ports)
+    def silence(self, connections: Iterable[Ports]) -> None:
+        self._change("add", connections)
 
-    def restore(self, ports: Iterable[int]) -> None:
-        self._change("delete", ports)
+    def restore(self, connections: Iterable[Ports]) -> None:
+        self._change("delete", connections)
 
-    def _change(self, verb: str, ports: Iterable[int]) -> None:
-        if listed := ", ".join(map(str, ports)):
+    def _change(self, verb: str, connections: Iterable[Ports]) -> None:
+        if listed := ", ".join(f"{a} . {b}, {b} . {a}" for a, b in connections):
             self._run(f"{verb} element inet laboratory silent {{ {listed} }}")
 
     def _run(self, text: str) -> None:
@@ -102,8 +113,9 @@ def _raise_loopback() -> None:
 
 
 def main() -> None:
+    """What `command` runs inside, and nobody else."""
     _raise_loopback()
-    os.environ[INSIDE] = "yes"
+    os.environ[INSIDE] = _this()
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # becomes the command
 
 

@@ -138,8 +138,13 @@ class PgBouncer(Server):
 
     def show(self, what: str) -> list[dict[str, Any]]:
         """A table of the console: `show("POOLS")`."""
-        # The console knows the simple protocol alone, which asyncpg cannot read rows from.
-        with psycopg.connect(
+        with self.console() as console:
+            return console.execute(f"SHOW {what}").fetchall()
+
+    def console(self) -> psycopg.Connection[dict[str, Any]]:
+        """A connection to the console, whose rows are dictionaries."""
+        # It knows the simple protocol alone, which asyncpg cannot read rows from.
+        return psycopg.connect(
             host=self.host,
             port=self.port,
             dbname="pgbouncer",
@@ -150,8 +155,7 @@ class PgBouncer(Server):
             autocommit=True,
             cursor_factory=psycopg.ClientCursor,
             row_factory=psycopg.rows.dict_row,
-        ) as console:
-            return console.execute(f"SHOW {what}").fetchall()
+        )
 
     def trust(self) -> ssl.SSLContext | None:
         """A context that knows this PgBouncer's CA; None where it speaks no TLS."""

@@ -28,9 +28,15 @@ OLDEST_PYTHON = (3, 11)
 OURS, UNFINISHED = "made-by-warm-engine", "unfinished"
 REQUIREMENTS = {
     "local": ["handler/requirements.txt", "infra/local/requirements.txt"],
+    "reports": [
+        "handler/requirements.txt",
+        "infra/local/requirements.txt",
+        "infra/local/reports.txt",
+    ],
     "tests": [
         "handler/requirements.txt",
         "infra/local/requirements.txt",
+        "infra/local/reports.txt",
         "tests/requirements.txt",
     ],
 }
@@ -163,7 +169,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in REQUIREMENTS:
-        print("usage: python3 -m infra.local.setup local|tests", file=sys.stderr)
+        print("usage: python3 -m infra.local.setup local|reports|tests", file=sys.stderr)
         return 2
     take_sigterm_as_ctrl_c()
     try:

@@ -29,11 +29,12 @@ def test_pooling_is_by_transaction_and_nothing_waits_longer_than_a_caller(stack:
 def test_a_frozen_sandbox_is_left_alone_for_as_long_as_the_handler_would_use_its_connection(
     stack: Stack,
 ) -> None:
-    """It acknowledges no probe, so probing is an idle limit as well."""
+    """It acknowledges neither a probe nor the last packet it got: these are idle limits as well."""
     config = {row["key"]: row["value"] for row in stack.pgbouncer.show("CONFIG")}
     kept = stack.settings().max_idle
     assert kept < float(config["client_idle_timeout"])
     assert kept < float(config["tcp_keepidle"])
+    assert kept < float(config["tcp_user_timeout"]) / 1000
 
 
 async def test_a_client_without_tls_is_turned_away(stack: Stack) -> None:

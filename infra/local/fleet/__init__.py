@@ -6,6 +6,7 @@ none is idle, none above the reserved concurrency. Leaves the processes to `sand
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -58,6 +59,8 @@ class Fleet:
         self._reaped: set[asyncio.Task[bool]] = set()
         #: Every sandbox that lives, idle or not; but for those left frozen.
         self.sandboxes: set[Sandbox] = set()
+        #: Those that are to end after the event they have.
+        self._retiring: dict[Sandbox, asyncio.Event] = {}
         self._left_frozen: set[Sandbox] = set()
 
     async def __aenter__(self) -> Self:
@@ -118,7 +121,9 @@ class Fleet:
         except BaseException:
             await self._remove(sandbox)
             raise
-        if sandbox.alive and sandbox in self.sandboxes:
+        if rest := self._retiring.get(sandbox):
+            rest.set()
+        elif sandbox.alive and sandbox in self.sandboxes:
             self._idle.append(sandbox)
             if self._idle_seconds is not None:
                 loop = asyncio.get_running_loop()
@@ -133,10 +138,17 @@ class Fleet:
         task.add_done_callback(self._reaped.discard)
 
     async def retire(self, sandbox: Sandbox, how: Ending = Ending.GRACEFUL) -> bool:
-        """End a sandbox; whether it was idle then. It gets no event any more."""
-        idle = sandbox in self._idle
-        if idle:
+        """End a sandbox; it gets no event any more. One that has an event is waited for, but no
+        longer than a second: whether it was idle."""
+        if sandbox in self._idle:
             self._idle.remove(sandbox)
+            idle = True
+        else:
+            rest = self._retiring[sandbox] = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(rest.wait(), 1)
+            idle = rest.is_set()
+            del self._retiring[sandbox]
         if reaper := self._reapers.pop(sandbox, None):
             reaper.cancel()
         await self._remove(sandbox, how)

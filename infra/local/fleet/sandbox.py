@@ -20,7 +20,7 @@ import psutil
 
 from infra.local import ROOT, LabError
 from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
-from infra.local.network import Filter
+from infra.local.network import Filter, Ports
 
 #: Until a sandbox must be ready, in seconds of its own CPU time: on Lambda none shares it, here all
 #: share a machine's. And on the clock, for one that waits for nothing.
@@ -63,10 +63,14 @@ class Sandbox:
         self._api = api
         self._process = process
         self._filter = packet_filter
-        self._silent: list[int] = []
+        self._silent: list[Ports] = []
+        self._sockets: set[str] = set()
+        self._connections: list[Ports] = []
         self._freezing: asyncio.Task[None] | None = None
         #: Whether it is frozen now.
         self.frozen = False
+        #: The request that it serves, or served last.
+        self.serving: str | None = None
         self._exited = asyncio.create_task(process.wait())
         self._ending: asyncio.Task[None] | None = None
         self.pid = process.pid
@@ -117,6 +121,7 @@ class Sandbox:
         begun = time.monotonic()
         await self._thaw()
         invocation = Invocation(json.dumps(event).encode(), limit)
+        self.serving = invocation.request_id
         failed = await self._until(self._ready(), INIT_SECONDS)
         if failed is None:
             self._api.hand_over(invocation)
@@ -151,17 +156,23 @@ class Sandbox:
         self._signal(signal.SIGSTOP)
         self.frozen = True
         if self._filter is not None:
-            self._silent = self.ports()
+            self._silent = self.connections()
             self._filter.silence(self._silent)
 
-    def ports(self) -> list[int]:
-        """Those of its connections, but to the Runtime API, which is part of a sandbox."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [
-                each.laddr.port
-                for each in psutil.Process(self.pid).net_connections("tcp")
-                if each.raddr and each.raddr.port != self._api.port
-            ]
+    def connections(self) -> list[Ports]:
+        """Those that it has, but to the Runtime API, which is part of a sandbox. Listing all
+        connections takes milliseconds, so it is done only when its sockets are others."""
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            links = [link.readlink().name for link in Path(f"/proc/{self.pid}/fd").iterdir()]
+            sockets = {link for link in links if link.startswith("socket:")}
+            if sockets != self._sockets:
+                self._connections = [
+                    (each.laddr.port, each.raddr.port)
+                    for each in psutil.Process(self.pid).net_connections("tcp")
+                    if each.raddr and each.raddr.port != self._api.port
+                ]
+                self._sockets = sockets
+            return self._connections
         return []
 
     async def _thaw(self) -> None:
@@ -215,7 +226,7 @@ class Sandbox:
         if how is Ending.VANISH:
             if self._filter is None:
                 raise LabError("a sandbox vanishes only where packets can be dropped")
-            self._filter.silence(set(self.ports()) - set(self._silent))
+            self._filter.silence(set(self.connections()) - set(self._silent))
         elif how is Ending.GRACEFUL:
             await self._thaw()
             if self._api.extensions and self.alive:

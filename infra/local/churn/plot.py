@@ -1,0 +1,69 @@
+"""The picture of a churn: backends over time, one panel per path, one line per ending."""
+
+import json
+from pathlib import Path as File
+from typing import Any
+
+import matplotlib
+
+from infra.local.churn.plan import Path
+from infra.local.churn.report import POOL, REPORTS
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # after the choice of its backend
+
+#: Colours that the colour-blind tell apart (Okabe and Ito).
+COLOURS = {
+    "graceful": "#009E73",
+    "kill": "#56B4E9",
+    "freeze": "#0072B2",
+    "vanish": "#D55E00",
+    "forgot": "#CC79A7",
+}
+TITLES = {Path.DIRECT: "straight to Postgres", Path.PGBOUNCER: "through PgBouncer"}
+
+
+def draw(folder: File = REPORTS) -> None:
+    """`churn.png` from `churn.json`."""
+    report = json.loads((folder / "churn.json").read_text())
+    limit = report["max_connections"]
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for panel, path in zip(panels, Path, strict=True):
+        runs = [run for run in report["runs"] if run["path"] == path]
+        _panel(panel, path, runs, limit)
+    panels[0].set_ylabel("the application's Postgres backends")
+    figure.suptitle(
+        f"{report['sandboxes']} Lambda sandboxes, replaced once by a deploy, "
+        f"on a Postgres with max_connections = {limit}"
+        + (" (interrupted)" if report.get("partial") else "")
+    )
+    draft = folder / "churn.png.tmp"
+    figure.savefig(draft, dpi=110, format="png")
+    pyplot.close(figure)
+    draft.replace(folder / "churn.png")
+
+
+def _panel(panel: Any, path: Path, runs: list[dict[str, Any]], limit: int) -> None:
+    failed = sum(run["failed"] for run in runs)
+    invocations = sum(run["invocations"] for run in runs)
+    panel.set_title(f"{TITLES[path]}: {failed:,} of {invocations:,} invocations failed")
+    panel.axhline(limit, color="black", linewidth=1)
+    panel.text(0.2, limit + 0.2, f"max_connections = {limit}, 3 of them reserved", fontsize=8)
+    if path is Path.PGBOUNCER:
+        panel.axhline(POOL, color="grey", linewidth=1, linestyle=":")
+        panel.text(0.2, POOL + 0.2, f"PgBouncer's pool and reserve = {POOL}", fontsize=8)
+    for run in runs:
+        times, backends = [s[0] for s in run["samples"]], [s[1] for s in run["samples"]]
+        colour = COLOURS[run["ending"]]
+        label = f"{run['ending']}: {run['failed']} failed"
+        panel.plot(times, backends, color=colour, linewidth=1.6, alpha=0.9, label=label)
+        if run["failed"]:
+            peak = max(backends)
+            at = times[backends.index(peak)]
+            panel.plot(at, peak, marker="x", markersize=9, markeredgewidth=2.5, color=colour)
+    panel.set_xlabel("seconds")
+    panel.set_ylim(0, limit * 1.12)
+    panel.set_xlim(left=0)
+    panel.legend(title="how sandboxes end", loc="lower right", fontsize=8, title_fontsize=8)
+    panel.grid(alpha=0.25)

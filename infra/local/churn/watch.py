@@ -1,0 +1,100 @@
+"""What Postgres and PgBouncer hold while a fleet churns, seen from outside.
+
+Owns a thread with a connection to each, opened before anything happens, that looks ten times a
+second. Leaves what it means to `report`.
+"""
+
+import threading
+import time
+from types import TracebackType
+
+import psycopg
+
+from infra.database.roles import APP
+from infra.local.churn.plan import Path
+from infra.local.stack import DATABASE, Stack
+
+INTERVAL = 0.1
+
+BACKENDS = "SELECT client_port FROM pg_stat_activity WHERE usename = %s"
+
+
+class Watch:
+    """`samples`: seconds since the start, backends and clients of the application. Behind PgBouncer
+    its clients are sandboxes' connections and its backends PgBouncer's; directly, both are one."""
+
+    def __init__(self, stack: Stack, path: Path) -> None:
+        self._path = path
+        self._postgres = psycopg.connect(
+            host=stack.postgres.host,
+            port=stack.postgres.port,
+            user=stack.postgres.admin["user"],
+            password=stack.postgres.password,
+            dbname=DATABASE,
+            autocommit=True,
+        )
+        self._console = stack.pgbouncer.console() if path is Path.PGBOUNCER else None
+        self.begun = time.monotonic()
+        self.samples: list[tuple[float, int, int]] = []
+        #: Ports of connections that ended sandboxes had.
+        self._ended: set[int] = set()
+        self._last_ending: float | None = None
+        #: When none of them was left, since the last ending; None while some are.
+        self._released: float | None = None
+        #: Backends and clients of ended sandboxes, at the last look.
+        self.held = (0, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._postgres.close()
+        if self._console is not None:
+            self._console.close()
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.begun
+
+    def ended(self, ports: list[int]) -> None:
+        """A sandbox that had connections from these ports has ended now."""
+        self._ended |= set(ports)
+        self._released = None
+        self._last_ending = self.now
+
+    @property
+    def release_seconds(self) -> float | None:
+        """From the last ending until nothing of any ended sandbox was left; None while something
+        is. No finer than INTERVAL."""
+        if self._released is None or self._last_ending is None:
+            return None
+        return max(0.0, self._released - self._last_ending)
+
+    def _look_on(self) -> None:
+        while not self._stop.is_set():
+            begun = self.now
+            ports = [port for (port,) in self._postgres.execute(BACKENDS, [APP]).fetchall()]
+            backends = len(ports)
+            linked = self._ended & set(ports)
+            if self._console is not None:
+                rows = self._console.execute("SHOW CLIENTS").fetchall()
+                clients = [row for row in rows if row["user"] == APP]
+                ports = [row["port"] for row in clients]
+                linked = {row["port"] for row in clients if row["link"]} & self._ended
+            self.samples.append((round(begun, 2), backends, len(ports)))
+            held = self._ended & set(ports)
+            self.held = (len(linked), len(held))
+            last = self._last_ending
+            if self._released is None and not held and last is not None and begun > last:
+                self._released = begun
+            self._stop.wait(max(0.0, INTERVAL - (self.now - begun)))
