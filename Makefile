@@ -59,7 +59,8 @@ COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 -
 requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the newest)
 	$(SETUP) local
 	$(COMPILE) pyproject.toml -o handler/requirements.txt
-	$(COMPILE) --group local -c handler/requirements.txt -o infra/local/requirements.txt
+	$(COMPILE) --group database -c handler/requirements.txt -o infra/database/requirements.txt
+	$(COMPILE) --group local -c handler/requirements.txt -c infra/database/requirements.txt -o infra/local/requirements.txt
 	$(COMPILE) --group reports -c handler/requirements.txt -o infra/local/reports.txt
 	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/reports.txt -o tests/requirements.txt
 
