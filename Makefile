@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run psql test churn mutations lint fmt requirements clean
+.PHONY: help doctor demo run up down invoke logs image psql test churn mutations lint fmt requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -25,9 +25,33 @@ run: ## the same, kept up on http://127.0.0.1:8000 (PORT=8000) until Ctrl-C
 	$(SETUP) local
 	@$(RUN) infra.local run --port $(PORT)
 
-psql: ## a prompt on the Postgres of `make run`
-	$(SETUP) local
-	@$(RUN) infra.local psql
+# The Lambda image on the emulator, behind it PgBouncer and Postgres: docker-compose.yml.
+COMPOSE = docker compose --profile "*"
+export HANDLER_PORT ?= 9000
+EVENT ?= infra/local/event.json
+
+up: ## the same as containers, with the Lambda image, kept up (HANDLER_PORT=9000) until `make down`
+	@docker compose up --build --wait
+
+down: ## end these containers, and what they stored
+	@$(COMPOSE) down --volumes
+
+invoke: ## send an event to the Lambda container of `make up` (EVENT=infra/local/event.json)
+	@curl -fsS -d @$(EVENT) http://127.0.0.1:$(HANDLER_PORT)/2015-03-31/functions/function/invocations
+	@echo
+
+logs: ## what the containers of `make up` say, until Ctrl-C
+	@$(COMPOSE) logs --follow
+
+# --provenance=false: Lambda takes no image that comes with an attestation beside it.
+image: ## the Lambda image, as warm-engine-handler:0.1.0 (TAG=0.1.0)
+	docker build --provenance=false --platform linux/amd64 -f handler/Dockerfile \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t warm-engine-handler:$(or $(TAG),0.1.0) .
+
+psql: ## a prompt on the Postgres of `make up` where that is up, else of `make run`
+	@if [ -n "$$($(COMPOSE) ps --quiet --status running postgres 2>/dev/null)" ]; then \
+		exec $(COMPOSE) exec $$(test -t 0 || echo -T) postgres psql -U postgres storefront; \
+	fi; $(PYTHON) -m infra.local.setup local && exec $(RUN) infra.local psql
 
 test: ## the tests
 	$(SETUP) tests
