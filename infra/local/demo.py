@@ -12,7 +12,7 @@ import asyncpg
 from aiohttp import web
 
 from infra.database.roles import APP
-from infra.local import LabError, interruption
+from infra.local import LabError, compose, interruption
 from infra.local.fleet import Answer, Fleet, front_door
 from infra.local.stack import DATABASE, ENDPOINTS, Stack
 
@@ -31,6 +31,13 @@ WHERE backend_type = 'client backend' GROUP BY usename ORDER BY usename
 
 def demo() -> int:
     """One cold invocation and some warm ones. Raises LabError when one is not answered."""
+    if compose.is_here():
+        found = interruption.run(compose.Stack.find)
+        at = found.postgres
+        print(f"stack      Compose's Postgres {at.version}, {at.max_connections} connections")
+        interruption.run(_invoke, found)
+        print("ended      the sandbox")
+        return 0
     with _stack() as stack:
         interruption.run(_invoke, stack)
     print("ended      the sandbox, PgBouncer and Postgres; nothing of them is left")
@@ -64,7 +71,7 @@ def _stack() -> Iterator[Stack]:
         yield stack
 
 
-async def _invoke(stack: Stack) -> None:
+async def _invoke(stack: Stack | compose.Stack) -> None:
     admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         async with Fleet(stack.environment()) as fleet:

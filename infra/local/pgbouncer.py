@@ -143,20 +143,27 @@ class PgBouncer(Server):
 
     def console(self) -> psycopg.Connection[dict[str, Any]]:
         """A connection to the console, whose rows are dictionaries."""
-        # It knows the simple protocol alone, which asyncpg cannot read rows from.
-        return psycopg.connect(
+        return console(
             host=self.host,
             port=self.port,
-            dbname="pgbouncer",
             user=self.upstream.admin,
             password=self.upstream.admin_password,
             sslmode="disable" if self.ca is None else "verify-full",
             sslrootcert="" if self.ca is None else str(self.ca),
-            autocommit=True,
-            cursor_factory=psycopg.ClientCursor,
-            row_factory=psycopg.rows.dict_row,
         )
 
     def trust(self) -> ssl.SSLContext | None:
         """A context that knows this PgBouncer's CA; None where it speaks no TLS."""
         return None if self.ca is None else ssl.create_default_context(cafile=self.ca)
+
+
+def console(**login: Any) -> psycopg.Connection[dict[str, Any]]:
+    """To the console of some PgBouncer. `login`: libpq's words."""
+    # It knows the simple protocol alone, which asyncpg cannot read rows from.
+    return psycopg.connect(
+        dbname="pgbouncer",
+        autocommit=True,
+        cursor_factory=psycopg.ClientCursor,
+        row_factory=psycopg.rows.dict_row,
+        **login,
+    )
