@@ -1,0 +1,93 @@
+"""From nothing to an order: the stack of docker-compose.yml, and what the image is."""
+
+import json
+
+from infra.local import ROOT
+from tests.infra.conftest import ComposeStack, docker
+
+EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
+
+
+async def test_from_nothing_to_an_order_within_a_minute(compose: ComposeStack) -> None:
+    answer = compose.invoke(EVENT)
+    assert answer["statusCode"] == 200
+    assert json.loads(answer["body"])["id"] == 1
+    assert compose.seconds_to_start < 60
+
+
+async def test_both_hops_are_tls_1_3(compose: ComposeStack) -> None:
+    compose.invoke(EVENT)
+    [client] = [row for row in compose.show("CLIENTS") if row["user"] == "appuser"]
+    assert client["tls"].startswith("TLSv1.3/")
+    servers = compose.show("SERVERS")
+    assert {row["user"] for row in servers} == {"appuser", "pooler_lookup"}
+    assert all(row["tls"].startswith("TLSv1.3/") for row in servers)
+    seen = compose.sql(
+        "SELECT usename, ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+        " WHERE client_addr IS NOT NULL"
+    )
+    assert {row["usename"] for row in seen} >= {"appuser", "pooler_lookup"}
+    assert {(row["ssl"], row["version"]) for row in seen} == {("t", "TLSv1.3")}
+
+
+async def test_postgres_takes_nobody_without_tls(compose: ComposeStack) -> None:
+    psql = (
+        "PGPASSWORD=$(cat /run/secrets/lookup-password)"
+        " psql 'host=postgres user=pooler_lookup dbname=storefront sslmode=disable' 2>&1 || true"
+    )
+    assert "no encryption" in compose("exec", "-T", "pgbouncer", "sh", "-c", psql)
+
+
+async def test_a_second_start_keeps_what_the_first_made(compose: ComposeStack) -> None:
+    read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "migrate", "/run/secrets/ca.pem")
+    authority = compose(*read)
+    compose("up", "--wait")
+    assert compose(*read) == authority
+    assert compose.invoke(EVENT)["statusCode"] == 200
+    assert compose.sql("SELECT count(*) FROM orders") == [{"count": "1000"}]
+
+
+async def test_no_secret_is_in_an_environment_a_history_or_a_log(compose: ComposeStack) -> None:
+    compose.invoke(EVENT)
+    show = ("--entrypoint", "sh", "migrate", "-c", "tail -n +1 /run/secrets/*-password")
+    lines = compose("run", "--rm", "--no-deps", *show).splitlines()
+    secrets = [line for line in lines if line and not line.startswith("==>")]
+    assert len(secrets) == 5
+    assert min(map(len, secrets)) > 20
+    containers = compose("ps", "--all", "--quiet").split()
+    images = {docker("inspect", "-f", "{{.Image}}", container) for container in containers}
+    places = {
+        "inspect": docker("inspect", *containers),
+        "history": "".join(docker("history", "--no-trunc", image.strip()) for image in images),
+        "logs": compose("logs"),
+    }
+    assert "DB_HOST" in places["inspect"]
+    assert "handler.main.handler" in places["history"]
+    assert "login attempt" in places["logs"]
+    for place, text in places.items():
+        assert not [secret for secret in secrets if secret in text], place
+
+
+async def test_every_service_is_confined(compose: ComposeStack) -> None:
+    config = json.loads(compose("--profile", "*", "config", "--format", "json"))
+    for name, service in config["services"].items():
+        assert "container_name" not in service
+        assert not service["image"].endswith(":latest")
+        assert service["mem_limit"], name
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1"
+        if name != "churn":
+            assert service["read_only"], name
+            assert service["cap_drop"] == ["ALL"], name
+    for service in ("handler", "pgbouncer", "postgres"):
+        status = compose("exec", "-T", service, "cat", "/proc/1/status")
+        uids = next(line for line in status.splitlines() if line.startswith("Uid:"))
+        assert "0" not in uids.split(), service
+        assert "CapEff:\t0000000000000000" in status, service
+
+
+async def test_the_laboratory_runs_against_it(compose: ComposeStack) -> None:
+    said = compose("run", "--rm", "--no-deps", "--build", "churn")
+    assert "20 connections" in said
+    assert said.count("Amber Bakery") == 5
+    assert "of 20 connections: " in said

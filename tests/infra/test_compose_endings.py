@@ -1,0 +1,102 @@
+"""How a sandbox's container may end, and what each end leaves on PgBouncer and on Postgres."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+
+from tests.conftest import eventually
+from tests.infra.conftest import ComposeStack, Sandbox, docker
+
+
+def goodbye(compose: ComposeStack, address: str) -> list[str]:
+    """How the application's connections from `address` were closed, in PgBouncer's words."""
+    pattern = rf"appuser@{re.escape(address)}:\d+ closing because: ([a-z ]+)"
+    return re.findall(pattern, compose.log("pgbouncer"))
+
+
+def gone_within(condition: Callable[[], bool], seconds: float) -> float:
+    """After how many seconds, at most `seconds`, `condition` came true."""
+    begun = time.monotonic()
+    eventually(condition, seconds)
+    return time.monotonic() - begun
+
+
+async def test_stopped_it_says_goodbye(compose: ComposeStack, sandbox: Sandbox) -> None:
+    address = sandbox.address()
+    assert len(compose.clients_from(address)) == 1
+    docker("stop", sandbox.container)
+    assert goodbye(compose, address)[-1].startswith("client close request")
+    assert not compose.clients_from(address)
+
+
+async def test_killed_it_leaves_its_place_at_once(compose: ComposeStack, sandbox: Sandbox) -> None:
+    address = sandbox.address()
+    docker("kill", sandbox.container)
+    gone_within(lambda: not compose.clients_from(address), 3)
+    assert goodbye(compose, address)[-1].startswith("client unexpected eof")
+
+
+async def test_killed_in_mid_query_its_query_ends_by_the_role_s_limit(
+    compose: ComposeStack, sandbox: Sandbox
+) -> None:
+    running = "SELECT pid FROM pg_stat_activity WHERE usename = 'appuser' AND state = 'active'"
+    lock = "BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(12)"
+    locking = asyncio.create_task(asyncio.to_thread(compose.sql, lock))
+    held = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"
+    await asyncio.to_thread(eventually, lambda: compose.sql(f"{held} AND locktype = 'relation'"))
+    asking = asyncio.create_task(asyncio.to_thread(sandbox.ask))
+    await asyncio.to_thread(eventually, lambda: compose.sql(running))
+    docker("kill", sandbox.container)
+    # Postgres looks after its client only when the query is done: statement_timeout is 5.
+    assert await asyncio.to_thread(gone_within, lambda: not compose.sql(running), 8) < 8
+    assert not locking.done()
+    await asyncio.wait([asking])
+    assert asking.exception() is not None
+    await locking
+
+
+async def test_paused_it_keeps_a_place_on_pgbouncer_and_none_on_postgres(
+    compose: ComposeStack, sandbox: Sandbox
+) -> None:
+    with compose.sandbox("direct") as direct:
+        assert direct.ask()["statusCode"] == 200
+        address = sandbox.address()
+        paused = (sandbox.container, direct.container)
+        direct_backend = (
+            "SELECT state FROM pg_stat_activity WHERE usename = 'appuser'"
+            f" AND client_addr = '{direct.address()}'"
+        )
+        docker("pause", *paused)
+        try:
+            [client] = compose.clients_from(address)
+            assert client["link"] == ""  # no server connection is its
+            assert [row["state"] for row in compose.sql(direct_backend)] == ["idle"]
+        finally:
+            docker("unpause", *paused)
+        assert sandbox.ask()["statusCode"] == 200
+        assert direct.ask()["statusCode"] == 200
+
+
+async def test_cut_off_it_leaves_its_place_after_half_a_minute(
+    compose: ComposeStack, sandbox: Sandbox
+) -> None:
+    """Past PgBouncer it holds a connection of Postgres for two hours, the system's default."""
+    network = f"{compose.project}_default"
+    with compose.sandbox("direct") as direct:
+        assert direct.ask()["statusCode"] == 200
+        address, past = sandbox.address(), direct.address()
+        backend = f"SELECT FROM pg_stat_activity WHERE client_addr = '{past}'"
+        for container in (sandbox.container, direct.container):
+            docker("network", "disconnect", network, container)
+        # 15 seconds of silence, then 3 probes, 5 apart.
+        seconds = await asyncio.to_thread(
+            gone_within, lambda: not compose.clients_from(address), 45
+        )
+        assert 15 < seconds < 45
+        assert compose.log("postgres").count(f"host={past} ") == 1
+        assert "(1 row)" in compose(
+            *("exec", "-T", "postgres", "psql", "-U", "postgres", "-c", backend)
+        )
+        docker("network", "connect", network, sandbox.container)
+        assert sandbox.ask()["statusCode"] == 200

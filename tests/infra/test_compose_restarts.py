@@ -1,0 +1,64 @@
+"""A fleet under load: how much of Postgres it takes, and what a restart behind it costs."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.infra.conftest import ComposeStack, Sandbox
+
+#: PgBouncer's default_pool_size and reserve_pool_size.
+POOL = 13
+
+
+@contextlib.asynccontextmanager
+async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox]]:
+    """So many containers of `fleet`, each of which has answered once."""
+    up = ("--profile", "fleet", "up", "--wait", "--no-deps", "--scale", f"fleet={count}", "fleet")
+    try:
+        await asyncio.to_thread(compose, *up)
+        sandboxes = [Sandbox(each) for each in compose("ps", "--quiet", "fleet").split()]
+        assert len(sandboxes) == count
+        async with asyncio.TaskGroup() as group:
+            for sandbox in sandboxes:
+                group.create_task(asyncio.to_thread(sandbox.ask))
+        yield sandboxes
+    finally:
+        await asyncio.to_thread(compose, "rm", "--stop", "--force", "fleet")
+
+
+async def test_ten_sandboxes_share_one_pool(compose: ComposeStack) -> None:
+    async with fleet(compose, 10) as sandboxes:
+        load = asyncio.gather(*(asyncio.to_thread(each.load, 5) for each in sandboxes))
+        peak = 0
+        while not load.done():
+            peak = max(peak, await asyncio.to_thread(compose.backends_of, "appuser"))
+        answers = [status for answered in await load for _, status in answered]
+        assert set(answers) == {200}
+        assert len(answers) > 100
+        assert 0 < peak <= POOL
+        clients = [row for row in compose.show("CLIENTS") if row["user"] == "appuser"]
+        assert len(clients) >= 10
+
+
+@pytest.mark.parametrize("service", ["pgbouncer", "postgres"])
+async def test_a_restart_under_load_is_over_when_the_server_is_back(
+    compose: ComposeStack, service: str
+) -> None:
+    """Some callers are told to come again (503); nobody gets another failure, and nobody waits
+    longer than the server was away for and some seconds."""
+    async with fleet(compose, 3) as sandboxes:
+        load = asyncio.gather(*(asyncio.to_thread(each.load, 20) for each in sandboxes))
+        await asyncio.sleep(2)  # of undisturbed load
+        stopped = time.time()
+        await asyncio.to_thread(compose, "restart", service)
+        back = time.time()
+        for answered in await load:
+            assert {status for _, status in answered} <= {200, 503}
+            assert any(status == 200 for when, status in answered if when < stopped)
+            failed = [when for when, status in answered if status != 200]
+            last = max(failed, default=stopped)
+            assert last < back + 5, f"failed until {last - back:.1f} s after the restart"
+            assert sum(status == 200 for when, status in answered if when > back + 5) > 10
