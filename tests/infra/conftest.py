@@ -174,7 +174,7 @@ def sweep(*projects: str) -> None:
     """Take away what is left of `projects`, or of runs that were killed."""
 
     def gone(project: str) -> bool:
-        return project in projects or not projects and _is_left_behind(project)
+        return project in projects if projects else _is_left_behind(project)
 
     label = f'{{{{.Label "{LABEL}"}}}}'
     for kind, listing, removal in (

@@ -3,7 +3,7 @@
 import json
 
 from infra.local import ROOT
-from tests.infra.conftest import ComposeStack, docker
+from tests.infra.conftest import LABEL, PREFIX, ComposeStack, docker, sweep
 
 EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
 
@@ -84,6 +84,22 @@ async def test_every_service_is_confined(compose: ComposeStack) -> None:
         uids = next(line for line in status.splitlines() if line.startswith("Uid:"))
         assert "0" not in uids.split(), service
         assert "CapEff:\t0000000000000000" in status, service
+
+
+async def test_what_a_killed_run_left_is_swept_and_nothing_of_others(compose: ComposeStack) -> None:
+    # A run whose process is no more: number 1 was never born then.
+    left = f"{PREFIX}1-1"
+    for project in (left, compose.project):
+        docker("volume", "create", "--label", f"{LABEL}={project}", f"{project}_left")
+    docker("tag", f"warm-engine-handler:{compose.project}", f"warm-engine-handler:{left}")
+    sweep()
+    volumes = docker("volume", "ls", "--format", "{{.Name}}").split()
+    assert f"{left}_left" not in volumes
+    assert f"{compose.project}_left" in volumes
+    assert f"{compose.project}_data" in volumes
+    assert not docker("image", "ls", "--quiet", f"warm-engine-handler:{left}")
+    assert compose.invoke(EVENT)["statusCode"] == 200
+    docker("volume", "rm", f"{compose.project}_left")
 
 
 async def test_the_laboratory_runs_against_it(compose: ComposeStack) -> None:

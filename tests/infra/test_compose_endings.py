@@ -86,7 +86,7 @@ async def test_cut_off_it_leaves_its_place_after_half_a_minute(
     with compose.sandbox("direct") as direct:
         assert direct.ask()["statusCode"] == 200
         address, past = sandbox.address(), direct.address()
-        backend = f"SELECT FROM pg_stat_activity WHERE client_addr = '{past}'"
+        backend = f"SELECT state FROM pg_stat_activity WHERE client_addr = '{past}'"
         for container in (sandbox.container, direct.container):
             docker("network", "disconnect", network, container)
         # 15 seconds of silence, then 3 probes, 5 apart.
@@ -94,9 +94,6 @@ async def test_cut_off_it_leaves_its_place_after_half_a_minute(
             gone_within, lambda: not compose.clients_from(address), 45
         )
         assert 15 < seconds < 45
-        assert compose.log("postgres").count(f"host={past} ") == 1
-        assert "(1 row)" in compose(
-            *("exec", "-T", "postgres", "psql", "-U", "postgres", "-c", backend)
-        )
+        assert compose.sql(backend) == [{"state": "idle"}]
         docker("network", "connect", network, sandbox.container)
         assert sandbox.ask()["statusCode"] == 200
