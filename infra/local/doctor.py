@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -84,10 +85,28 @@ def account() -> Finding:
     return Finding("account", "skipped", "not root: the tests of starting as root are skipped")
 
 
+def docker() -> Finding:
+    versions: list[str] = []
+    for words in (
+        ["version", "--format", "{{.Server.Version}}"],
+        ["compose", "version", "--short"],
+    ):
+        try:
+            asked = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            asked = None
+        if asked is None or asked.returncode:
+            lacking = "Compose" if versions else "engine"
+            return Finding(
+                "Docker", "skipped", f"no {lacking}: no make up, and its tests are skipped"
+            )
+        versions.append(asked.stdout.strip())
+    return Finding("Docker", "ok", f"{versions[0]}, Compose {versions[1]}: make up")
+
+
 def main() -> int:
-    findings = [
-        check() for check in (python, packages, postgres, pgbouncer, room, network, account)
-    ]
+    checks = (python, packages, postgres, pgbouncer, room, network, account, docker)
+    findings = [check() for check in checks]
     for finding in findings:
         print(f"{finding.what:10}  {finding.state:8}  {finding.detail}")
     missing = [finding.what for finding in findings if finding.state == "missing"]

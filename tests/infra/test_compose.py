@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from infra.local import ROOT
 from tests.infra.conftest import LABEL, PREFIX, ComposeStack, docker, sweep
+
+pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
 
 EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
 

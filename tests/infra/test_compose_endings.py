@@ -5,8 +5,12 @@ import re
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.conftest import eventually
 from tests.infra.conftest import ComposeStack, Sandbox, docker
+
+pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
 
 
 def goodbye(compose: ComposeStack, address: str) -> list[str]:

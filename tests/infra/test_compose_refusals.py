@@ -8,6 +8,8 @@ import trustme
 from tests.conftest import eventually
 from tests.infra.conftest import ComposeStack, Sandbox, docker
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+
 
 def instead_of(name: str, content: bytes, folder: Path) -> tuple[str, str]:
     """Words for `docker compose run` that put another file in the place of a secret."""

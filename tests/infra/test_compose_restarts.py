@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import eventually
 from tests.infra.conftest import ComposeStack, Sandbox
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+
 #: PgBouncer's default_pool_size and reserve_pool_size.
 POOL = 13
 
