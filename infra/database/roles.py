@@ -6,7 +6,7 @@ the owner role runs. Needs CREATEROLE and CREATEDB, not a superuser: no managed 
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import Any
 
 import asyncpg
@@ -93,6 +93,11 @@ async def set_password(
     `connection` must be the administrator's, to the database with the lookup.
     """
     verifier = scram_verifier(password)
+    known = await connection.fetchval("SELECT verifier FROM pooler.verifiers WHERE role = $1", role)
+    # A new verifier of an old password has another salt: with what PgBouncer kept of a warm
+    # sandbox's login it could open no further server connection.
+    if known and known == scram_verifier(password, salt_of(known)):
+        verifier = known
     async with connection.transaction():
         await connection.execute(f"ALTER ROLE {role} PASSWORD '{verifier}'")
         if through_pooler:
@@ -104,10 +109,14 @@ async def set_password(
             )
 
 
-def scram_verifier(password: str) -> str:
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """The text that Postgres and PgBouncer store for `password` (RFC 5803, Postgres' order)."""
     salt, stored_key, server_key, iterations = ScramMechanism("SCRAM-SHA-256").make_auth_info(
-        password, iteration_count=4096
+        password, iteration_count=4096, salt=salt
     )
     encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]
     return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
+
+
+def salt_of(verifier: str) -> bytes:
+    return b64decode(verifier.split("$")[1].partition(":")[2])
