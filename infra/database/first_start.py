@@ -1,8 +1,9 @@
 """What a stack of containers needs before its first server starts: passwords and certificates.
 
-Owns who may read which of them: each reader has a folder (a volume) of its own, and what is in it
-belongs to the account that the reader runs as. Everything is made at random, once, and stays until
-the volumes go. The CA's key is never written: what it signed here is all it will ever sign.
+Owns who may read which of them, and who may come in to Postgres: each reader has a folder (a
+volume) of its own, and what is in it belongs to the account that the reader runs as. Everything is
+made at random, once, and stays until the volumes go. The CA's key is never written: what it signed
+here is all it will ever sign.
 """
 
 import os
@@ -15,6 +16,12 @@ import trustme
 ACCOUNTS = {"postgres": 999, "pgbouncer": 998, "handler": 993, "admin": 993}
 #: Written last: without it a start was cut short, and everything is made anew.
 COMPLETE = "complete"
+#: From the network by TLS and password only, so that neither goes over it in clear; by the socket,
+#: whoever may enter the container.
+PG_HBA = b"""
+local    all  all       trust
+hostssl  all  all  all  scram-sha-256
+"""
 
 
 def make(folder: Path) -> None:
@@ -50,7 +57,7 @@ def contents() -> dict[str, dict[str, bytes]]:
         return {"server.pem": chain, "server.key": certificate.private_key_pem.bytes()}
 
     return {
-        "postgres": only("admin") | server("postgres"),
+        "postgres": only("admin") | server("postgres") | {"pg_hba.conf": PG_HBA},
         "pgbouncer": only("lookup", "console") | server("pgbouncer"),
         "handler": only("app"),
         "admin": only("admin", "owner", "app", "lookup", "console"),

@@ -124,13 +124,16 @@ class ComposeStack(DockerCompose):
         words = ["exec", "-T", "postgres", "psql", "-U", "postgres", "--csv", "-c", query]
         return list(csv.DictReader(self(*words, "storefront").splitlines()))
 
-    def show(self, what: str) -> list[dict[str, str]]:
-        """A table of PgBouncer's console."""
+    def console(self, command: str) -> str:
+        """What PgBouncer's console answers, as CSV."""
         psql = (
             "PGPASSWORD=$(cat /run/secrets/console-password) "
-            f"psql -h 127.0.0.1 -p 6432 -U console --csv -c 'SHOW {what}' pgbouncer"
+            f"psql -h 127.0.0.1 -p 6432 -U console --csv -c '{command}' pgbouncer"
         )
-        return list(csv.DictReader(self("exec", "-T", "pgbouncer", "sh", "-c", psql).splitlines()))
+        return self("exec", "-T", "pgbouncer", "sh", "-c", psql)
+
+    def show(self, what: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(self.console(f"SHOW {what}").splitlines()))
 
     def clients_from(self, sandbox_address: str) -> list[dict[str, str]]:
         return [row for row in self.show("CLIENTS") if row["addr"] == sandbox_address]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from infra.local import ROOT
+from tests.conftest import eventually
 from tests.infra.conftest import LABEL, PREFIX, ComposeStack, docker, sweep
 
 pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
@@ -42,11 +43,16 @@ async def test_postgres_takes_nobody_without_tls(compose: ComposeStack) -> None:
     assert "no encryption" in compose("exec", "-T", "pgbouncer", "sh", "-c", psql)
 
 
-async def test_a_second_start_keeps_what_the_first_made(compose: ComposeStack) -> None:
+async def test_a_second_start_keeps_what_the_first_made_and_warm_sandboxes_warm(
+    compose: ComposeStack,
+) -> None:
+    compose.invoke(EVENT)
     read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "migrate", "/run/secrets/ca.pem")
     authority = compose(*read)
     compose("up", "--wait")
     assert compose(*read) == authority
+    compose.console("RECONNECT")  # as after a minute without a request
+    eventually(lambda: not [each for each in compose.show("SERVERS") if each["user"] == "appuser"])
     assert compose.invoke(EVENT)["statusCode"] == 200
     assert compose.sql("SELECT count(*) FROM orders") == [{"count": "1000"}]
 
@@ -70,6 +76,16 @@ async def test_no_secret_is_in_an_environment_a_history_or_a_log(compose: Compos
     assert "login attempt" in places["logs"]
     for place, text in places.items():
         assert not [secret for secret in secrets if secret in text], place
+
+
+async def test_each_container_sees_its_own_secrets_alone(compose: ComposeStack) -> None:
+    for service, files in {
+        "handler": {"app-password", "ca.pem"},
+        "pgbouncer": {"lookup-password", "console-password", "ca.pem", "server.pem", "server.key"},
+        "postgres": {"admin-password", "ca.pem", "server.pem", "server.key", "pg_hba.conf"},
+    }.items():
+        listed = compose("exec", "-T", service, "sh", "-c", "cd /run/secrets; stat -c '%n %a' *")
+        assert dict(line.split() for line in listed.splitlines()) == dict.fromkeys(files, "400")
 
 
 async def test_every_service_is_confined(compose: ComposeStack) -> None:
