@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -11,9 +11,6 @@ from tests.conftest import eventually
 from tests.infra.conftest import ComposeStack, Sandbox
 
 pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
-
-#: PgBouncer's default_pool_size and reserve_pool_size.
-POOL = 13
 
 
 @contextlib.asynccontextmanager
@@ -32,7 +29,16 @@ async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox
         await asyncio.to_thread(compose, "rm", "--stop", "--force", "fleet")
 
 
-async def test_ten_sandboxes_share_one_pool(compose: ComposeStack) -> None:
+@pytest.fixture
+def pool_of_four(compose: ComposeStack) -> Iterator[int]:
+    """A smaller pool for the time of a test: what ten need of 13 depends on the machine."""
+    for command in ("SET default_pool_size = 4", "SET reserve_pool_size = 0", "RECONNECT"):
+        compose.console(command)
+    yield 4
+    compose.console("RELOAD")  # as the ini has it
+
+
+async def test_ten_sandboxes_share_one_pool(compose: ComposeStack, pool_of_four: int) -> None:
     async with fleet(compose, 10) as sandboxes:
         load = asyncio.gather(*(asyncio.to_thread(each.load, 5) for each in sandboxes))
         peak = 0
@@ -41,9 +47,8 @@ async def test_ten_sandboxes_share_one_pool(compose: ComposeStack) -> None:
         answers = [status for answered in await load for _, status in answered]
         assert set(answers) == {200}
         assert len(answers) > 100
-        assert 0 < peak <= POOL
-        clients = [row for row in compose.show("CLIENTS") if row["user"] == "appuser"]
-        assert len(clients) >= 10
+        assert 1 < peak <= pool_of_four
+        assert len([row for row in compose.show("CLIENTS") if row["user"] == "appuser"]) >= 10
 
 
 @pytest.mark.parametrize("service", ["pgbouncer", "postgres"])
@@ -63,6 +68,7 @@ async def test_a_restart_under_load_is_over_when_the_server_is_back(
         stopped = time.time()
         await asyncio.to_thread(compose, "restart", service)
         back = time.time()
+        assert back - stopped < 10  # it did not wait for sandboxes to leave
         for answered in await load:
             assert {status for _, status in answered} <= {200, 503}
             assert any(status == 200 for when, status in answered if when < stopped)
