@@ -99,5 +99,6 @@ async def test_cut_off_it_leaves_its_place_after_half_a_minute(
         )
         assert 15 < seconds < 45
         assert compose.sql(backend) == [{"state": "idle"}]
+        compose.sql(backend.replace("state", "pg_terminate_backend(pid)", 1))
         docker("network", "connect", network, sandbox.container)
         assert sandbox.ask()["statusCode"] == 200
