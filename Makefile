@@ -55,7 +55,7 @@ psql: ## a prompt on the Postgres of `make up` where that is up, else of `make r
 
 test: ## the tests
 	$(SETUP) tests
-	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
+	@$(RUN) pytest -n auto --maxprocesses=4 --dist=loadgroup $(ARGS)
 
 churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
 	$(SETUP) reports

@@ -25,6 +25,8 @@ from infra.local import ROOT
 from infra.local.fleet.front_door import api_gateway_event
 
 testcontainers_config.ryuk_disabled = True  # we sweep ourselves; and its image is one more to pull
+#: One stack for all; and whichever test comes first builds the images.
+ON_COMPOSE = [pytest.mark.xdist_group("compose"), pytest.mark.timeout(600)]
 PREFIX = "warm-engine-test-"
 LABEL = "com.docker.compose.project"
 INVOCATIONS = "2015-03-31/functions/function/invocations"

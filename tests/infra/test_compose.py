@@ -2,13 +2,11 @@
 
 import json
 
-import pytest
-
 from infra.local import ROOT
 from tests.conftest import eventually
-from tests.infra.conftest import LABEL, PREFIX, ComposeStack, docker, sweep
+from tests.infra.conftest import LABEL, ON_COMPOSE, PREFIX, ComposeStack, docker, sweep
 
-pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+pytestmark = ON_COMPOSE
 
 EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
 

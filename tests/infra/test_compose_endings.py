@@ -5,12 +5,10 @@ import re
 import time
 from collections.abc import Callable
 
-import pytest
-
 from tests.conftest import eventually
-from tests.infra.conftest import ComposeStack, Sandbox, docker
+from tests.infra.conftest import ON_COMPOSE, ComposeStack, Sandbox, docker
 
-pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+pytestmark = ON_COMPOSE
 
 
 def goodbye(compose: ComposeStack, address: str) -> list[str]:

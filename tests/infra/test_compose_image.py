@@ -2,13 +2,12 @@
 
 import json
 
-import pytest
 from testcontainers.core.container import DockerContainer
 
 from infra.local import ROOT
-from tests.infra.conftest import LABEL, ComposeStack, Sandbox, docker
+from tests.infra.conftest import LABEL, ON_COMPOSE, ComposeStack, Sandbox, docker
 
-pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+pytestmark = ON_COMPOSE
 
 BASE = "public.ecr.aws/lambda/python:3.13"
 LIMIT = 120_000_000

@@ -6,9 +6,9 @@ import pytest
 import trustme
 
 from tests.conftest import eventually
-from tests.infra.conftest import ComposeStack, Sandbox, docker
+from tests.infra.conftest import ON_COMPOSE, ComposeStack, Sandbox, docker
 
-pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+pytestmark = ON_COMPOSE
 
 
 def instead_of(name: str, content: bytes, folder: Path) -> tuple[str, str]:

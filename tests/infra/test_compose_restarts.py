@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.conftest import eventually
-from tests.infra.conftest import ComposeStack, Sandbox
+from tests.infra.conftest import ON_COMPOSE, ComposeStack, Sandbox
 
-pytestmark = pytest.mark.timeout(600)  # whichever comes first builds the images
+pytestmark = ON_COMPOSE
 
 
 @contextlib.asynccontextmanager
