@@ -192,10 +192,19 @@ def sweep(*projects: str) -> None:
             what, _, project = line.partition(" ")
             if gone(project):
                 docker(kind, *removal, what)
-    images = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "warm-engine-*")
-    for image in images.splitlines():
-        if gone(image.partition(":")[2]):
-            docker("image", "rm", "--force", image)
+    tags = docker("image", "ls", "--format", "{{.Tag}}", "warm-engine-*").split()
+    for project in filter(gone, set(tags)):
+        named = (
+            "image",
+            "ls",
+            "--format",
+            "{{.Repository}}:{{.Tag}}",
+            f"warm-engine-*:{project}",
+        )
+        docker("image", "rm", *docker(*named).split())
+        # Two services with one image: the first that was built has lost its name to the second.
+        if nameless := docker("image", "ls", "--quiet", "--filter", f"label={LABEL}={project}"):
+            docker("image", "rm", "--force", *set(nameless.split()))
 
 
 @pytest.fixture(scope="session")
@@ -213,9 +222,13 @@ def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         stack("build")
         begun = time.monotonic()
-        with stack:
-            stack.seconds_to_start = time.monotonic() - begun
-            yield stack
+        try:
+            stack.start()
+        except subprocess.CalledProcessError as error:
+            pytest.fail(f"{error.stderr.decode()[-2000:]}\n{stack('logs')[-8000:]}")
+        stack.seconds_to_start = time.monotonic() - begun
+        yield stack
+        stack.stop()
     finally:
         sweep(stack.project)
 
