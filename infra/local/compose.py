@@ -30,6 +30,18 @@ class Postgres:
     max_connections: int
     version: str
 
+    def administrator(self) -> psycopg.Connection[Any]:
+        """A connection of the superuser's, each statement by itself, for a thread that looks on."""
+        return psycopg.connect(
+            host=self.admin["host"],
+            user=self.admin["user"],
+            password=self.admin["password"],
+            dbname="postgres",
+            sslmode="verify-full",
+            sslrootcert=os.environ["DB_SSLROOTCERT"],
+            autocommit=True,
+        )
+
 
 class PgBouncer:
     def show(self, what: str) -> list[dict[str, Any]]:
@@ -72,7 +84,10 @@ class Stack:
             await connection.close()
         return cls(Postgres(admin, limit, version))
 
-    def environment(self) -> dict[str, str]:
-        """What a handler needs in its environment to go through PgBouncer."""
+    def environment(self, *, direct: bool = False) -> dict[str, str]:
+        """What a handler needs in its environment to go through PgBouncer or, `direct`, past it."""
         given = {name: value for name, value in os.environ.items() if name.startswith("DB_")}
-        return given | {"DB_PASS": (SECRETS / "app-password").read_text()}
+        given["DB_PASS"] = (SECRETS / "app-password").read_text()
+        return given | (
+            {"DB_HOST": self.postgres.admin["host"], "DB_PORT": "5432"} if direct else {}
+        )

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from infra.local import LabError
 from infra.local.interruption import run_program
 from infra.local.server import Account, Server
@@ -106,6 +108,17 @@ class Postgres(Server):
     def admin(self) -> dict[str, Any]:
         """asyncpg's connection arguments for the superuser, without a database."""
         return {"host": self.host, "port": self.port, "user": ADMIN, "password": self.password}
+
+    def administrator(self) -> "psycopg.Connection[Any]":
+        """A connection of the superuser's, each statement by itself, for a thread that looks on."""
+        return psycopg.connect(
+            host=self.host,
+            port=self.port,
+            user=ADMIN,
+            password=self.password,
+            dbname="postgres",
+            autocommit=True,
+        )
 
     @property
     def version(self) -> str:

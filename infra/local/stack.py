@@ -31,20 +31,17 @@ class Stack:
     """Postgres and PgBouncer. Raises LabError from `with` where they cannot be had; then, as after
     any end of the block, no process and no folder of theirs is left.
 
-    `max_connections`: Postgres' limit. `pgbouncer`: settings of PgBouncer that are to be otherwise.
-    `report`: gets a line at each step.
+    `max_connections`: Postgres' limit. `report`: gets a line at each step.
     """
 
     def __init__(
         self,
         *,
         max_connections: int = 20,
-        pgbouncer: dict[str, str | int] | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._max_connections = max_connections
         self._report = report
-        self._settings = pgbouncer
         self._passwords = {
             role: secrets.token_urlsafe(16) for role in (roles.OWNER, roles.APP, roles.LOOKUP)
         }
@@ -80,7 +77,7 @@ class Stack:
         self._report("database: roles, migrations, sample orders")
         run(self._fill)
         self._report("PgBouncer")
-        self.pgbouncer = self._undo.enter_context(self.another_pgbouncer(settings=self._settings))
+        self.pgbouncer = self._undo.enter_context(self.another_pgbouncer())
 
     async def _fill(self) -> None:
         await roles.bootstrap(self.postgres.admin, DATABASE, self._passwords)
@@ -139,9 +136,12 @@ class Stack:
             },
         )
 
-    def environment(self, through: PgBouncer | None = None) -> dict[str, str]:
-        """What a handler needs in its environment to go through the stack's PgBouncer."""
-        settings = self.settings(through=through or self.pgbouncer)
+    def environment(
+        self, through: PgBouncer | None = None, *, direct: bool = False
+    ) -> dict[str, str]:
+        """What a handler needs in its environment to go through the stack's PgBouncer, through
+        another one or, `direct`, past it."""
+        settings = self.settings(through=None if direct else through or self.pgbouncer)
         environment = {
             "DB_HOST": settings.host,
             "DB_PORT": str(settings.port),

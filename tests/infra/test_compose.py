@@ -121,7 +121,7 @@ async def test_what_a_killed_run_left_is_swept_and_nothing_of_others(compose: Co
 
 
 async def test_the_laboratory_runs_against_it(compose: ComposeStack) -> None:
-    said = compose("run", "--rm", "--no-deps", "--build", "churn")
+    said = compose("run", "--rm", "--no-deps", "--build", "churn", "demo")
     assert "20 connections" in said
     assert said.count("Amber Bakery") == 5
     assert "of 20 connections: " in said

@@ -5,11 +5,12 @@ import contextlib
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
-from infra.local import network
+from infra.local import compose, network
 from infra.local.churn import plot, report
 from infra.local.churn.plan import Path, Plan, Row, from_environment
 from infra.local.churn.run import Result, Run
@@ -19,6 +20,9 @@ from infra.local.interruption import run as run_async
 def churn() -> int:
     """Runs itself again in a network of its own where it can. 1 where a promise was broken."""
     plan = from_environment()
+    if compose.is_here():
+        found = run_async(compose.Stack.find)
+        plan = replace(plan, max_connections=found.postgres.max_connections)
     if not network.is_own():
         if (obstacle := network.obstacle()) is None:
             inside = network.command([sys.executable, "-m", "infra.local", "churn"])
@@ -27,12 +31,13 @@ def churn() -> int:
         print(f"left out   {left_out}: no packets can be dropped here ({obstacle})")
     begun = time.monotonic()
     results: list[Result] = []
+    servers: dict[str, str] = {}
     try:
-        run_async(_all, plan, results)
+        run_async(_all, plan, results, servers)
     finally:
         if results:
             complete = len(results) == len(plan.rows) * len(Path)
-            report.write(results, plan, partial=not complete)
+            report.write(results, plan, servers, partial=not complete)
             plot.draw()
             print(
                 f"\nwritten    {report.REPORTS.name}/churn.json, .md, .png"
@@ -53,9 +58,9 @@ def churn() -> int:
     return 1 if faults else 0
 
 
-async def _all(plan: Plan, results: list[Result]) -> None:
+async def _all(plan: Plan, results: list[Result], servers: dict[str, str]) -> None:
     """One row after the other. What a row's ended sandboxes hold is waited for while the next one
-    runs: its Postgres and PgBouncer are its own."""
+    runs, where its Postgres and PgBouncer are its own."""
     rows = [(path, row) for path in Path for row in plan.rows]
     print(
         f"churn      {len(rows)} rows of {plan.sandboxes} sandboxes on {plan.max_connections}"
@@ -71,8 +76,12 @@ async def _all(plan: Plan, results: list[Result]) -> None:
 
                 async with contextlib.AsyncExitStack() as undo:
                     run = await undo.enter_async_context(Run(path, row, plan, say))
+                    servers |= run.watch.versions
                     await run.churn()
-                    waiting.create_task(_finish(run, undo.pop_all(), results, bar))
+                    finishing = waiting.create_task(_finish(run, undo.pop_all(), results, bar))
+                    if compose.is_here():
+                        say("what ended sandboxes hold")
+                        await finishing
     order = {(path.value, row.value): number for number, (path, row) in enumerate(rows)}
     results.sort(key=lambda result: order[result.path, result.ending])
 

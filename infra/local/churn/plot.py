@@ -13,13 +13,14 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot  # after the choice of its backend
 
-#: Colours that the colour-blind tell apart (Okabe and Ito).
-COLOURS = {
-    "graceful": "#009E73",
-    "kill": "#56B4E9",
-    "freeze": "#0072B2",
-    "vanish": "#D55E00",
-    "forgot": "#CC79A7",
+#: Colours that the colour-blind tell apart (Okabe and Ito), and strokes that are seen where lines
+#: lie on one another.
+STYLES: dict[str, dict[str, Any]] = {
+    "graceful": {"color": "#009E73", "linewidth": 6, "alpha": 0.45},
+    "kill": {"color": "#56B4E9", "linewidth": 4},
+    "freeze": {"color": "#0072B2", "linewidth": 2},
+    "vanish": {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 4))},
+    "forgot": {"color": "#000000", "linewidth": 1.5, "linestyle": (0, (1, 3))},
 }
 TITLES = {Path.DIRECT: "straight to Postgres", Path.PGBOUNCER: "through PgBouncer"}
 
@@ -55,15 +56,15 @@ def _panel(panel: Any, path: Path, runs: list[dict[str, Any]], limit: int) -> No
         panel.text(0.2, POOL + 0.2, f"PgBouncer's pool and reserve = {POOL}", fontsize=8)
     for run in runs:
         times, backends = [s[0] for s in run["samples"]], [s[1] for s in run["samples"]]
-        colour = COLOURS[run["ending"]]
         label = f"{run['ending']}: {run['failed']} failed"
-        panel.plot(times, backends, color=colour, linewidth=1.6, alpha=0.9, label=label)
+        panel.plot(times, backends, label=label, **STYLES[run["ending"]])
         if run["failed"]:
             peak = max(backends)
             at = times[backends.index(peak)]
-            panel.plot(at, peak, marker="x", markersize=9, markeredgewidth=2.5, color=colour)
+            panel.plot(at, peak, marker="x", markersize=11, markeredgewidth=3, color="#B00000")
     panel.set_xlabel("seconds")
     panel.set_ylim(0, limit * 1.12)
     panel.set_xlim(left=0)
+    panel.yaxis.get_major_locator().set_params(integer=True)
     panel.legend(title="how sandboxes end", loc="lower right", fontsize=8, title_fontsize=8)
     panel.grid(alpha=0.25)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from infra.local import ROOT, machine
+from infra.local import ROOT
 from infra.local.churn.plan import Path, Plan, Row
 from infra.local.churn.run import CLIENT_IDLE_TIMEOUT, HORIZON, MAX_IDLE, RATE, Result
 
@@ -56,10 +56,17 @@ def broken(result: Result, plan: Plan) -> list[str]:
     return faults
 
 
-def write(results: list[Result], plan: Plan, *, partial: bool, folder: File = REPORTS) -> None:
-    """Both files, each at once or not at all."""
+def write(
+    results: list[Result],
+    plan: Plan,
+    servers: dict[str, str],
+    *,
+    partial: bool,
+    folder: File = REPORTS,
+) -> None:
+    """Both files, each at once or not at all. `servers`: their versions."""
     folder.mkdir(exist_ok=True)
-    environment = _environment()
+    environment = _environment() | servers
     report: dict[str, Any] = {"schema": 1}
     if partial:
         report["partial"] = True
@@ -81,13 +88,11 @@ def _replace(path: File, text: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    found = machine.pgbouncer()
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "kernel": platform.release(),
-        "pgbouncer": ".".join(map(str, found.version)) if found else None,
         **{name: version(name) for name in ("sqlalchemy", "asyncpg", "mangum", "awslambdaric")},
         "client_idle_timeout_s": CLIENT_IDLE_TIMEOUT,
         "max_idle_s": MAX_IDLE,
@@ -130,7 +135,8 @@ def _markdown(results: list[Result], plan: Plan, environment: dict[str, Any], pa
             f"| {result.path} | {result.ending} | {result.invocations} "
             f"| {failed} | {result.peak_backends} "
             f"| {result.backends_after}, {result.clients_after} "
-            f"| {released} ({result.release_bound_seconds:g}) | {result.unclean_closes} "
+            f"| {released} ({result.release_bound_seconds:g}) "
+            f"| {'?' if result.unclean_closes is None else result.unclean_closes} "
             f"| {result.cold_ms['p50']:.0f} | {result.warm_ms['p50']:.1f} |"
         )
     return "\n".join([*lines, ""])

@@ -7,13 +7,16 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path as Folder
 
 from infra.database.roles import APP
+from infra.local import compose
 from infra.local.churn.plan import Path, Plan, Row
 from infra.local.churn.watch import Watch
 from infra.local.fleet import Answer, Fleet, Sandbox
@@ -30,6 +33,8 @@ HORIZON = 25.0
 CLIENT_IDLE_TIMEOUT, MAX_IDLE = 20, 16
 #: What a goodbye may take to be seen from outside, in seconds.
 SLACK = 1.0
+#: PgBouncer's words and Postgres' for a client that left without a goodbye.
+UNCLEAN = re.compile(f"/{APP}@.*client unexpected eof|unexpected EOF on client connection")
 #: Linux' own patience with a silent peer, where nobody sets another.
 KERNEL_KEEPALIVE = 7200 + 9 * 75
 
@@ -49,7 +54,8 @@ class Result:
     peak_clients: int = 0
     backends_after: int = 0
     clients_after: int = 0
-    unclean_closes: int = 0
+    #: None where the servers' logs cannot be read (Compose).
+    unclean_closes: int | None = None
     release_seconds: float | None = None
     release_bound_seconds: float = 0
     cold_ms: dict[str, float] = field(default_factory=dict)
@@ -148,22 +154,20 @@ class Run:
 
     async def _start(self) -> None:
         self._say("Postgres and PgBouncer")
-        self.stack = await self._undo.enter_async_context(
-            _in_a_thread(
-                Stack(
-                    max_connections=self.plan.max_connections,
-                    pgbouncer={"client_idle_timeout": CLIENT_IDLE_TIMEOUT},
-                )
-            )
-        )
+        if compose.is_here():
+            self.stack: Stack | compose.Stack = await compose.Stack.find()
+        else:
+            own = Stack(max_connections=self.plan.max_connections)
+            self.stack = await self._undo.enter_async_context(_in_a_thread(own))
+        console = self._undo.enter_context(self.stack.pgbouncer.console())
+        self._undo.callback(console.execute, "RELOAD")
+        console.execute(f"SET client_idle_timeout = {CLIENT_IDLE_TIMEOUT}")
         self.watch = self._undo.enter_context(Watch(self.stack, self.path))
-        self._logs = self.stack.folder / "sandboxes"
-        self._logs.mkdir()
-        environment = self.stack.environment() | {"DB_MAX_IDLE": str(MAX_IDLE)}
-        if self.path is Path.DIRECT:
-            environment |= {"DB_PORT": str(self.stack.postgres.port), "DB_SSLMODE": "disable"}
+        self._undo.callback(self.watch.clear)
+        self._logs = Folder(self._undo.enter_context(tempfile.TemporaryDirectory()))
+        environment = self.stack.environment(direct=self.path is Path.DIRECT)
         self._fleet = Fleet(
-            environment,
+            environment | {"DB_MAX_IDLE": str(MAX_IDLE)},
             concurrency=2 * self.plan.sandboxes + CALLERS,
             extensions=self.row is not Row.FORGOT,
             logs=self._logs,
@@ -241,11 +245,10 @@ class Run:
         result.samples = self.watch.samples
         result.peak_backends = max(backends for _, backends, _ in result.samples)
         result.peak_clients = max(clients for _, _, clients in result.samples)
-        server = self.stack.pgbouncer if self.path is Path.PGBOUNCER else self.stack.postgres
-        said = [line for line in server.said().splitlines() if f"{APP}@" in line or " EOF " in line]
-        result.unclean_closes = sum(
-            "unexpected EOF" in line or "unexpected eof" in line for line in said
-        )
+        if isinstance(self.stack, Stack):
+            server = self.stack.pgbouncer if self.path is Path.PGBOUNCER else self.stack.postgres
+            said = server.said().splitlines()
+            result.unclean_closes = sum(bool(UNCLEAN.search(line)) for line in said)
 
     def _bound(self) -> float:
         """What the settings promise for `release_seconds`."""

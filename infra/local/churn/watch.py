@@ -8,31 +8,32 @@ import threading
 import time
 from types import TracebackType
 
-import psycopg
-
 from infra.database.roles import APP
+from infra.local import compose
 from infra.local.churn.plan import Path
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 
 INTERVAL = 0.1
 
-BACKENDS = "SELECT client_port FROM pg_stat_activity WHERE usename = %s"
+BACKENDS = "SELECT client_port, host(client_addr) FROM pg_stat_activity WHERE usename = %s"
+CLEAR = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE usename = %s AND host(client_addr) = %s
+"""
 
 
 class Watch:
     """`samples`: seconds since the start, backends and clients of the application. Behind PgBouncer
     its clients are sandboxes' connections and its backends PgBouncer's; directly, both are one."""
 
-    def __init__(self, stack: Stack, path: Path) -> None:
-        self._path = path
-        self._postgres = psycopg.connect(
-            host=stack.postgres.host,
-            port=stack.postgres.port,
-            user=stack.postgres.admin["user"],
-            password=stack.postgres.password,
-            dbname=DATABASE,
-            autocommit=True,
-        )
+    def __init__(self, stack: Stack | compose.Stack, path: Path) -> None:
+        self._postgres = stack.postgres.administrator()
+        #: Where sandboxes' connections come from, as this one does; others are not of this run.
+        self._address = self._ask("SELECT host(inet_client_addr())")
+        self.versions = {
+            "postgres": self._ask("SHOW server_version").split()[0],
+            "pgbouncer": stack.pgbouncer.show("VERSION")[0]["version"].split()[-1],
+        }
         self._console = stack.pgbouncer.console() if path is Path.PGBOUNCER else None
         self.begun = time.monotonic()
         self.samples: list[tuple[float, int, int]] = []
@@ -62,6 +63,15 @@ class Watch:
         if self._console is not None:
             self._console.close()
 
+    def _ask(self, query: str) -> str:
+        [[answer]] = self._postgres.execute(query).fetchall()
+        return str(answer)
+
+    def clear(self) -> None:
+        """Free what the run's sandboxes still hold of Postgres, for whoever comes next."""
+        with self._postgres.cursor() as cursor:
+            cursor.execute(CLEAR, [APP, self._address])
+
     @property
     def now(self) -> float:
         return time.monotonic() - self.begun
@@ -83,12 +93,17 @@ class Watch:
     def _look_on(self) -> None:
         while not self._stop.is_set():
             begun = self.now
-            ports = [port for (port,) in self._postgres.execute(BACKENDS, [APP]).fetchall()]
-            backends = len(ports)
+            found = self._postgres.execute(BACKENDS, [APP]).fetchall()
+            backends = len(found)
+            ports = [port for port, address in found if address == self._address]
             linked = self._ended & set(ports)
-            if self._console is not None:
+            if self._console is None:
+                backends = len(ports)
+            else:
                 rows = self._console.execute("SHOW CLIENTS").fetchall()
-                clients = [row for row in rows if row["user"] == APP]
+                clients = [
+                    row for row in rows if (row["user"], row["addr"]) == (APP, self._address)
+                ]
                 ports = [row["port"] for row in clients]
                 linked = {row["port"] for row in clients if row["link"]} & self._ended
             self.samples.append((round(begun, 2), backends, len(ports)))
