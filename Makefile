@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run up down invoke logs image psql test churn mutations lint fmt requirements clean
+.PHONY: help doctor demo run up down invoke logs image psql test churn mutations budget lint fmt deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -65,16 +65,28 @@ mutations: ## breaks the code one way at a time and sees the named test fail (AR
 	$(SETUP) tests
 	@$(RUN) tests.mutations $(ARGS)
 
-lint: ## ruff and mypy --strict
+budget: ## whether the fleet on AWS could exhaust its database (ARGS=ReservedConcurrency=6000)
 	$(SETUP) tests
+	@$(RUN) infra.aws.budget $(ARGS)
+
+lint: ## ruff, mypy --strict, cfn-lint, checkov, and the connection budget of the defaults
+	$(SETUP) tests
+	$(SETUP) checkov
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+	@$(RUN) cfnlint infra/aws/*.yaml
+	@$(VENV)-checkov/bin/checkov --directory infra/aws --framework cloudformation --skip-download --compact --quiet
+	@$(RUN) infra.aws.budget
 
 fmt: ## ruff's format and its safe fixes
 	$(SETUP) tests
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
+
+deploy: ## to the AWS account whose credentials are set (ARGS="MultiAz=false …", see README)
+	$(SETUP) aws
+	@$(VENV)-aws/bin/python -m infra.aws.deploy $(ARGS)
 
 # --universal: one file for every platform and Python; no index lines: whoever installs chooses.
 COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -87,6 +99,8 @@ requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the n
 	$(COMPILE) --group local -c handler/requirements.txt -c infra/database/requirements.txt -o infra/local/requirements.txt
 	$(COMPILE) --group reports -c handler/requirements.txt -o infra/local/reports.txt
 	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/reports.txt -o tests/requirements.txt
+	$(COMPILE) --group checkov -o infra/aws/checkov.txt
+	$(COMPILE) --group aws -o infra/aws/requirements.txt
 
 clean: ## remove what these targets made in this folder
-	rm -rf $(VENV) $(VENV).lock .tools .stack .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock .tools .stack .mypy_cache .pytest_cache .ruff_cache

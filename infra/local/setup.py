@@ -1,7 +1,7 @@
 """Prepares a bare machine: virtual environment, pinned packages, PgBouncer.
 
-`python3 -m infra.local.setup local` for the demo, `… tests` for the tests and linters too. Safe to
-run again, and quick when nothing changed. Standard library only.
+`python3 -m infra.local.setup local` for the demo, `… tests` for the tests and linters too, `… checkov`
+and `… aws` for one tool each. Safe to run again, and quick when nothing changed. Standard library only.
 """
 
 from __future__ import annotations
@@ -39,8 +39,17 @@ REQUIREMENTS = {
         "infra/local/reports.txt",
         "tests/requirements.txt",
     ],
+    # Pins that agree with no others: in virtual environments of their own, VENV-checkov, VENV-aws.
+    "checkov": ["infra/aws/checkov.txt"],
+    "aws": ["infra/aws/requirements.txt"],
 }
 EMULATOR = ROOT / "tests/emulator.txt"
+
+
+def folder(group: str) -> Path:
+    """Where `group` is installed."""
+    apart = f"-{group}" if group in ("checkov", "aws") else ""
+    return ROOT / ((os.environ.get("VENV") or ".venv") + apart)
 
 
 def prepare(group: str, folder: Path) -> None:
@@ -62,7 +71,7 @@ def prepare(group: str, folder: Path) -> None:
                 other.unlink()  # what it vouches for is about to change
             _install(files, alone, folder)
             ready.write_text(wanted.hexdigest())
-        if machine.pgbouncer() is None:
+        if group not in ("checkov", "aws") and machine.pgbouncer() is None:
             with _step("PgBouncer, from this system's packages, into .tools"):
                 machine.fetch_pgbouncer()
                 if machine.pgbouncer() is None:
@@ -169,11 +178,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in REQUIREMENTS:
-        print("usage: python3 -m infra.local.setup local|reports|tests", file=sys.stderr)
+        groups = "|".join(REQUIREMENTS)
+        print(f"usage: python3 -m infra.local.setup {groups}", file=sys.stderr)
         return 2
     take_sigterm_as_ctrl_c()
     try:
-        prepare(sys.argv[1], ROOT / (os.environ.get("VENV") or ".venv"))
+        prepare(sys.argv[1], folder(sys.argv[1]))
     except LabError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
