@@ -1,0 +1,41 @@
+"""Reads a CloudFormation template as plain data: `!Ref X` becomes `{"Ref": "X"}`.
+
+Owns the short forms of intrinsic functions. Leaves what a template means to SAM and CloudFormation.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with CloudFormation's tags."""
+
+
+def _intrinsic(loader: _Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
+    value: Any
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+        if tag == "GetAtt":
+            value = value.split(".", 1)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        assert isinstance(node, yaml.MappingNode)
+        value = loader.construct_mapping(node, deep=True)
+    return {tag if tag in ("Ref", "Condition") else f"Fn::{tag}": value}
+
+
+_Loader.add_multi_constructor("!", _intrinsic)  # type: ignore[no-untyped-call]  # has no types
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    """`infra/aws/<name>.yaml`. Shared by all who read it: leave it as it is."""
+    text = (FOLDER / f"{name}.yaml").read_text()
+    template: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader with tags
+    return template
