@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,26 @@ async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
     connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An AWS on this machine: moto's server, which stores what it is told and runs nothing. Its
+    address, which boto3 then uses for every service, with an account of nobody's."""
+    from moto.server import ThreadedMotoServer  # a second to import
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "testing")
+    # What it stores is the process's, and would be another test's, too.
+    urllib.request.urlopen(f"{address}/moto-api/reset", b"").close()  # noqa: S310  # ours
+    yield address
+    server.stop()
 
 
 Lambda = Callable[[Any], dict[str, Any]]

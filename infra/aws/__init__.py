@@ -1,1 +1,1 @@
-"""The deployment on AWS: SAM templates, and the arithmetic that keeps it off the database's limit."""
+"""The deployment on AWS: SAM templates, a connection budget, and what runs while deploying."""

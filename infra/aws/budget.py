@@ -144,8 +144,8 @@ def limits(budget: Budget) -> list[Limit]:
             "PgBouncer clients",
             _clients,
             (*fleet, "PoolerTasks", "max_client_conn"),
-            f"{budget.max_client_conn} × {budget.PoolerTasks - 1}, a task being lost; {FLEETS} fleets "
-            f"× {budget.ReservedConcurrency} × {budget.ProcessesPerSandbox} "
+            f"{budget.max_client_conn} × {budget.PoolerTasks - 1}, a task being lost; "
+            f"{FLEETS} fleets × {budget.ReservedConcurrency} × {budget.ProcessesPerSandbox} "
             f"× ({budget.PoolSize} + {budget.MaxOverflow})",
         ),
         Limit(
@@ -191,6 +191,7 @@ def from_templates(**overrides: Any) -> Budget:
         if name not in names:
             raise ValueError(f"{name} is no part of the budget. Parts: {', '.join(names)}")
         values[name] = value
+    chosen: dict[str, Any]
     try:
         chosen = {
             name: (int if kind == "int" else str)(values[name]) for name, kind in names.items()

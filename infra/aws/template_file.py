@@ -24,13 +24,12 @@ def _intrinsic(loader: _Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
             value = value.split(".", 1)
     elif isinstance(node, yaml.SequenceNode):
         value = loader.construct_sequence(node, deep=True)
-    else:
-        assert isinstance(node, yaml.MappingNode)
+    elif isinstance(node, yaml.MappingNode):
         value = loader.construct_mapping(node, deep=True)
     return {tag if tag in ("Ref", "Condition") else f"Fn::{tag}": value}
 
 
-_Loader.add_multi_constructor("!", _intrinsic)  # type: ignore[no-untyped-call]  # has no types
+_Loader.add_multi_constructor("!", _intrinsic)
 
 
 @cache

@@ -1,7 +1,8 @@
 """Prepares a bare machine: virtual environment, pinned packages, PgBouncer.
 
-`python3 -m infra.local.setup local` for the demo, `… tests` for the tests and linters too, `… checkov`
-and `… aws` for one tool each. Safe to run again, and quick when nothing changed. Standard library only.
+`python3 -m infra.local.setup local` for the demo, `… tests` for the tests and linters too, and
+`… checkov` or `… aws` for one tool each. Safe to run again, and quick when nothing changed.
+Standard library only.
 """
 
 from __future__ import annotations
