@@ -75,7 +75,7 @@ lint: ## ruff, mypy --strict, cfn-lint, checkov, and the connection budget of th
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
-	@$(RUN) cfnlint infra/aws/*.yaml
+	@$(VENV)/bin/cfn-lint infra/aws/*.yaml
 	@$(VENV)-checkov/bin/checkov --directory infra/aws --framework cloudformation --skip-download --compact --quiet
 	@$(RUN) infra.aws.budget
 

@@ -35,7 +35,7 @@ def environment(stack: Stack) -> dict[str, str]:
 
 # --- Who reaches whom ----------------------------------------------------------------------------
 
-DATABASE_PORT, HTTPS = 5432, 443
+DATABASE_PORT, POOLER_PORT, HTTPS = 5432, 6432, 443
 ENDPOINTS, S3 = "Network/EndpointGroup", DEPLOYED["S3PrefixList"]
 COMMON = {
     ("Security/Pooler", "Security/Database", DATABASE_PORT),
@@ -49,7 +49,7 @@ CHAIN = {
     "pgbouncer": COMMON
     | {
         ("Security/Function", "Security/Balancer", DATABASE_PORT),
-        ("Security/Balancer", "Security/Pooler", DATABASE_PORT),
+        ("Security/Balancer", "Security/Pooler", POOLER_PORT),
     },
     "rds-proxy": COMMON | {("Security/Function", "Security/Pooler", DATABASE_PORT)},
 }
@@ -385,10 +385,11 @@ def test_no_secret_stands_in_an_environment() -> None:
     for container in containers:
         plain = {each["Name"] for each in container["Environment"]}
         assert not [name for name in plain if re.search("PASS|KEY|SECRET", name)]
-        for each in container["Secrets"]:
+        for each in container.get("Secrets", []):
             place, field = each["ValueFrom"].removesuffix("::").rsplit(":", 1)
             assert place in ("Secrets/Lookup", DEPLOYED["PoolerTlsSecret"])
             assert field in ("password", "certificate", "key")
+    assert len(containers[0]["Secrets"]) == 3
     database = WITH_PGBOUNCER.resources["Database/Instance"]["Properties"]
     assert database["ManageMasterUserPassword"] is True
     assert "MasterUserPassword" not in database
