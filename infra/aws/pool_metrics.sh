@@ -2,6 +2,7 @@
 # PgBouncer's queue as a line of CloudWatch's embedded metric format, each 15 seconds, on stdout.
 # Runs beside PgBouncer in its task, and learns the console's password as fargate.sh wrote it.
 export PGHOST=127.0.0.1 PGPORT="${PGPORT:-6432}" PGUSER=console PGDATABASE=pgbouncer
+trap exit INT TERM # as process 1 it would otherwise be deaf, and ECS wait for its patience's end
 while :; do
   now=$(date +%s)000
   PGPASSWORD=$(cat /run/secrets/console-password) \
@@ -23,5 +24,6 @@ while :; do
         printf "\"Cluster\":\"%s\",\"cl_waiting\":%d,\"sv_active\":%d,\"maxwait\":%.3f}\n",
           cluster, waiting, active, longest
       }'
-  sleep 15
+  sleep 15 &
+  wait # a trap waits for a program, and interrupts this
 done

@@ -2,6 +2,7 @@
 its queue told to CloudWatch. The scripts are those of the image; only their absolute paths are
 other ones here, and Postgres, whose laboratory build has no TLS, is asked for none."""
 
+import contextlib
 import json
 import os
 import re
@@ -210,8 +211,11 @@ def test_its_queue_is_a_line_that_cloudwatch_counts(container: Container, tmp_pa
     assert process.stdout is not None
     try:
         said = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)  # the image's STOPSIGNAL
+        eventually(lambda: process.poll() is not None)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with its sleep
         process.wait()
         process.stdout.close()
     metrics = said["_aws"]["CloudWatchMetrics"][0]
