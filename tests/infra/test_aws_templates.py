@@ -424,6 +424,14 @@ def test_pgbouncers_stand_in_two_zones_and_a_deploy_takes_none_away() -> None:
     assert all(each["ReadonlyRootFilesystem"] for each in task["ContainerDefinitions"])
 
 
+def test_a_failover_of_the_database_ends_no_pgbouncer() -> None:
+    container = WITH_PGBOUNCER.resources["Pooler/Task"]["Properties"]["ContainerDefinitions"][0]
+    assert "SHOW VERSION" in container["HealthCheck"]["Command"][1]
+    assert "DB_NAME" not in container["HealthCheck"]["Command"][1]
+    targets = WITH_PGBOUNCER.resources["Pooler/Targets"]["Properties"]
+    assert targets["HealthCheckProtocol"] == "TCP"
+
+
 # --- What is said --------------------------------------------------------------------------------
 
 
