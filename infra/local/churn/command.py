@@ -19,6 +19,7 @@ from infra.local.interruption import run as run_async
 
 def churn() -> int:
     """Runs itself again in a network of its own where it can. 1 where a promise was broken."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     plan = from_environment()
     if compose.is_here():
         found = run_async(compose.Stack.find)
