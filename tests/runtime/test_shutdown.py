@@ -12,6 +12,7 @@ import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
+from infra.local.fleet.runtime_api import RuntimeApi
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import command, eventually, log_lines
@@ -127,3 +128,22 @@ def test_outside_lambda_sigterm_is_nobody_s_business_but_the_host_s(stack: Stack
         env=stack.environment(),
     )
     assert process.communicate(timeout=30)[0] == "True\n"
+
+
+async def test_a_slow_extensions_api_is_waited_for(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered without knowing it, the process would never park, and its init phase never end."""
+    register = RuntimeApi._register
+
+    async def slowly(self: RuntimeApi, request: Any) -> Any:
+        answer = await register(self, request)
+        await asyncio.sleep(3)
+        return answer
+
+    monkeypatch.setattr(RuntimeApi, "_register", slowly)
+    monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 20)
+    async with Fleet(stack.environment()) as fleet:
+        answer = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert answer.payload["statusCode"] == 200
+        assert await left_by_itself(fleet)
