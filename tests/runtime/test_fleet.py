@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from aiohttp import web
 
 from infra.database.roles import APP
-from infra.local.fleet import Fleet, front_door
+from infra.local.fleet import Ending, Fleet, front_door
 from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.nursery import Nursery
 from infra.local.stack import Stack
 from tests.conftest import eventually
 
@@ -68,6 +70,28 @@ async def test_a_sandbox_that_nobody_invokes_is_reaped(tmp_path: Path) -> None:
             while fleet.sandboxes:  # noqa: ASYNC110  # it rings no bell
                 await asyncio.sleep(0.01)
         assert (await fleet.invoke({})).pid != first.pid
+
+
+async def test_a_forked_sandbox_is_like_any_other(stack: Stack, tmp_path: Path) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        async with (
+            Nursery() as nursery,
+            Fleet(
+                stack.environment(bouncer), concurrency=3, logs=tmp_path, nursery=nursery
+            ) as fleet,
+        ):
+            read = api_gateway_event("GET", "/orders/1")
+            answers = await asyncio.gather(*(fleet.invoke(read) for _ in range(3)))
+            assert {answer.payload["statusCode"] for answer in answers} == {200}
+            assert len({answer.pid for answer in answers}) == 3
+            [killed, *others] = fleet.sandboxes
+            await fleet.retire(killed, Ending.KILL)
+            assert killed.exit_status == -signal.SIGKILL
+            for sandbox in others:
+                await fleet.retire(sandbox)
+                assert sandbox.exit_status == 0
+        assert bouncer.said().count("closing because: client close request") == 2
+    assert not any(psutil.pid_exists(answer.pid) for answer in answers)
 
 
 async def test_a_deploy_starts_new_sandboxes_beside_idle_ones(tmp_path: Path) -> None:
@@ -172,13 +196,16 @@ async def test_who_ignores_sigterm_is_killed_after_half_a_second(tmp_path: Path)
 
 
 async def test_a_sandbox_outlives_no_fleet_that_was_killed(stack: Stack) -> None:
-    """The runtime client leaves when nobody answers it any more."""
+    """A frozen one does not notice by itself that nobody answers it any more."""
     script = (
         "import asyncio, os, signal\n"
         "from infra.local.fleet import Fleet\n"
         "async def main():\n"
         "    async with Fleet({}, handler='tests.runtime.functions.echo') as fleet:\n"
         "        print((await fleet.invoke({})).pid, flush=True)\n"
+        "        [sandbox] = fleet.sandboxes\n"
+        "        while not sandbox.frozen:\n"
+        "            await asyncio.sleep(0.01)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )

@@ -48,6 +48,12 @@ class Plan:
     max_connections: int = 20
     deploys: int = 1
 
+    #: Whether sandboxes are forked from one that has imported everything: so many real cold starts
+    #: at once would take this machine minutes.
+    @property
+    def forked(self) -> bool:
+        return self.sandboxes > 50
+
     #: Sandboxes replaced at a time: old and new live side by side for so long.
     @property
     def batch(self) -> int:

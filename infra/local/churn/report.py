@@ -75,6 +75,7 @@ def write(
         "max_connections": plan.max_connections,
         "sandboxes": plan.sandboxes,
         "deploys": plan.deploys,
+        "forked": plan.forked,
         "runs": [asdict(result) for result in results],
     }
     _replace(folder / "churn.json", json.dumps(report) + "\n")
@@ -120,7 +121,13 @@ def _markdown(results: list[Result], plan: Plan, environment: dict[str, Any], pa
         f" {plan.deploys} time(s), {plan.batch} at a time, the new ones first. Time-lapse: an idle"
         f" client is dropped after {CLIENT_IDLE_TIMEOUT} s instead of 300, `DB_MAX_IDLE` is"
         f" {MAX_IDLE} s instead of 240. What is held is counted when the traffic ends, and waited"
-        f" for {HORIZON:g} s.",
+        f" for {HORIZON:g} s."
+        + (
+            " **Sandboxes were forked from one that had imported everything: how long their"
+            " starts took is no figure of a cold start.**"
+            if plan.forked
+            else ""
+        ),
         "",
         ", ".join(f"{name} {value}" for name, value in environment.items()),
         "",

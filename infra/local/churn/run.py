@@ -21,6 +21,7 @@ from infra.local.churn.plan import Path, Plan, Row
 from infra.local.churn.watch import Watch
 from infra.local.fleet import Answer, Fleet, Sandbox
 from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.nursery import Nursery
 from infra.local.network import Filter
 from infra.local.stack import Stack
 
@@ -165,6 +166,9 @@ class Run:
         self.watch = self._undo.enter_context(Watch(self.stack, self.path))
         self._undo.callback(self.watch.clear)
         self._logs = Folder(self._undo.enter_context(tempfile.TemporaryDirectory()))
+        nursery = None
+        if self.plan.forked:
+            nursery = await self._undo.enter_async_context(Nursery())
         environment = self.stack.environment(direct=self.path is Path.DIRECT)
         self._fleet = Fleet(
             environment | {"DB_MAX_IDLE": str(MAX_IDLE)},
@@ -172,6 +176,7 @@ class Run:
             extensions=self.row is not Row.FORGOT,
             logs=self._logs,
             packet_filter=Filter() if self.row.needs_filter else None,
+            nursery=nursery,
         )
         await self._undo.enter_async_context(self._fleet)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from infra.local.fleet.nursery import Nursery
 from infra.local.fleet.runtime_api import Answer
 from infra.local.fleet.sandbox import Ending, Sandbox
 from infra.local.network import Filter
@@ -29,7 +30,7 @@ class Fleet:
     sandboxes may live at once (reserved concurrency); an event beyond that is throttled. `timeout`:
     the function's, in seconds. `idle`: seconds after which an idle sandbox is shut down; None:
     never. `extensions`: False refuses every registration. `logs`: a folder for what sandboxes
-    print; None: here. `packet_filter`: for a hard freeze, see `Sandbox`.
+    print; None: here. `packet_filter`: for a hard freeze, see `Sandbox`. `nursery`: forks them.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Fleet:
         extensions: bool = True,
         logs: Path | None = None,
         packet_filter: Filter | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self._environment = environment
         self._handler = handler
@@ -52,6 +54,7 @@ class Fleet:
         self._extensions = extensions
         self._logs = logs
         self._filter = packet_filter
+        self._nursery = nursery
         self._numbers = itertools.count(1)
         self._starting = 0
         self._idle: list[Sandbox] = []
@@ -97,6 +100,7 @@ class Fleet:
                 extensions=self._extensions,
                 log=self._logs and self._logs / f"sandbox-{number}.log",
                 packet_filter=self._filter,
+                nursery=self._nursery,
             )
             self.sandboxes.add(sandbox)
         finally:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import IO, Any
 import psutil
 
 from infra.local import ROOT, LabError
+from infra.local.fleet.nursery import Forked, Nursery
 from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
 from infra.local.network import Filter, Ports
 
@@ -26,6 +28,13 @@ from infra.local.network import Filter, Ports
 #: share a machine's. And on the clock, for one that waits for nothing.
 INIT_CPU_SECONDS = 10.0
 INIT_SECONDS = 60.0
+
+
+#: A frozen sandbox does not notice that the laboratory was killed: the kernel ends it (Linux).
+_SETPRIV = shutil.which("setpriv")
+DIES_WITH_US = (_SETPRIV, "--pdeathsig", "KILL") if _SETPRIV else ()
+
+Process = asyncio.subprocess.Process | Forked
 
 
 class Ending(StrEnum):
@@ -57,7 +66,7 @@ class Sandbox:
     def __init__(
         self,
         api: RuntimeApi,
-        process: asyncio.subprocess.Process,
+        process: Process,
         packet_filter: Filter | None,
     ) -> None:
         self._api = api
@@ -84,22 +93,27 @@ class Sandbox:
         extensions: bool = True,
         log: Path | None = None,
         packet_filter: Filter | None = None,
+        nursery: Nursery | None = None,
     ) -> "Sandbox":
         """Begin the init phase of a new process. `extensions`: whether it may register any. `log`:
-        what it prints goes there, or here."""
+        what it prints goes there, or here. `nursery`: forks it."""
         api = RuntimeApi(extensions)
         await api.start()
         try:
-            with _output(log) as output:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "awslambdaric", handler),
-                    cwd=ROOT,
-                    env=_environment(handler, api.address) | environment,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
+            given = _environment(handler, api.address) | environment
+            if nursery is not None:
+                process: Process = await nursery.fork(handler, given, log)
+            else:
+                with _output(log) as output:
+                    process = await asyncio.create_subprocess_exec(
+                        *(*DIES_WITH_US, sys.executable, "-m", "awslambdaric", handler),
+                        cwd=ROOT,
+                        env=given,
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                    )
         except BaseException:
             await api.close()
             raise
