@@ -22,6 +22,8 @@ class Pinned(TypeDecorator[T]):
 
     def __init__(self, impl: TypeEngine[T]) -> None:
         super().__init__()
+        if impl.__visit_name__ in ("CHAR", "NCHAR", "BIT", "ARRAY"):
+            raise TypeError(f"{impl!r} without its bounds is another type: cast it in the query")
         self.impl = impl
 
     def column_expression(self, column: ColumnElement[T]) -> ColumnElement[T]:

@@ -15,6 +15,7 @@ from infra.aws import migration, rotation
 from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
+from tests.integration import test_roles
 
 Answers = list[dict[str, Any]]
 
@@ -81,23 +82,7 @@ def verifier(stack: Stack) -> str:
 
 
 def through_pooler(stack: Stack, password: str) -> str:
-    async def ask() -> str:
-        connection = await asyncpg.connect(
-            host=stack.pgbouncer.host,
-            port=stack.pgbouncer.port,
-            user=roles.APP,
-            database=DATABASE,
-            password=password,
-            ssl=stack.pgbouncer.trust(),
-            statement_cache_size=0,
-        )
-        try:
-            return str(await connection.fetchval("SELECT current_user"))
-        finally:
-            await connection.close()
-            await asyncio.sleep(0)
-
-    return asyncio.run(ask())
+    return asyncio.run(test_roles.through_pooler(stack, password))
 
 
 def test_an_empty_database_gets_roles_lookup_and_tables_and_cloudformation_hears_of_it(

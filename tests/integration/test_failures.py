@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from handler.connection import connector
 from infra.database import roles
 from infra.database.roles import APP
 from infra.local.fleet import Answer, Fleet
@@ -300,15 +301,7 @@ async def test_a_full_pgbouncer_is_503_after_one_try(
     stack: Stack, tmp_path: Path, settings: dict[str, str | int], fault: str, retry_after: str
 ) -> None:
     with stack.another_pgbouncer(settings=settings) as bouncer:
-        busy = await asyncpg.connect(
-            host=bouncer.host,
-            port=bouncer.port,
-            user=APP,
-            password=stack.settings().password.get_secret_value(),
-            database=DATABASE,
-            ssl=bouncer.trust(),
-            statement_cache_size=0,
-        )
+        busy = await connector(stack.settings(through=bouncer))()
         async with Logged(stack.environment(bouncer), tmp_path) as fleet:
             async with busy.transaction():
                 await busy.execute("SELECT 1")

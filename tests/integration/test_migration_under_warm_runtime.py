@@ -7,8 +7,10 @@ from typing import Any
 import asyncpg
 import pytest
 from alembic import command
+from sqlalchemy import ARRAY, CHAR, String
 from sqlalchemy.exc import DBAPIError
 
+from handler.pinned import Pinned
 from infra.database import schema
 from infra.database.roles import OWNER
 from infra.local.fleet import Fleet
@@ -139,3 +141,9 @@ async def test_a_migration_that_cannot_have_its_lock_gives_up_before_it_stops_th
             await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
     async with Fleet(own_stack.environment()) as fleet:
         assert (await fleet.invoke(http_api("GET", "/orders"))).payload["statusCode"] == 200
+
+
+@pytest.mark.parametrize("bounded", [CHAR(3), ARRAY(String(3))], ids=str)
+def test_a_type_that_is_another_one_without_its_bounds_is_not_pinned(bounded: Any) -> None:
+    with pytest.raises(TypeError, match="cast it in the query"):
+        Pinned(bounded)

@@ -17,15 +17,8 @@ async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
 
 async def through_pooler(stack: Stack, password: str) -> str:
     """Who one is after logging in with `password`."""
-    connection = await asyncpg.connect(
-        host=stack.pgbouncer.host,
-        port=stack.pgbouncer.port,
-        user=roles.APP,
-        database=DATABASE,
-        password=password,
-        ssl=stack.pgbouncer.trust(),
-        statement_cache_size=0,
-    )
+    settings = stack.settings(through=stack.pgbouncer, password=password)
+    connection = await connector(settings)()
     try:
         return str(await connection.fetchval("SELECT current_user"))
     finally:
