@@ -37,8 +37,9 @@ class Watch:
         self._console = stack.pgbouncer.console() if path is Path.PGBOUNCER else None
         self.begun = time.monotonic()
         self.samples: list[tuple[float, int, int]] = []
-        #: Ports of connections that ended sandboxes had.
-        self._ended: set[int] = set()
+        #: Ports of connections that ended sandboxes had and that are still there, and when they
+        #: ended: once a port was not there, whoever has it next is another.
+        self._ended: dict[int, float] = {}
         self._last_ending: float | None = None
         #: When none of them was left, since the last ending; None while some are.
         self._released: float | None = None
@@ -78,9 +79,9 @@ class Watch:
 
     def ended(self, ports: list[int]) -> None:
         """A sandbox that had connections from these ports has ended now."""
-        self._ended |= set(ports)
         self._released = None
         self._last_ending = self.now
+        self._ended |= dict.fromkeys(ports, self._last_ending)
 
     @property
     def release_seconds(self) -> float | None:
@@ -96,7 +97,7 @@ class Watch:
             found = self._postgres.execute(BACKENDS, [APP]).fetchall()
             backends = len(found)
             ports = [port for port, address in found if address == self._address]
-            linked = self._ended & set(ports)
+            linked = set(ports)
             if self._console is None:
                 backends = len(ports)
             else:
@@ -105,10 +106,13 @@ class Watch:
                     row for row in rows if (row["user"], row["addr"]) == (APP, self._address)
                 ]
                 ports = [row["port"] for row in clients]
-                linked = {row["port"] for row in clients if row["link"]} & self._ended
+                linked = {row["port"] for row in clients if row["link"]}
             self.samples.append((round(begun, 2), backends, len(ports)))
-            held = self._ended & set(ports)
-            self.held = (len(linked), len(held))
+            for port, when in list(self._ended.items()):
+                if port not in ports and when < begun:
+                    del self._ended[port]
+            held = self._ended.keys() & set(ports)
+            self.held = (len(held & linked), len(held))
             last = self._last_ending
             if self._released is None and not held and last is not None and begun > last:
                 self._released = begun
