@@ -22,6 +22,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "vanish": {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 4))},
     "forgot": {"color": "#000000", "linewidth": 1.5, "linestyle": (0, (1, 3))},
 }
+RED = "#B00000"
 TITLES = {Path.DIRECT: "straight to Postgres", Path.PGBOUNCER: "through PgBouncer"}
 
 
@@ -35,7 +36,7 @@ def draw(folder: File = REPORTS) -> None:
         _panel(panel, path, runs, limit)
     panels[0].set_ylabel("the application's Postgres backends")
     figure.suptitle(
-        f"{report['sandboxes']} Lambda sandboxes, replaced once by a deploy, "
+        f"{report['sandboxes']} Lambda sandboxes, replaced {report['deploys']}× by a deploy, "
         f"on a Postgres with max_connections = {limit}"
         + (" (interrupted)" if report.get("partial") else "")
     )
@@ -61,7 +62,9 @@ def _panel(panel: Any, path: Path, runs: list[dict[str, Any]], limit: int) -> No
         if run["failed"]:
             peak = max(backends)
             at = times[backends.index(peak)]
-            panel.plot(at, peak, marker="x", markersize=11, markeredgewidth=3, color="#B00000")
+            panel.plot(at, peak, marker="x", markersize=11, markeredgewidth=3, color=RED)
+    if failed:
+        panel.text(at + 1, peak + 0.6, "from here on invocations fail", color=RED, fontsize=9)
     panel.set_xlabel("seconds")
     panel.set_ylim(0, limit * 1.12)
     panel.set_xlim(left=0)
