@@ -27,9 +27,10 @@ run: ## the same, kept up on http://127.0.0.1:8000 (PORT=8000) until Ctrl-C
 
 # The Lambda image on the emulator, behind it PgBouncer and Postgres: docker-compose.yml.
 COMPOSE = docker compose --profile "*"
-export HANDLER_PORT ?= 9000
+HANDLER_PORT ?= 9000
 EVENT ?= infra/local/event.json
 
+up: export HANDLER_PORT := $(HANDLER_PORT)
 up: ## the same as containers, with the Lambda image, kept up (HANDLER_PORT=9000) until `make down`
 	@docker compose up --build --wait
 
@@ -55,7 +56,7 @@ psql: ## a prompt on the Postgres of `make up` where that is up, else of `make r
 
 test: ## the tests
 	$(SETUP) tests
-	@$(RUN) pytest -n auto --maxprocesses=4 --dist=loadgroup $(ARGS)
+	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
 
 churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
 	$(SETUP) reports

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 import handler.engine
 import handler.main
@@ -26,6 +27,17 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
 def pytest_sessionstart() -> None:
     take_sigterm_as_ctrl_c()  # so that fixtures end what they started
+
+
+class OneCompose(LoadScopeScheduling):  # type: ignore[misc]  # has no types
+    """Any test to any worker, but those on Compose to one: they share a stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "compose" if "/test_compose" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneCompose:
+    return OneCompose(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from infra.local import ROOT
 from infra.local.fleet.front_door import api_gateway_event
 
 testcontainers_config.ryuk_disabled = True  # we sweep ourselves; and its image is one more to pull
-#: One stack for all; and whichever test comes first builds the images.
-ON_COMPOSE = [pytest.mark.xdist_group("compose"), pytest.mark.timeout(600)]
+#: Whichever test comes first builds the images.
+ON_COMPOSE = pytest.mark.timeout(600)
 PREFIX = "warm-engine-test-"
 LABEL = "com.docker.compose.project"
 INVOCATIONS = "2015-03-31/functions/function/invocations"
@@ -96,8 +96,9 @@ class ComposeStack(DockerCompose):
         self.project = project
         self.seconds_to_start = 0.0
         settings = folder / f"{project}.env"
-        # Port 0: one that is free.
-        settings.write_text(f"COMPOSE_PROJECT_NAME={project}\nTAG={project}\nHANDLER_PORT=0\n")
+        settings.write_text(f"COMPOSE_PROJECT_NAME={project}\nTAG={project}\n")
+        # Port 0, one that is free; not in the file, before which goes what a caller exported.
+        os.environ["HANDLER_PORT"] = "0"
         super().__init__(ROOT, str(ROOT / "docker-compose.yml"), env_file=str(settings))
 
     def __call__(self, *words: str) -> str:
