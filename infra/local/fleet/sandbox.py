@@ -142,7 +142,7 @@ class Sandbox:
             failed = await self._until(invocation.answered, limit)
         payload, error = failed or invocation.answered.result()
         ms = (time.monotonic() - begun) * 1000
-        if self.alive:
+        if self.alive and self._ending is None:  # one that is shutting down is not frozen
             self._freezing = asyncio.create_task(self._freeze())
         return Answer(invocation.request_id, payload, error, self.pid, ms)
 
