@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import asyncpg
 
-from handler import credentials, logs
+from handler import credentials, failures, logs
 from handler.settings import Settings, SettingsError, SslMode
 
 #: Longer than this, in seconds, no goodbye is waited for: it must fit into what is kept of an
@@ -29,29 +29,41 @@ class _Connection(asyncpg.Connection):
 
 def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[Any]]]:
     """A creator factory: the whole handshake for one raw connection, as often as it is called."""
-    password = credentials.from_settings(settings)
+    source = credentials.from_settings(settings)
     tls = _tls(settings)
+
+    async def handshake(login: credentials.Login) -> asyncpg.Connection[Any]:
+        return await asyncpg.connect(
+            host=settings.host,
+            port=settings.port,
+            database=settings.name,
+            user=login[0],
+            password=login[1],
+            connection_class=_Connection,
+            ssl=tls,
+            timeout=settings.connect_timeout,
+            command_timeout=settings.command_timeout,
+            # Transaction pooling: a statement that asyncpg names lives on one server connection,
+            # the next request may be on another. With its cache off asyncpg prepares unnamed
+            # statements, sent in one burst with their execution; SQLAlchemy keeps the parsed result
+            # (its own cache of 100), so a warm statement is one round trip and leaves no name on
+            # any server.
+            statement_cache_size=0,
+            server_settings={"application_name": "warm-engine"},
+        )
 
     async def connect() -> asyncpg.Connection[Any]:
         with logs.connecting():
-            raw = await asyncpg.connect(
-                host=settings.host,
-                port=settings.port,
-                database=settings.name,
-                user=settings.user,
-                password=password,
-                connection_class=_Connection,
-                ssl=tls,
-                timeout=settings.connect_timeout,
-                command_timeout=settings.command_timeout,
-                # Transaction pooling: a statement that asyncpg names lives on one server
-                # connection, the next request may be on another. With its cache off asyncpg
-                # prepares unnamed statements, sent in one burst with their execution; SQLAlchemy
-                # keeps the parsed result (its own cache of 100), so a warm statement is one round
-                # trip and leaves no name on any server.
-                statement_cache_size=0,
-                server_settings={"application_name": "warm-engine"},
-            )
+            login = await source(None)
+            try:
+                raw = await handshake(login)
+            except asyncpg.PostgresError as error:
+                if not failures.is_refused_login(error):
+                    raise
+                another = await source(login)  # it was rotated meanwhile
+                if another == login:
+                    raise
+                raw = await handshake(another)
         _notice_silence(socket_of(raw), settings.connect_timeout)
         return raw
 

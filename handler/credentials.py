@@ -1,20 +1,121 @@
-"""Where a password comes from.
+"""Where a login comes from: `DB_PASS`, a secret that rotates, or a token of fifteen minutes.
 
 Owns the one small interface the engine's creator asks for each new raw connection, so that a
-rotated password or a short-lived token is never older than the connection it opens.
+password is never older than the connection it opens. What speaks to AWS is imported only where it
+is used: Lambda's base image has botocore, elsewhere it is to be installed.
 """
 
+import asyncio
+import contextlib
+import json
 from collections.abc import Awaitable, Callable
+from threading import Lock
+from typing import Any, cast
+from urllib.parse import urlencode
 
-from handler.settings import Settings
+from handler.failures import CredentialsError
+from handler.settings import Settings, SettingsError
 
-Credentials = Callable[[], Awaitable[str]]
+#: User and password.
+Login = tuple[str, str]
+#: The login for a new connection; given one that was just refused, another where there is one, else
+#: the same. Raises CredentialsError.
+Credentials = Callable[[Login | None], Awaitable[Login]]
 
 
 def from_settings(settings: Settings) -> Credentials:
-    """The source that `settings` names: today `DB_PASS`, read once at start."""
+    """The source that `settings` names. Nothing is asked of it yet. Raises SettingsError."""
+    if settings.auth == "password":
+        return lambda _: _fixed((settings.user, settings.password.get_secret_value()))
+    try:  # now, in the init phase: it takes 0.2 s of a whole processor
+        import botocore.session  # noqa: F401
+    except ImportError:
+        fault = f"DB_AUTH is {settings.auth!r}: there is no botocore. Install boto3"
+        raise SettingsError(fault) from None
+    blocking = (_secret if settings.auth == "secret" else _token)(settings)
 
-    async def password() -> str:
-        return settings.password.get_secret_value()
+    async def login(refused: Login | None) -> Login:
+        try:  # on a thread: botocore blocks, and the loop could keep no deadline
+            async with asyncio.timeout(settings.connect_timeout):
+                return await asyncio.to_thread(blocking, refused)
+        except TimeoutError:
+            raise CredentialsError("no answer within DB_CONNECT_TIMEOUT") from None
 
-    return password
+    return login
+
+
+async def _fixed(login: Login) -> Login:
+    return login
+
+
+def _secret(settings: Settings) -> Callable[[Login | None], Login]:
+    """A secret of RDS's shape, read once and kept until the server refuses what it says."""
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import get_session
+
+    arn, client, known = str(settings.secret_arn), cast(Any, None), cast(Login, None)
+    alone = Lock()  # of ten connections that are refused at once, one reads it again
+    seconds = settings.connect_timeout
+    config = Config(connect_timeout=seconds, read_timeout=seconds, retries={"max_attempts": 1})
+
+    def read(stage: str) -> Login:
+        nonlocal client
+        try:
+            if client is None:  # in the ARN's region: the function's may be another
+                region = arn.split(":")[3]
+                client = get_session().create_client("secretsmanager", region, config=config)
+            found = client.get_secret_value(SecretId=arn, VersionStage=stage)
+        except ClientError as error:
+            # The code alone: the text of a signature's error quotes the session token.
+            raise CredentialsError(f"Secrets Manager: {error.response['Error']['Code']}") from None
+        except BotoCoreError as error:
+            raise CredentialsError(f"Secrets Manager: {type(error).__name__}") from None
+        try:
+            said = json.loads(found["SecretString"])
+            return str(said.get("username", settings.user)), str(said["password"])
+        except (AttributeError, KeyError, ValueError):
+            raise CredentialsError("the secret is no JSON with a password") from None
+
+    def login(refused: Login | None) -> Login:
+        nonlocal known
+        with alone:
+            if known is None or known == refused:
+                known = read("AWSCURRENT")
+            if known == refused:
+                # A rotation changes the password first and the label after it.
+                with contextlib.suppress(CredentialsError):  # none is under way
+                    known = read("AWSPENDING")
+            return known
+
+    return login
+
+
+def _token(settings: Settings) -> Callable[[Login | None], Login]:
+    """RDS's tokens, each for one connection: a signed address, made here in a millisecond and
+    without asking anybody. One that were kept would open nothing after 15 minutes."""
+    from botocore.auth import SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import get_session
+
+    session: Any = get_session()
+    asked = urlencode({"Action": "connect", "DBUser": settings.user})
+    address = f"https://{settings.host}:{settings.port}/?{asked}"
+
+    def login(refused: Login | None) -> Login:
+        if refused:
+            return refused  # it was new: a newer one is no better
+        try:
+            region, keys = session.get_config_variable("region"), session.get_credentials()
+            if not region or not keys:
+                raise CredentialsError("IAM: NoCredentials" if region else "IAM: NoRegion")
+            # As boto3's generate_db_auth_token, without loading what else RDS can do (0.3 s).
+            request = AWSRequest("GET", address)
+            frozen = keys.get_frozen_credentials()
+            SigV4QueryAuth(frozen, "rds-db", region, expires=900).add_auth(request)
+        except BotoCoreError as error:
+            raise CredentialsError(f"IAM: {type(error).__name__}") from None
+        return settings.user, str(request.url).removeprefix("https://")
+
+    return login

@@ -12,9 +12,17 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+
+class CredentialsError(Exception):
+    """No login could be had. Its text never holds one."""
+
+
 #: What a query may raise, in any of the classes it comes in. SQLAlchemy wraps what the driver says
 #: of Postgres; what the network says of the driver comes through raw.
-RAISED = (DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.InterfaceError, BufferError)
+RAISED = (
+    *(DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.InterfaceError, BufferError),
+    CredentialsError,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,22 @@ class DatabaseError(Exception):
         self.failure = failure
 
 
+_REFUSED = Failure(
+    "authentication failed", "check DB_USER, DB_PASS (or what DB_AUTH names) and DB_NAME"
+)
+
 # Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
 # counts. 08P01 is PgBouncer's word for capacity, authentication and configuration alike, and 08003
 # the driver's for any connection that is gone: there only the words decide.
 _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
+    (CredentialsError, "", "NotFound|Validation|InvalidParameter|JSON", Failure(
+        "no login could be had: {}", "check DB_SECRET_ARN, and what that secret holds")),
+    (CredentialsError, "", "AccessDenied|Decryption|KMS", Failure(
+        "no login could be had: {}", "allow the function's role to read DB_SECRET_ARN")),
+    (CredentialsError, "", "Expired|Token|Signature|NoCredentials|NoRegion", Failure(
+        "no login could be had: {}", "check the function's role, its session and AWS_REGION")),
+    (CredentialsError, "", "", Failure(
+        "no login could be had: {}", "can the function reach Secrets Manager from its subnets?")),
     (ssl.SSLError, "", "", Failure(
         "TLS with the server failed: {}",
         "DB_SSLROOTCERT must hold the CA that signed its certificate, and DB_HOST its name")),
@@ -60,10 +80,8 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
     (OSError, "", "", Failure(
         "the database cannot be reached: {}", "is PgBouncer running at DB_HOST and DB_PORT?",
         again=True)),
-    (Exception, "28...", "", Failure(
-        "authentication failed", "check DB_USER, DB_PASS and DB_NAME")),
-    (Exception, "", "authentication failed|no such user", Failure(  # or no such database
-        "authentication failed", "check DB_USER, DB_PASS and DB_NAME")),
+    (Exception, "28...", "", _REFUSED),
+    (Exception, "", "authentication failed|no such user", _REFUSED),  # or no such database
     (Exception, "53300", "", Failure(
         "Postgres is full: {}", "connect through PgBouncer", retry_after=2)),
     (Exception, "", "no more connections allowed", Failure(
@@ -103,3 +121,8 @@ def classify(error: BaseException) -> Failure:
         if isinstance(cause, kind) and re.match(states, state) and re.search(words, said):
             return replace(failure, fault=failure.fault.replace("{}", said), sqlstate=state or None)
     raise AssertionError("the last row fits everything")
+
+
+def is_refused_login(error: BaseException) -> bool:
+    """Whether another password may help."""
+    return classify(error).fault == _REFUSED.fault

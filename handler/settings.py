@@ -7,10 +7,11 @@ Leaves what the values are used for to the engine. Nothing here ever prints a pa
 import ipaddress
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+Auth = Literal["password", "secret", "iam"]
 Prewarm = Literal["off", "on", "required"]
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,6 +40,13 @@ class Settings(BaseSettings):
     # percent-encoded and nothing can be encoded wrongly.
     password: SecretStr = Field(
         SecretStr("s3cr3t!"), validation_alias="DB_PASS", description="any text without NUL"
+    )
+    # A password that stays the same for ever because it is in a configuration.
+    auth: Auth = Field("password", description="password (`DB_PASS`), secret or iam (RDS tokens)")
+    secret_arn: str | None = Field(
+        None,
+        pattern=r"^arn:aws[\w-]*:secretsmanager:[\w-]+:\d{12}:secret:\S+$",
+        description="the ARN of a Secrets Manager secret; needed by `DB_AUTH=secret`",
     )
     # A password sent to whoever answers. `verify-full` is the only word that stops it.
     sslmode: SslMode | None = Field(
@@ -72,6 +80,21 @@ class Settings(BaseSettings):
             raise ValueError("contains a NUL character, which Postgres' protocol cannot carry")
         return value
 
+    @model_validator(mode="after")
+    def _agreeing(self) -> "Settings":
+        if self.auth == "secret" and self.secret_arn is None:
+            raise ValueError(
+                "DB_SECRET_ARN: unset, and DB_AUTH is 'secret'. "
+                f"Allowed: {Settings.model_fields['secret_arn'].description}"
+            )
+        mode = self.effective_sslmode
+        if self.auth == "iam" and mode in ("disable", "allow", "prefer"):
+            raise ValueError(
+                f"DB_SSLMODE is {mode!r}: a token goes over the wire as it is. "
+                "Allowed with DB_AUTH=iam: require, verify-ca or verify-full"
+            )
+        return self
+
     @property
     def is_local(self) -> bool:
         """True where packets cannot leave this machine: a socket's folder or a loopback address."""
@@ -103,6 +126,9 @@ def load(**overrides: Any) -> Settings:
 def _faults(error: ValidationError) -> list[str]:
     faults = []
     for each in error.errors(include_url=False):
+        if not each["loc"]:  # of several variables together
+            faults.append(each["msg"].removeprefix("Value error, "))
+            continue
         place = str(each["loc"][0])
         field = "password" if place == "DB_PASS" else place
         variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"

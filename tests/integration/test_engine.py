@@ -156,11 +156,11 @@ async def test_each_raw_connection_gets_a_fresh_credential(
     asked = []
     settings = stack.settings()
 
-    async def password() -> str:
+    async def login(refused: credentials.Login | None) -> credentials.Login:
         asked.append(1)
-        return settings.password.get_secret_value()
+        return settings.user, settings.password.get_secret_value()
 
-    monkeypatch.setattr(credentials, "from_settings", lambda settings: password)
+    monkeypatch.setattr(credentials, "from_settings", lambda settings: login)
     runtime = create_engine(settings)
     try:
         await read(runtime, 1)

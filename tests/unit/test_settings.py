@@ -39,6 +39,8 @@ def test_a_password_goes_through_as_it_is(password: str, monkeypatch: pytest.Mon
         ("DB_PORT", "0", "1 to 65535"),
         ("DB_PORT", "65536", "1 to 65535"),
         ("DB_USER", "u" * 64, "1 to 63 characters"),
+        ("DB_AUTH", "kerberos", "secret"),
+        ("DB_SECRET_ARN", "storefront/app", "the ARN"),
         ("DB_SSLMODE", "verify_full", "verify-full"),
         ("DB_SSLROOTCERT", "/nowhere/ca.pem", "PEM"),
         ("DB_POOL_SIZE", "0", "1 to 1000"),
@@ -102,3 +104,22 @@ def test_a_named_sslmode_holds_anywhere(tmp_path: Path) -> None:
     ca.touch()
     settings = load(host="localhost", sslmode="verify-ca", sslrootcert=ca)
     assert settings.effective_sslmode == "verify-ca"
+
+
+def test_a_secret_needs_its_arn() -> None:
+    with pytest.raises(SettingsError, match=r"^DB_SECRET_ARN: unset, .*Allowed: the ARN of a"):
+        load(auth="secret", password="hunter2")
+
+
+@pytest.mark.parametrize("host", ["localhost", "db.internal"])
+@pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer"])
+def test_a_token_is_sent_through_tls_alone(host: str, sslmode: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^DB_SSLMODE is '{sslmode}': .*verify-full$"):
+        load(auth="iam", host=host, sslmode=sslmode)
+    assert load(auth="iam", host=host, sslmode="require").auth == "iam"
+
+
+def test_a_token_to_this_machine_needs_a_named_sslmode() -> None:
+    with pytest.raises(SettingsError, match=r"^DB_SSLMODE is 'disable': "):
+        load(auth="iam", host="localhost")
+    assert load(auth="iam", host="db.internal").effective_sslmode == "verify-full"
