@@ -154,7 +154,10 @@ async def prewarm() -> None:
 
 
 async def dispose() -> None:
-    """Close every pooled connection with a goodbye, so that Postgres frees its place at once.
-    Call it on the loop that served the queries. The next query opens a new pool."""
+    """Close every pooled connection with a goodbye, so that Postgres frees its place at once, and
+    forget every credential. Call it on the loop that served the queries. The next query makes
+    another engine."""
     if engine.cache_info().currsize:
         await engine().dispose()
+        engine.cache_clear()
+        _sessionmaker.cache_clear()

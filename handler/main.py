@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from handler import engine, failures, logs, orders, problems
 from handler.app import app
-from handler.runtime import LoopThread, call_at_shutdown
+from handler.runtime import LoopThread, around_snapshot, call_at_shutdown
 from handler.settings import load
 
 #: What is kept of an invocation's time for cancelling the query and sending the answer, in seconds.
@@ -105,7 +105,14 @@ def _refuse(what: str, detail: object, context: Any) -> dict[str, Any]:
     }
 
 
+def _leave_nothing() -> None:
+    """In a snapshot: no connection, no credential and no loop, which its copies would share."""
+    _loop.run(engine.dispose)
+    _loop.close()
+
+
 call_at_shutdown(lambda: _loop.finish(engine.dispose))
+around_snapshot(_leave_nothing, lambda: _loop.run(engine.prewarm))
 engine.engine()  # connects nothing, but reads the settings and the CA file
 if load().prewarm != "off":
-    _loop.call(lambda: asyncio.get_event_loop().run_until_complete(engine.prewarm()))
+    _loop.run(engine.prewarm)

@@ -8,6 +8,7 @@ import asyncio
 import http.client
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -45,6 +46,17 @@ class LoopThread:
         """Run `function` on the thread and wait for what it returns or raises."""
         return self._executor.submit(function, *args, **kwargs).result()
 
+    def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` on the loop to its end."""
+        self.call(lambda: asyncio.get_event_loop().run_until_complete(work()))
+
+    def close(self) -> None:
+        """End the loop and its thread. The next call begins others."""
+        if self._loop is not None:
+            self.call(self._loop.close)
+        self._executor.shutdown()
+        self.__init__()  # type: ignore[misc]  # as at first
+
     def finish(self, last: Callable[[], Awaitable[None]]) -> None:
         """Cancel what runs, then run `last` on the loop; no longer than GRACE. From any thread."""
         loop = self._loop
@@ -61,6 +73,17 @@ class LoopThread:
             log.warning("the database did not take leave within %s s", GRACE)
 
 
+def around_snapshot(before: Callable[[], None], after: Callable[[], None]) -> None:
+    """SnapStart: call `before` ahead of the snapshot and `after` in each copy restored from it."""
+    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
+        return
+    from snapshot_restore_py import register_after_restore, register_before_snapshot  # the client's
+
+    register_before_snapshot(before)
+    register_after_restore(random.seed)  # each copy has the snapshot's: all would draw the same
+    register_after_restore(after)
+
+
 def call_at_shutdown(goodbye: Callable[[], None]) -> None:
     """Have Lambda announce the end with SIGTERM, then call `goodbye` and leave. From the main
     thread, in the init phase. Outside Lambda nothing happens.
@@ -71,8 +94,9 @@ def call_at_shutdown(goodbye: Callable[[], None]) -> None:
     written to all the same, and a thread reads it.
     """
     api = os.environ.get("AWS_LAMBDA_RUNTIME_API")
-    if api is None or not _register_extension(api):
+    if api is None:
         return
+    _register_extension(api)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -91,9 +115,8 @@ def call_at_shutdown(goodbye: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="shutdown", daemon=True).start()
 
 
-def _register_extension(api: str) -> bool:
-    """Whether this process is the one that Lambda tells. Of several in one environment (Managed
-    Instances) only the first may have the name."""
+def _register_extension(api: str) -> None:
+    """Have Lambda tell us of the end. Of several processes only the first may have the name."""
     # No time-out: to be registered without knowing it, and so not to park, would be worse than to
     # wait. The runtime client waits for the same service, for good.
     connection = http.client.HTTPConnection(api)
@@ -104,12 +127,12 @@ def _register_extension(api: str) -> bool:
         answer.read()
     except OSError as error:
         log.warning("no extension, so no clean shutdown: %s", error)
-        return False
+        return
     finally:
         connection.close()
     if answer.status != http.client.OK:
         log.info("no extension, so no clean shutdown: Lambda answered %d", answer.status)
-        return False
+        return
     identifier = answer.headers["Lambda-Extension-Identifier"]
 
     def park() -> None:
@@ -123,4 +146,3 @@ def _register_extension(api: str) -> bool:
         waiting.getresponse()
 
     threading.Thread(target=park, name="extension", daemon=True).start()
-    return True

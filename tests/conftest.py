@@ -111,16 +111,8 @@ class cold_runtime:  # noqa: N801  # reads as a context manager
         return lambda event: self.main.handler(event, None)
 
     def __exit__(self, *_: object) -> None:
-        loop_thread = self.main._loop
-
-        def close() -> None:
-            loop = asyncio.get_event_loop()
-            loop.run_until_complete(handler.engine.dispose())
-            loop.close()
-
-        loop_thread.call(close)
-        loop_thread._executor.shutdown()
-        forget_engine()
+        self.main._loop.run(handler.engine.dispose)
+        self.main._loop.close()
 
 
 def forget_engine() -> None:

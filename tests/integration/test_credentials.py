@@ -85,8 +85,7 @@ def own_vault(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Va
 
 
 def drop_the_pool() -> None:
-    loop_thread = handler.main._loop
-    loop_thread.call(lambda: asyncio.get_event_loop().run_until_complete(engine.dispose()))
+    handler.main._loop.run(engine.engine().dispose)
 
 
 def as_administrator(stack: Stack, work: Callable[["asyncpg.Connection[Any]"], Any]) -> None:

@@ -46,13 +46,19 @@ class Invocation:
 
 
 class RuntimeApi:
-    """Serves one runtime process and the extensions in it from `start` to `close`."""
+    """Serves the runtime and the extensions of one sandbox from `start` to `close`. `processes`:
+    how many the runtime is; several on Managed Instances, and none yet where it is to be restored
+    from a snapshot."""
 
-    def __init__(self, may_register: bool = True) -> None:
+    def __init__(self, may_register: bool = True, processes: int = 1) -> None:
         self._may_register = may_register
-        self._events: asyncio.Queue[Invocation] = asyncio.Queue(1)
-        self._current: Invocation | None = None
-        self._runtime_parked = False
+        self._processes = processes
+        self._events: asyncio.Queue[Invocation] = asyncio.Queue()
+        self._current: dict[str, Invocation] = {}
+        self._runtimes_parked = 0
+        #: Set once the runtime waits to be restored: where Lambda takes the snapshot.
+        self.snapshot = asyncio.Event()
+        self._restores = asyncio.Semaphore(0)
         #: Registered extensions: identifier → whether it is parked in `next`.
         self.extensions: dict[str, bool] = {}
         #: Set while the runtime and all extensions are parked: where Lambda freezes a sandbox.
@@ -71,6 +77,8 @@ class RuntimeApi:
                 web.post(f"{runtime}/invocation/{{id}}/response", self._response),
                 web.post(f"{runtime}/invocation/{{id}}/error", self._error),
                 web.post(f"{runtime}/init/error", self._init_error),
+                web.get(f"{runtime}/restore/next", self._restore_next),
+                web.post(f"{runtime}/restore/error", self._init_error),
                 web.post(f"{extension}/register", self._register),
                 web.get(f"{extension}/event/next", self._extension_next),
             ]
@@ -95,17 +103,29 @@ class RuntimeApi:
         self.parked.clear()
 
     def _park(self) -> None:
-        if self._runtime_parked and all(self.extensions.values()):
+        if self._runtimes_parked >= self._processes > 0 and all(self.extensions.values()):
             self.parked.set()
 
+    def restore(self) -> None:
+        """Have one more copy of the snapshot go on."""
+        self._processes += 1
+        self.parked.clear()
+        self._restores.release()
+
+    async def _restore_next(self, _: web.Request) -> web.Response:
+        self.snapshot.set()
+        await self._restores.acquire()
+        return web.Response()
+
     async def _next(self, _: web.Request) -> web.Response:
-        self._runtime_parked = True
+        self._runtimes_parked += 1
         self._park()
         try:
-            invocation = self._current = await self._events.get()
+            invocation = await self._events.get()
         finally:
-            self._runtime_parked = False
+            self._runtimes_parked -= 1
             self.parked.clear()
+        self._current[invocation.request_id] = invocation
         return web.Response(
             body=invocation.event,
             content_type="application/json",
@@ -131,10 +151,9 @@ class RuntimeApi:
         return self._answer(request, json.loads(await request.read() or b"null"), kind)
 
     def _answer(self, request: web.Request, payload: Any, error: str | None) -> web.Response:
-        invocation = self._current
-        if invocation is None or invocation.request_id != request.match_info["id"]:
+        invocation = self._current.pop(request.match_info["id"], None)
+        if invocation is None:
             return _refused(400, "InvalidRequestID", "that invocation is not under way")
-        self._current = None
         if not invocation.answered.done():
             invocation.answered.set_result((payload, error))
         return _accepted()
@@ -149,7 +168,7 @@ class RuntimeApi:
         wanted = (await request.json()).get("events", [])
         if not self._may_register:
             return _refused(403, "Extension.Forbidden", "no extensions in this sandbox")
-        if self.parked.is_set() or self._runtime_parked:
+        if self._runtimes_parked:
             return _refused(403, "Extension.InvalidState", "registering ends with the init phase")
         if name in (key.partition("/")[0] for key in self.extensions):
             return _refused(403, "Extension.AlreadyRegistered", f"{name} is registered")

@@ -96,8 +96,14 @@ class Sandbox:
         nursery: Nursery | None = None,
     ) -> "Sandbox":
         """Begin the init phase of a new process. `extensions`: whether it may register any. `log`:
-        what it prints goes there, or here. `nursery`: forks it."""
-        api = RuntimeApi(extensions)
+        what it prints goes there, or here. `nursery`: forks it.
+
+        `environment` may say that this is a Managed Instance (AWS_LAMBDA_MAX_CONCURRENCY processes)
+        or SnapStart (AWS_LAMBDA_INITIALIZATION_TYPE): then it is to be restored from a snapshot."""
+        snap = environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+        client = "infra.local.fleet.snapshot" if snap else "awslambdaric"
+        processes = 0 if snap else int(environment.get("AWS_LAMBDA_MAX_CONCURRENCY", 1))
+        api = RuntimeApi(extensions, processes)
         await api.start()
         try:
             given = _environment(handler, api.address) | environment
@@ -106,7 +112,7 @@ class Sandbox:
             else:
                 with _output(log) as output:
                     process = await asyncio.create_subprocess_exec(
-                        *(*DIES_WITH_US, sys.executable, "-m", "awslambdaric", handler),
+                        *(*DIES_WITH_US, sys.executable, "-m", client, handler),
                         cwd=ROOT,
                         env=given,
                         stdin=asyncio.subprocess.DEVNULL,
@@ -145,6 +151,23 @@ class Sandbox:
         if self.alive and self._ending is None:  # one that is shutting down is not frozen
             self._freezing = asyncio.create_task(self._freeze())
         return Answer(invocation.request_id, payload, error, self.pid, ms)
+
+    async def invoke_all(self, events: list[Any], limit: float) -> list[Any]:
+        """What the processes of this sandbox say to `events`, each of which another one serves."""
+        await self._ready()
+        invocations = [Invocation(json.dumps(event).encode(), limit) for event in events]
+        for invocation in invocations:
+            self._api.hand_over(invocation)
+        async with asyncio.timeout(limit):
+            return [(await invocation.answered)[0] for invocation in invocations]
+
+    async def restore(self, copies: int) -> None:
+        """SnapStart: once the snapshot is taken, restore it so often."""
+        async with asyncio.timeout(INIT_SECONDS):
+            await self._api.snapshot.wait()
+            for _ in range(copies):
+                self._api.restore()
+            await self._api.parked.wait()
 
     async def settled(self) -> bool:
         """Once its last answer is behind it: whether it lives."""
