@@ -41,10 +41,7 @@ def main() -> int:
     logging.getLogger("handler").addHandler(logging.NullHandler())  # one line is said, at the end
     try:
         print(asyncio.run(show(arguments.order_id)))
-    except SettingsError as error:
-        print(f"handler: {error}", file=sys.stderr)
-        return 1
-    except failures.DatabaseError as error:
+    except (SettingsError, failures.DatabaseError) as error:
         print(f"handler: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

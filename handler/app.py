@@ -12,10 +12,10 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Header, HTTPException, Path, Query, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from handler import engine, orders, problems
+from handler import engine, logs, orders, problems
 
 
 @asynccontextmanager
@@ -26,8 +26,18 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     await engine.dispose()
 
 
-# An order is some 200 bytes; without a limit one request could take up the sandbox's memory.
-app = FastAPI(title="Warm Engine", version="0.1.0", lifespan=lifespan, max_body_size=16 * 1024)
+async def ask_for_sql(x_log_sql: Annotated[str, Header(include_in_schema=False)] = "") -> None:
+    logs.sql_asked.set(x_log_sql)
+
+
+app = FastAPI(
+    title="Warm Engine",
+    version="0.1.0",
+    lifespan=lifespan,
+    dependencies=[Depends(ask_for_sql)],
+    # An order is some 200 bytes; without a limit one request could take up the sandbox's memory.
+    max_body_size=16 * 1024,
+)
 problems.install(app)
 
 OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID)]

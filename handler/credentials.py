@@ -28,18 +28,22 @@ def from_settings(settings: Settings) -> Credentials:
     if settings.auth == "password":
         return lambda _: _fixed((settings.user, settings.password.get_secret_value()))
     try:  # now, in the init phase: it takes 0.2 s of a whole processor
-        import botocore.session  # noqa: F401
+        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.session import get_session
     except ImportError:
         fault = f"DB_AUTH is {settings.auth!r}: there is no botocore. Install boto3"
         raise SettingsError(fault) from None
-    blocking = (_secret if settings.auth == "secret" else _token)(settings)
+    blocking = (_secret if settings.auth == "secret" else _token)(settings, get_session())
 
     async def login(refused: Login | None) -> Login:
         try:  # on a thread: botocore blocks, and the loop could keep no deadline
             async with asyncio.timeout(settings.connect_timeout):
                 return await asyncio.to_thread(blocking, refused)
-        except TimeoutError:
-            raise CredentialsError("no answer within DB_CONNECT_TIMEOUT") from None
+        except ClientError as error:
+            # The code alone: the text of a signature's error quotes the session token.
+            raise CredentialsError(error.response["Error"]["Code"]) from None
+        except (BotoCoreError, TimeoutError) as error:
+            raise CredentialsError(type(error).__name__) from None
 
     return login
 
@@ -48,11 +52,10 @@ async def _fixed(login: Login) -> Login:
     return login
 
 
-def _secret(settings: Settings) -> Callable[[Login | None], Login]:
+def _secret(settings: Settings, session: Any) -> Callable[[Login | None], Login]:
     """A secret of RDS's shape, read once and kept until the server refuses what it says."""
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.session import get_session
+    from botocore.exceptions import ClientError
 
     arn, client, known = str(settings.secret_arn), cast(Any, None), cast(Login, None)
     alone = Lock()  # of ten connections that are refused at once, one reads it again
@@ -61,16 +64,9 @@ def _secret(settings: Settings) -> Callable[[Login | None], Login]:
 
     def read(stage: str) -> Login:
         nonlocal client
-        try:
-            if client is None:  # in the ARN's region: the function's may be another
-                region = arn.split(":")[3]
-                client = get_session().create_client("secretsmanager", region, config=config)
-            found = client.get_secret_value(SecretId=arn, VersionStage=stage)
-        except ClientError as error:
-            # The code alone: the text of a signature's error quotes the session token.
-            raise CredentialsError(f"Secrets Manager: {error.response['Error']['Code']}") from None
-        except BotoCoreError as error:
-            raise CredentialsError(f"Secrets Manager: {type(error).__name__}") from None
+        if client is None:  # in the ARN's region: the function's may be another
+            client = session.create_client("secretsmanager", arn.split(":")[3], config=config)
+        found = client.get_secret_value(SecretId=arn, VersionStage=stage)
         try:
             said = json.loads(found["SecretString"])
             return str(said.get("username", settings.user)), str(said["password"])
@@ -84,38 +80,33 @@ def _secret(settings: Settings) -> Callable[[Login | None], Login]:
                 known = read("AWSCURRENT")
             if known == refused:
                 # A rotation changes the password first and the label after it.
-                with contextlib.suppress(CredentialsError):  # none is under way
+                with contextlib.suppress(ClientError):  # none is under way
                     known = read("AWSPENDING")
             return known
 
     return login
 
 
-def _token(settings: Settings) -> Callable[[Login | None], Login]:
+def _token(settings: Settings, session: Any) -> Callable[[Login | None], Login]:
     """RDS's tokens, each for one connection: a signed address, made here in a millisecond and
     without asking anybody. One that were kept would open nothing after 15 minutes."""
     from botocore.auth import SigV4QueryAuth
     from botocore.awsrequest import AWSRequest
-    from botocore.exceptions import BotoCoreError
-    from botocore.session import get_session
+    from botocore.exceptions import NoRegionError
 
-    session: Any = get_session()
     asked = urlencode({"Action": "connect", "DBUser": settings.user})
     address = f"https://{settings.host}:{settings.port}/?{asked}"
 
     def login(refused: Login | None) -> Login:
         if refused:
             return refused  # it was new: a newer one is no better
-        try:
-            region, keys = session.get_config_variable("region"), session.get_credentials()
-            if not region or not keys:
-                raise CredentialsError("IAM: NoCredentials" if region else "IAM: NoRegion")
-            # As boto3's generate_db_auth_token, without loading what else RDS can do (0.3 s).
-            request = AWSRequest("GET", address)
-            frozen = keys.get_frozen_credentials()
-            SigV4QueryAuth(frozen, "rds-db", region, expires=900).add_auth(request)
-        except BotoCoreError as error:
-            raise CredentialsError(f"IAM: {type(error).__name__}") from None
+        region, keys = session.get_config_variable("region"), session.get_credentials()
+        if not region:
+            raise NoRegionError
+        # As boto3's generate_db_auth_token, without loading what else RDS can do (0.3 s).
+        request = AWSRequest("GET", address)
+        frozen = keys and keys.get_frozen_credentials()
+        SigV4QueryAuth(frozen, "rds-db", region, expires=900).add_auth(request)
         return settings.user, str(request.url).removeprefix("https://")
 
     return login

@@ -51,9 +51,7 @@ class DatabaseError(Exception):
         self.failure = failure
 
 
-_REFUSED = Failure(
-    "authentication failed", "check DB_USER, DB_PASS (or what DB_AUTH names) and DB_NAME"
-)
+_REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS or DB_AUTH, and DB_NAME")
 
 # Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
 # counts. 08P01 is PgBouncer's word for capacity, authentication and configuration alike, and 08003
@@ -63,7 +61,7 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
         "no login could be had: {}", "check DB_SECRET_ARN, and what that secret holds")),
     (CredentialsError, "", "AccessDenied|Decryption|KMS", Failure(
         "no login could be had: {}", "allow the function's role to read DB_SECRET_ARN")),
-    (CredentialsError, "", "Expired|Token|Signature|NoCredentials|NoRegion", Failure(
+    (CredentialsError, "", "Token|Signature|Credentials|NoRegion", Failure(
         "no login could be had: {}", "check the function's role, its session and AWS_REGION")),
     (CredentialsError, "", "", Failure(
         "no login could be had: {}", "can the function reach Secrets Manager from its subnets?")),

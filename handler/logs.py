@@ -32,6 +32,10 @@ class Invocation:
 
 
 log = logging.getLogger(__name__)
+sql = logging.getLogger("handler.sql")
+sql.setLevel(logging.DEBUG)  # whatever the root's: only what was asked for is said
+#: What the request sent to have its SQL logged; each has a context of its own.
+sql_asked: ContextVar[str] = ContextVar("sql_asked", default="")
 _current: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
 _served = 0
 

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     # A first caller who pays for the handshake. `required`: a start without a database, too.
     prewarm: Prewarm = Field("off", description="off, on (a failure is logged) or required")
 
+    # A log that cannot tell what a request asked of the database, or tells it of all of them.
+    sql_token: SecretStr | None = Field(None, min_length=16, description="16 characters or more")
+
     @field_validator("host", "name", "user", "password")
     @classmethod
     def _without_nul(cls, value: str | SecretStr) -> str | SecretStr:
@@ -83,16 +86,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _agreeing(self) -> "Settings":
         if self.auth == "secret" and self.secret_arn is None:
-            raise ValueError(
-                "DB_SECRET_ARN: unset, and DB_AUTH is 'secret'. "
-                f"Allowed: {Settings.model_fields['secret_arn'].description}"
-            )
-        mode = self.effective_sslmode
-        if self.auth == "iam" and mode in ("disable", "allow", "prefer"):
-            raise ValueError(
-                f"DB_SSLMODE is {mode!r}: a token goes over the wire as it is. "
-                "Allowed with DB_AUTH=iam: require, verify-ca or verify-full"
-            )
+            allowed = Settings.model_fields["secret_arn"].description
+            raise ValueError(f"DB_SECRET_ARN: unset, with DB_AUTH=secret. Allowed: {allowed}")
+        if self.auth == "iam" and self.effective_sslmode in ("disable", "allow", "prefer"):
+            fault = f"DB_SSLMODE is {self.effective_sslmode!r}: DB_AUTH=iam sends a token as it is."
+            raise ValueError(f"{fault} Allowed: require, verify-ca or verify-full")
         return self
 
     @property
@@ -126,14 +124,13 @@ def load(**overrides: Any) -> Settings:
 def _faults(error: ValidationError) -> list[str]:
     faults = []
     for each in error.errors(include_url=False):
-        if not each["loc"]:  # of several variables together
-            faults.append(each["msg"].removeprefix("Value error, "))
-            continue
-        place = str(each["loc"][0])
-        field = "password" if place == "DB_PASS" else place
-        variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"
-        value = "" if field == "password" else f" is {each['input']!r}"
         fault = each["msg"].removeprefix("Value error, ")
+        if not each["loc"]:  # of two variables together
+            faults.append(fault)
+            continue
+        field = "password" if each["loc"][0] == "DB_PASS" else str(each["loc"][0])
+        variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"
+        value = "" if field in ("password", "sql_token") else f" is {each['input']!r}"
         allowed = Settings.model_fields[field].description
         faults.append(f"{variable}{value}: {fault}. Allowed: {allowed}")
     return faults

@@ -271,7 +271,7 @@ def test_a_refusal_is_one_clear_line_until_it_is_mended(
             server.server_close()
             thread.join()
         printed = capsys.readouterr()
-        one_clear_line(printed.out + printed.err, f"Secrets Manager: {code}", remedy)
+        one_clear_line(printed.out + printed.err, f"no login could be had: {code}", remedy)
         network.cut()
         network.lead_to("127.0.0.1", port_of(aws))
         assert invoke(READ)["statusCode"] == 200
@@ -365,7 +365,7 @@ async def test_a_token_is_the_one_that_boto3_makes(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("missing", "fault"),
-    [("AWS_ACCESS_KEY_ID", "IAM: "), ("AWS_DEFAULT_REGION", "IAM: NoRegion")],
+    [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")],
 )
 async def test_without_a_role_or_a_region_there_is_no_token(
     missing: str, fault: str, monkeypatch: pytest.MonkeyPatch

@@ -79,8 +79,15 @@ def test_a_password_that_cannot_be_sent_is_refused_and_not_shown() -> None:
     assert raised.value.__suppress_context__
 
 
+def test_a_token_that_is_too_short_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match=r"^DB_SQL_TOKEN: .*16 characters") as raised:
+        load(sql_token="hunter2")
+    assert "hunter2" not in str(raised.value)
+
+
 def test_settings_print_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PASS", "hunter2")
+    monkeypatch.setenv("DB_SQL_TOKEN", "hunter2" * 3)
     assert "hunter2" not in f"{load()!r} {load()}"
 
 
