@@ -49,7 +49,8 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
             # (its own cache of 100), so a warm statement is one round trip and leaves no name on
             # any server.
             statement_cache_size=0,
-            server_settings={"application_name": "warm-engine"},
+            # RDS Proxy refuses the driver's 'utf-8', in quotation marks (asyncpg#952): this is later.
+            server_settings={"application_name": "warm-engine", "client_encoding": "UTF8"},
         )
 
     async def connect() -> asyncpg.Connection[Any]:

@@ -16,8 +16,7 @@ from urllib.parse import urlencode
 from handler.failures import CredentialsError
 from handler.settings import Settings, SettingsError
 
-#: User and password.
-Login = tuple[str, str]
+Login = tuple[str, str]  # user and password
 #: The login for a new connection; given one that was just refused, another where there is one, else
 #: the same. Raises CredentialsError.
 Credentials = Callable[[Login | None], Awaitable[Login]]

@@ -45,7 +45,9 @@ class OrderRequest(Base):
 
     key: Mapped[str] = mapped_column(Pinned(String(255)), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(Pinned(String(64)))
-    order_id: Mapped[int] = mapped_column(Pinned(Integer()))
+    order_id: Mapped[int] = mapped_column(
+        Pinned(Integer()), server_default=text("nextval('orders_id_seq')")
+    )
     created_at: Mapped[datetime] = mapped_column(
         Pinned(DateTime(timezone=True)), server_default=func.now(), index=True
     )
@@ -64,24 +66,20 @@ PAGE_OF_STATUS = PAGE.where(Order.status == bindparam("status", type_=String))
 
 # Claims the key and places the order, or finds who claimed it: all or nothing, whoever else sends
 # the same key at the same time (ON CONFLICT DO UPDATE waits for him, and sees what he wrote; DO
-# NOTHING would not). Whose claim it is shows in whose order id it holds.
+# NOTHING would not). An updated row has an xmax. The id is a default: nextval pins RDS Proxy.
 PLACE = text("""
-WITH candidate AS (
-  SELECT nextval('orders_id_seq') AS id
-), claim AS (
-  INSERT INTO order_requests AS request (key, body_sha256, order_id)
-  SELECT CAST(:key AS text), CAST(:body_sha256 AS text), id FROM candidate
+WITH claim AS (
+  INSERT INTO order_requests AS request (key, body_sha256)
+  VALUES (CAST(:key AS text), CAST(:body_sha256 AS text))
   ON CONFLICT (key) DO UPDATE SET key = request.key
-  RETURNING request.order_id, request.body_sha256
+  RETURNING request.order_id, request.body_sha256, request.xmax = 0 AS is_new
 ), placed AS (
   INSERT INTO orders (id, customer_name, status)
-  SELECT claim.order_id, CAST(:customer_name AS text), CAST(:status AS text)
-  FROM claim JOIN candidate ON candidate.id = claim.order_id
+  SELECT order_id, CAST(:customer_name AS text), CAST(:status AS text) FROM claim WHERE is_new
 )
-SELECT CAST(claim.order_id AS integer) AS order_id,
-       claim.order_id = candidate.id AS is_new,
-       claim.body_sha256 = CAST(:body_sha256 AS text) AS is_same_body
-FROM claim, candidate
+SELECT CAST(order_id AS integer) AS order_id, is_new,
+       body_sha256 = CAST(:body_sha256 AS text) AS is_same_body
+FROM claim
 """)
 
 # A key is remembered for a day at the least: longer than any caller goes on retrying.

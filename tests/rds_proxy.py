@@ -1,0 +1,160 @@
+"""RDS Proxy's door, as its documentation and its users' reports describe it, in front of Postgres.
+
+Owns who is let in: TLS only, the password in clear within it, no `options`, no parameter but a few,
+no value in quotation marks. Then it hands everything on, and writes down what a client asks. What
+lies behind the real one's door, multiplexing, is not played. Sources: "Avoiding pinning an RDS
+Proxy", Amazon RDS User Guide; MagicStack/asyncpg#952 for the quotation marks.
+"""
+
+import asyncio
+import contextlib
+import re
+import ssl
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trustme
+from scramp import ScramClient
+
+from infra.database.roles import APP
+from infra.local.stack import DATABASE, Stack
+
+SSL_REQUEST, CANCEL_REQUEST, PROTOCOL = 80877103, 80877102, 3 << 16
+KNOWN = {"user", "database", "client_encoding", "application_name", "DateStyle", "TimeZone"}
+
+#: "Conditions that cause pinning for RDS for PostgreSQL".
+PINNING = re.compile(
+    r"^\s*(SET|RESET|DISCARD|DEALLOCATE|PREPARE|EXECUTE|LISTEN|UNLISTEN|LOAD|DECLARE)\b"
+    r"|\bset_config\b|\b(nextval|setval|currval|lastval)\b|\bpg_(try_)?advisory_lock"
+    r"|\bCREATE\s+(OR\s+REPLACE\s+)?(LOCAL\s+|GLOBAL\s+)?TEMP",
+    re.IGNORECASE,
+)
+
+
+class RdsProxy:
+    """`async with RdsProxy(stack, folder) as proxy:`. `admits`: whether a password opens it."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, stack: Stack, folder: Path, admits: Callable[[str], bool]) -> None:
+        self._postgres = stack.postgres
+        self._password = stack.settings().password.get_secret_value()
+        self._admits = admits
+        ca = trustme.CA()
+        self.ca = folder / "ca.pem"
+        ca.cert_pem.write_to_path(str(self.ca))
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        ca.issue_cert(self.host).configure_cert(self._tls)
+        self.port = 0
+        #: What clients asked: the name a statement was given, and its text.
+        self.asked: list[tuple[str, str]] = []
+        self.logins = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            if refusal := await self._serve(client, out):
+                fields = b"SFATAL\0C28000\0M" + refusal.encode() + b"\0\0"
+                out.write(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+                await out.drain()
+        self._tasks.discard(task)
+        out.close()
+
+    async def _serve(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> str | None:
+        """Why not, unless it is let in; then until it leaves."""
+        _, code = struct.unpack("!ii", await client.readexactly(8))
+        if code == CANCEL_REQUEST:
+            return None  # which RDS Proxy does not know
+        if code != SSL_REQUEST:
+            return "This RDS Proxy requires TLS connections"
+        out.write(b"S")
+        await out.start_tls(self._tls)
+        size, code = struct.unpack("!ii", await client.readexactly(8))
+        words = (await client.readexactly(size - 8)).decode().split("\0")
+        parameters = dict(zip(words[:-2:2], words[1:-2:2], strict=True))
+        if code != PROTOCOL:
+            return "Unsupported protocol"
+        if "options" in parameters:
+            return "Feature not supported: RDS Proxy currently doesn't support command-line options"
+        if unknown := parameters.keys() - KNOWN:
+            return f"Unknown startup parameters: {sorted(unknown)}"
+        if "'" in parameters["client_encoding"]:
+            return f"Unsupported client_encoding: {parameters['client_encoding']}"
+        if (parameters["user"], parameters["database"]) != (APP, DATABASE):
+            return "no credentials for that role"
+        out.write(b"R" + struct.pack("!ii", 8, 3))  # AuthenticationCleartextPassword
+        _, body = await message(client)
+        if not self._admits(body.rstrip(b"\0").decode()):
+            return f"IAM authentication failed for the role {APP}"
+        self.logins += 1
+        server, to_server = await asyncio.open_connection(self._postgres.host, self._postgres.port)
+        try:
+            await self._log_in(server, to_server, parameters)
+            out.write(b"R" + struct.pack("!ii", 8, 0))  # AuthenticationOk
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._answers(server, out))
+                await self._questions(client, to_server)
+        finally:
+            to_server.close()
+        return None
+
+    async def _log_in(
+        self, server: asyncio.StreamReader, out: asyncio.StreamWriter, parameters: dict[str, str]
+    ) -> None:
+        words = "".join(f"{name}\0{value}\0" for name, value in parameters.items()).encode()
+        out.write(struct.pack("!ii", len(words) + 9, PROTOCOL) + words + b"\0")
+        scram = ScramClient(["SCRAM-SHA-256"], APP, self._password)
+        await message(server)
+        first = scram.get_client_first().encode()
+        out.write(framed(b"p", b"SCRAM-SHA-256\0" + struct.pack("!i", len(first)) + first))
+        scram.set_server_first((await message(server))[1][4:].decode())
+        out.write(framed(b"p", scram.get_client_final().encode()))
+        scram.set_server_final((await message(server))[1][4:].decode())
+        await message(server)  # AuthenticationOk
+
+    async def _answers(self, server: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        while data := await server.read(65536):
+            out.write(data)
+            await out.drain()
+
+    async def _questions(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        while True:
+            kind, body = await message(client)
+            if kind in b"QP":
+                words = body.decode().split("\0")
+                self.asked.append(("", words[0]) if kind == b"Q" else (words[0], words[1]))
+            out.write(framed(kind, body))
+            await out.drain()
+            if kind == b"X":
+                return
+
+
+async def message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    kind, size = struct.unpack("!ci", await reader.readexactly(5))
+    return kind, await reader.readexactly(size - 4)
+
+
+def framed(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!i", len(body) + 4) + body
