@@ -49,7 +49,7 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
             # (its own cache of 100), so a warm statement is one round trip and leaves no name on
             # any server.
             statement_cache_size=0,
-            # RDS Proxy refuses the driver's 'utf-8', in quotation marks (asyncpg#952): this is later.
+            # RDS Proxy refuses the driver's 'utf-8' with its quotation marks (asyncpg#952).
             server_settings={"application_name": "warm-engine", "client_encoding": "UTF8"},
         )
 

@@ -190,9 +190,9 @@ def test_each_way_in_has_its_credential_and_its_ca() -> None:
     assert proxy["DB_SSLROOTCERT"].endswith("/proxy.pem")
 
 
-def test_a_snapshot_holds_no_connection() -> None:
+def test_a_copy_of_a_snapshot_connects_before_its_first_request() -> None:
     stack = deployment(SnapStart="PublishedVersions")
-    assert environment(stack)["DB_PREWARM"] == "off"
+    assert environment(stack)["DB_PREWARM"] == "on"
     function = stack.resources["Function/Function"]["Properties"]
     assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
 
