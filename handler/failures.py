@@ -51,7 +51,7 @@ class DatabaseError(Exception):
         self.failure = failure
 
 
-_REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS or DB_AUTH, and DB_NAME")
+_REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME, or DB_AUTH")
 
 # Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
 # counts. 08P01 is PgBouncer's word for capacity, authentication and configuration alike, and 08003
