@@ -34,6 +34,9 @@ table inet laboratory {
     type filter hook output priority 0
     tcp sport . tcp dport @silent drop
   }
+  chain losing {
+    type filter hook input priority 1
+  }
 }
 """
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
@@ -95,6 +98,13 @@ class Filter:
 
     def restore(self, connections: Iterable[Ports]) -> None:
         self._change("delete", connections)
+
+    def lose(self, percent: int, port: int) -> None:
+        """Drop that share of what comes to and from a port, at random; of 0 percent, no more."""
+        self._run("flush chain inet laboratory losing")
+        for end in ("sport", "dport") if percent else ():
+            rule = f"tcp {end} {port} numgen random mod 100 < {percent} drop"
+            self._run(f"add rule inet laboratory losing {rule}")
 
     def _change(self, verb: str, connections: Iterable[Ports]) -> None:
         if listed := ", ".join(f"{a} . {b}, {b} . {a}" for a, b in connections):

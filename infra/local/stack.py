@@ -91,14 +91,19 @@ class Stack:
 
     @contextlib.contextmanager
     def another_pgbouncer(
-        self, *, tls: bool = True, settings: dict[str, str | int] | None = None
+        self,
+        *,
+        tls: bool = True,
+        settings: dict[str, str | int] | None = None,
+        postgres_port: int | None = None,
     ) -> Iterator[PgBouncer]:
-        """A PgBouncer in front of this stack's Postgres, for the time of the block."""
+        """A PgBouncer in front of this stack's Postgres, for the time of the block.
+        `postgres_port`: where it finds that, if a relay stands in between."""
         folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir=self.folder))
         account().own(folder, 0o700)
         upstream = Upstream(
             host=self.postgres.host,
-            port=self.postgres.port,
+            port=postgres_port or self.postgres.port,
             database=DATABASE,
             lookup_password=self._passwords[roles.LOOKUP],
             admin=ADMIN,

@@ -1,0 +1,51 @@
+"""`python -m tests.faults [SECONDS]`: the matrix with faults that last so long, and its report.
+
+In a network of its own where that can be had, so that lost packets are in the report too.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from infra.local import ROOT, network
+from infra.local.interruption import take_sigterm_as_ctrl_c
+from tests.faults.report import PROPERTY, SECONDS, Measured, table, write
+
+
+class Gathering:
+    """A plugin of pytest: what each test measured, in whichever process it ran."""
+
+    def __init__(self) -> None:
+        self.cells: dict[str, Measured] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == PROPERTY and report.when == "call" and isinstance(value, dict):
+                self.cells[value["what"]] = Measured(**value)
+
+
+def main() -> int:
+    seconds = sys.argv[1] if len(sys.argv) > 1 else "10"
+    if not network.is_own():
+        if (obstacle := network.obstacle()) is None:
+            inside = network.command([sys.executable, "-m", "tests.faults", seconds])
+            return subprocess.run(inside, cwd=ROOT).returncode
+        print(f"without lost packets: {obstacle}")
+    take_sigterm_as_ctrl_c()
+    os.environ[SECONDS] = seconds
+    gathering = Gathering()
+    status = pytest.main(["tests/faults", "-q", "-n2", *sys.argv[2:]], plugins=[gathering])
+    from tests.faults.test_faults import CELLS, PACKETS_LOST  # after pytest, which rewrites it
+
+    order = [cell.what for cell in (*CELLS, PACKETS_LOST)]
+    cells = [gathering.cells[what] for what in order if what in gathering.cells]
+    if status == pytest.ExitCode.OK:
+        write(ROOT / "reports", float(seconds), cells)
+    print(table(cells))
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

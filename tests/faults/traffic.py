@@ -1,0 +1,138 @@
+"""Steady traffic through a fleet, and the ledger of what it was answered.
+
+Owns who asks what and when, and the reckoning: every key is one order, as it was sent. Leaves what
+is broken meanwhile to `breakages`.
+"""
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from infra.local.fleet import Fleet
+from tests.events import http_api
+
+#: Callers, each with one request at a time; as many sandboxes.
+CALLERS = 4
+#: From one request of a caller to his next, in seconds, where the answer comes sooner.
+PACE = 0.05
+READ = http_api("GET", "/orders/1")
+#: What the database holds of these keys, and of these names.
+KEYS = """SELECT key, order_id, customer_name FROM order_requests LEFT JOIN orders ON id = order_id
+WHERE key = ANY($1)"""
+NAMES = "SELECT customer_name FROM orders WHERE customer_name = ANY($1)"
+
+
+@dataclass
+class Entry:
+    """A write: its key, what it says, and the order it was answered with."""
+
+    key: str
+    customer: str
+    order_id: int | None = None
+
+    @property
+    def event(self) -> dict[str, Any]:
+        body = json.dumps({"customer_name": self.customer})
+        return http_api("POST", "/orders", body=body, idempotency_key=self.key)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One that was made, on the monotonic clock."""
+
+    begun: float
+    done: float
+    status: int
+    ms: float
+
+    @property
+    def answered(self) -> bool:
+        return self.status in (200, 201)
+
+    def answered_after(self, moment: float) -> bool:
+        return self.answered and self.done > moment
+
+
+@dataclass
+class Traffic:
+    """`async with Traffic(fleet, "name"):` callers read and write by turns, until the end of the
+    block. `name`: what its keys begin with."""
+
+    fleet: Fleet
+    name: str
+    requests: list[Request] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
+
+    async def __aenter__(self) -> Self:
+        # All cold starts now: none is a part of a fault.
+        await asyncio.gather(*(self._ask(READ) for _ in range(CALLERS)))
+        assert all(request.answered for request in self.requests)
+        self.requests.clear()
+        self._over = asyncio.Event()
+        turns = itertools.cycle((False, True))
+        self._callers = [asyncio.create_task(self._call(turns)) for _ in range(CALLERS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over.set()
+        await asyncio.gather(*self._callers)
+
+    async def _call(self, turns: Iterator[bool]) -> None:
+        while not self._over.is_set():
+            due = time.monotonic() + PACE
+            if next(turns):
+                await self._write()
+            else:
+                await self._ask(READ)
+            await asyncio.sleep(due - time.monotonic())
+
+    async def _write(self) -> None:
+        number = len(self.ledger)
+        entry = Entry(f"{self.name}-{number}", f"{self.name}, customer {number}")
+        self.ledger.append(entry)
+        await self._place(entry)
+
+    async def _place(self, entry: Entry) -> None:
+        payload = await self._ask(entry.event)
+        if payload["statusCode"] == 201:
+            order = json.loads(payload["body"])
+            assert order["customer_name"] == entry.customer
+            entry.order_id = order["id"]
+
+    async def _ask(self, event: dict[str, Any]) -> dict[str, Any]:
+        begun = time.monotonic()
+        answer = await self.fleet.invoke(event)
+        assert answer.error is None, answer  # the sandbox ended, or ran out of time
+        payload: dict[str, Any] = answer.payload
+        status = payload["statusCode"]
+        assert status in (200, 201, 503, 504), payload
+        self.requests.append(Request(begun, time.monotonic(), status, answer.ms))
+        return payload
+
+    async def success(self) -> None:
+        """Until a request that is answered from now on."""
+        seen = len(self.requests)
+        async with asyncio.timeout(30):
+            while not any(request.answered for request in self.requests[seen:]):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def send_again(self) -> int:
+        """Every key that has no answer yet, until it has; how many those were."""
+        missing = [entry for entry in self.ledger if entry.order_id is None]
+        for entry in missing:
+            async with asyncio.timeout(10):
+                while entry.order_id is None:
+                    await self._place(entry)
+        return len(missing)
+
+    async def reckon(self, admin: Any) -> tuple[int, int]:
+        """Rows lost and rows doubled, of every key in the ledger."""
+        keys = [tuple(row) for row in await admin.fetch(KEYS, [each.key for each in self.ledger])]
+        orders = await admin.fetch(NAMES, [each.customer for each in self.ledger])
+        expected = {(each.key, each.order_id, each.customer) for each in self.ledger}
+        kept = expected & set(keys)
+        return len(expected - kept), max(len(keys), len(orders)) - len(kept)
