@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run up down invoke logs image psql test churn mutations budget lint fmt deploy requirements clean
+.PHONY: help doctor demo run up down invoke logs image psql test churn faults mutations budget lint fmt deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -61,6 +61,10 @@ test: ## the tests
 churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
 	$(SETUP) reports
 	@$(RUN) infra.local churn
+
+faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; four minutes
+	$(SETUP) tests
+	@$(RUN) tests.faults $(ARGS)
 
 mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
 	$(SETUP) tests

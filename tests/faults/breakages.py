@@ -178,10 +178,10 @@ async def client_silent_with_locks(place: Place) -> AsyncIterator[None]:
     silent = await place.connect_as_client()
     await silent.execute("BEGIN")
     await silent.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-    await silent.execute("LOCK TABLE orders, order_requests IN ACCESS EXCLUSIVE MODE")
+    await silent.execute("LOCK TABLE order_requests IN ACCESS EXCLUSIVE MODE")
     admin = await place.connect_as_admin()
     held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"
-    held += " AND relation = 'orders'::regclass"
+    held += " AND relation = 'order_requests'::regclass"
     assert await admin.fetchval(held) == 1
     yield
     async with asyncio.timeout(8):
@@ -203,8 +203,10 @@ def postgres_restarted(how: signal.Signals) -> Fault:
         assert process is not None
         process.send_signal(how)
         await asyncio.to_thread(process.wait)
-        yield
-        await asyncio.to_thread(place.stack.postgres.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(place.stack.postgres.start)
 
     return fault
 

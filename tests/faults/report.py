@@ -20,10 +20,11 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Measured:
-    """`requests`: made while it was broken; `answered`: how many of them with success. `worst_s`:
-    the longest wait for an answer of any kind. `well_s`: from the fault's end to the first success,
-    and `why` that may be more than a second. `leaked`: connections that nobody uses or knows of;
-    `lost` and `doubled`: rows of `keys`, once those without an answer were sent again."""
+    """`requests`: under way while it was broken; `answered`: how many of them with success.
+    `worst_s`: the longest wait for an answer of any kind. `well_s`: from the fault's end to the
+    first success, and `why` that may be more than a second. `leaked`: connections that nobody uses
+    or knows of; `lost` and `doubled`: rows of `keys`, once those without an answer were sent again.
+    """
 
     what: str
     requests: int

@@ -2,6 +2,7 @@
 lost, doubled or left behind."""
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -32,8 +33,9 @@ LASTS = float(os.environ.get(SECONDS, "2"))
 
 @dataclass(frozen=True)
 class Cell:
-    """`answered`: the share of requests made meanwhile that must succeed. `well`: seconds from the
-    end of the fault to the first success; `why` they are more than one. `relay`: before whom."""
+    """`answered`: the share that must succeed of the requests under way meanwhile. `well`: seconds
+    from the end of the fault to the first success; `why` they are more than one. `relay`: before
+    whom. `over`: seconds after which it is left to end by itself."""
 
     what: str
     fault: Fault
@@ -41,6 +43,7 @@ class Cell:
     well: float = 1.0
     why: str = ""
     relay: str = ""
+    over: float = math.inf
     settings: dict[str, str | int] = field(default_factory=dict)
 
     @property
@@ -52,9 +55,9 @@ TO_PGBOUNCER, TO_POSTGRES = "pgbouncer", "postgres"
 RETRY = "PgBouncer asks Postgres again once a second (`server_login_retry`)"
 CELLS = [
     Cell("PgBouncer killed, and started again", breakages.pgbouncer_killed),
-    Cell("PgBouncer restarted every second", breakages.pgbouncer_restarted),
+    Cell("PgBouncer restarted every second", breakages.pgbouncer_restarted, 0.8),
     Cell("PgBouncer paused (`PAUSE`)", breakages.pgbouncer_paused),
-    Cell("PgBouncer reloaded ten times a second", breakages.pgbouncer_reloaded, answered=1),
+    Cell("PgBouncer reloaded ten times a second", breakages.pgbouncer_reloaded, 1),
     Cell(
         "PgBouncer full (`max_client_conn`)",
         breakages.pgbouncer_full,
@@ -70,6 +73,7 @@ CELLS = [
     Cell(
         "a client silent in a transaction, with locks (`idle_transaction_timeout`)",
         breakages.client_silent_with_locks,
+        over=2,
     ),
     Cell(
         "Postgres shut down fast",
@@ -84,17 +88,17 @@ CELLS = [
         why=RETRY,
     ),
     Cell("Postgres out of slots", breakages.postgres_out_of_slots, well=3, why=RETRY),
-    Cell("backends terminated in mid-query", breakages.backends_terminated),
+    Cell("backends terminated in mid-query", breakages.backends_terminated, 0.9),
     Cell("network to PgBouncer 300 ms slower", breakages.delayed, 1, relay=TO_PGBOUNCER),
     Cell("network to PgBouncer stalled", breakages.stalled, relay=TO_PGBOUNCER),
     Cell("network to PgBouncer cut", breakages.cut, relay=TO_PGBOUNCER),
-    Cell("answers of PgBouncer lost", breakages.answers_lost, relay=TO_PGBOUNCER),
+    Cell("answers of PgBouncer lost", breakages.answers_lost, 0.8, relay=TO_PGBOUNCER),
     Cell("network to Postgres 300 ms slower", breakages.delayed, 1, relay=TO_POSTGRES),
     Cell("network to Postgres stalled", breakages.stalled, relay=TO_POSTGRES),
     Cell("network to Postgres cut", breakages.cut, well=3, why=RETRY, relay=TO_POSTGRES),
     Cell("answers of Postgres lost", breakages.answers_lost, well=3, why=RETRY, relay=TO_POSTGRES),
 ]
-PACKETS_LOST = Cell("a tenth of the packets to PgBouncer lost", breakages.packets_lost)
+PACKETS_LOST = Cell("a tenth of the packets to PgBouncer lost", breakages.packets_lost, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +133,11 @@ async def measure(cell: Cell, stack: Stack, folder: Path) -> Measured:
                 await traffic.success()
                 begun = time.monotonic()
                 async with cell.fault(place):
-                    await asyncio.sleep(LASTS)
+                    await asyncio.sleep(min(LASTS, cell.over))
                     ending = time.monotonic()
                 ended = time.monotonic()
                 await traffic.success()
-            during = [each for each in traffic.requests if begun <= each.begun < ended]
+            during = [each for each in traffic.requests if each.done > begun and each.begun < ended]
             well = min(each.done for each in traffic.requests if each.answered_after(ending))
             worst = max(each.ms for each in traffic.requests) / 1000
             sent_again = await traffic.send_again()
