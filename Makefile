@@ -108,4 +108,4 @@ requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the n
 	$(COMPILE) --group aws -o infra/aws/requirements.txt
 
 clean: ## remove what these targets made in this folder
-	rm -rf $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock .tools .stack .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock .tools .stack .hypothesis .mypy_cache .pytest_cache .ruff_cache

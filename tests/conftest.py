@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 import handler.engine
@@ -21,6 +22,10 @@ import handler.main
 from infra.local import ROOT
 from infra.local.interruption import take_sigterm_as_ctrl_c
 from infra.local.stack import DATABASE, Stack
+
+# The same examples in each run and on each machine, in whatever time those take.
+settings.register_profile("warm-engine", derandomize=True, deadline=None, database=None)
+settings.load_profile("warm-engine")
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 

@@ -6,11 +6,15 @@ the owner role runs. Needs CREATEROLE and CREATEDB, not a superuser: no managed 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
+import stringprep
+import unicodedata
 from base64 import b64decode, b64encode
 from typing import Any
 
 import asyncpg
-from scramp import ScramMechanism
 
 OWNER = "storefront_owner"
 APP = "appuser"
@@ -31,6 +35,20 @@ APP_SETTINGS = {
     # Compiling a query takes longer than a read by primary key runs.
     "jit": "off",
 }
+
+#: Characters that SASLprep forbids: RFC 4013, section 2.3, and those that Unicode 3.2 has not.
+FORBIDDEN = (
+    stringprep.in_table_a1,
+    stringprep.in_table_c12,
+    stringprep.in_table_c21_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+)
 
 LOOKUP_SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pooler;
@@ -111,11 +129,33 @@ async def set_password(
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """The text that Postgres and PgBouncer store for `password` (RFC 5803, Postgres' order)."""
-    salt, stored_key, server_key, iterations = ScramMechanism("SCRAM-SHA-256").make_auth_info(
-        password, iteration_count=4096, salt=salt
-    )
+    salt = salt or os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, 4096)
+    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
     encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]
-    return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
+    return f"SCRAM-SHA-256$4096:{encoded[0]}${encoded[1]}:{encoded[2]}"
+
+
+def _prepared(password: str) -> str:
+    """SASLprep (RFC 4013) as Postgres and its clients have it: one that it forbids is not refused,
+    but counts as it is."""
+    mapped = (
+        " " if stringprep.in_table_c12(each) else each
+        for each in password
+        if not stringprep.in_table_b1(each)
+    )
+    prepared = unicodedata.normalize("NFKC", "".join(mapped))
+    leftward = [stringprep.in_table_d1(each) for each in prepared]
+    if (
+        password.isascii()
+        or not prepared
+        or any(forbids(each) for each in prepared for forbids in FORBIDDEN)
+        or (any(leftward) and not (leftward[0] and leftward[-1]))
+        or (any(leftward) and any(map(stringprep.in_table_d2, prepared)))
+    ):
+        return password
+    return prepared
 
 
 def salt_of(verifier: str) -> bytes:
