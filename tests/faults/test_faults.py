@@ -58,7 +58,7 @@ RETRY = "PgBouncer asks Postgres again once a second (`server_login_retry`)"
 NO_CANCEL = 5
 CELLS = [
     Cell("PgBouncer killed, and started again", breakages.pgbouncer_killed),
-    Cell("PgBouncer restarted every second", breakages.pgbouncer_restarted, 0.8),
+    Cell("PgBouncer restarted every second", breakages.pgbouncer_restarted, 0.5),
     Cell("PgBouncer paused (`PAUSE`)", breakages.pgbouncer_paused),
     Cell("PgBouncer reloaded ten times a second", breakages.pgbouncer_reloaded, 1),
     Cell(

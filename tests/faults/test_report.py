@@ -1,0 +1,21 @@
+"""The committed report is of this matrix, and the README shows it."""
+
+from infra.local import ROOT
+from tests.faults import report
+from tests.faults.test_faults import CELLS, PACKETS_LOST
+
+MEASURED = report.read(ROOT / "reports")
+
+
+def test_each_fault_has_its_row() -> None:
+    assert [row.what for row in MEASURED] == [cell.what for cell in (*CELLS, PACKETS_LOST)]
+
+
+def test_nothing_was_lost_doubled_or_leaked() -> None:
+    assert not any(row.lost or row.doubled or row.leaked for row in MEASURED)
+
+
+def test_the_readme_has_the_table_of_the_report() -> None:
+    table = report.table(MEASURED)
+    assert table in (ROOT / "README.md").read_text()
+    assert (ROOT / "reports/faults.md").read_text().endswith(table)
