@@ -132,7 +132,7 @@ async def measure(cell: Cell, stack: Stack, folder: Path) -> Measured:
                 environment, concurrency=CALLERS, timeout=DEADLINE, logs=folder, nursery=nursery
             ) as fleet,
         ):
-            async with Traffic(fleet, folder.name) as traffic:
+            async with Traffic(fleet, folder) as traffic:
                 await traffic.success()
                 begun = time.monotonic()
                 async with cell.fault(place):

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from infra.local.fleet import Fleet
@@ -59,11 +60,11 @@ class Request:
 
 @dataclass
 class Traffic:
-    """`async with Traffic(fleet, "name"):` callers read and write by turns, until the end of the
-    block. `name`: what its keys begin with."""
+    """`async with Traffic(fleet, folder):` callers read and write by turns, until the end of the
+    block. `logs`: the fleet's folder; with its name begin the keys."""
 
     fleet: Fleet
-    name: str
+    logs: Path
     requests: list[Request] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
 
@@ -92,7 +93,7 @@ class Traffic:
 
     async def _write(self) -> None:
         number = len(self.ledger)
-        entry = Entry(f"{self.name}-{number}", f"{self.name}, customer {number}")
+        entry = Entry(f"{self.logs.name}-{number}", f"{self.logs.name}, customer {number}")
         self.ledger.append(entry)
         await self._place(entry)
 
@@ -109,9 +110,13 @@ class Traffic:
         assert answer.error is None, answer  # the sandbox ended, or ran out of time
         payload: dict[str, Any] = answer.payload
         status = payload["statusCode"]
-        assert status in (200, 201, 503, 504), payload
+        assert status in (200, 201, 503, 504), (payload, self._said_of(answer.request_id))
         self.requests.append(Request(begun, time.monotonic(), status, answer.ms))
         return payload
+
+    def _said_of(self, request_id: str) -> list[str]:
+        lines = [line for log in self.logs.glob("*.log") for line in log.read_text().splitlines()]
+        return [line for line in lines if request_id in line]
 
     async def success(self) -> None:
         """Until a request that is answered from now on."""
