@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -55,7 +55,7 @@ def invocation(request_id: str | None) -> Iterator[Invocation]:
     finally:
         _current.reset(token)
         line.duration_ms = _since(begun)
-        said = {name: value for name, value in asdict(line).items() if value is not None}
+        said = {name: value for name, value in vars(line).items() if value is not None}
         for name in ("duration_ms", "connect_ms", "query_ms"):
             said[name] = round(said[name], 2)
         print(json.dumps(said), flush=True)

@@ -113,9 +113,9 @@ async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
     """Up to `limit` orders with ids above `after`, by id; of one status, or of any."""
     values = {"after": after, "limit": limit}
     if status is None:
-        return (await run(lambda session: session.scalars(PAGE, values))).all()
+        return await run(lambda session: session.scalars(PAGE, values).all())
     values_of_status = {**values, "status": status}
-    return (await run(lambda session: session.scalars(PAGE_OF_STATUS, values_of_status))).all()
+    return await run(lambda session: session.scalars(PAGE_OF_STATUS, values_of_status).all())
 
 
 async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
@@ -126,10 +126,10 @@ async def place(key: str, body_sha256: str, customer_name: str, status: str) -> 
         "customer_name": customer_name,
         "status": status,
     }
-    row = (await run(lambda session: session.execute(PLACE, values))).one()
+    row = await run(lambda session: session.execute(PLACE, values).one())
     return Placed(row.order_id, row.is_new, row.is_same_body)
 
 
 async def forget_old_requests() -> int:
     """Drop up to 1,000 keys older than a day; how many it was."""
-    return int((await run(lambda session: session.execute(FORGET))).scalar_one())
+    return int(await run(lambda session: session.execute(FORGET).scalar_one()))

@@ -21,7 +21,7 @@ ARROW = [
     "credentials",
     "settings",
 ]
-LEAVES = {"runtime", "failures", "pinned", "logs"}
+LEAVES = {"runtime", "failures", "pinned", "dialect", "logs"}
 HANDLER = sorted((ROOT / "handler").glob("*.py"))
 INFRA = sorted(path.relative_to(ROOT) for path in (ROOT / "infra").rglob("*.py"))
 
@@ -63,7 +63,7 @@ def test_the_handler_is_thin() -> None:
     texts = {path.name: path.read_text().splitlines() for path in HANDLER}
     lengths = {name: sum(1 for line in lines if line.strip()) for name, lines in texts.items()}
     assert max(lengths.values()) <= 200, lengths
-    assert sum(lengths.values()) <= 1200, lengths
+    assert sum(lengths.values()) <= 1250, lengths
 
 
 REQUIREMENTS = [
