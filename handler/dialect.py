@@ -20,8 +20,7 @@ class Dialect(PGDialect_asyncpg):
     supports_statement_cache = True  # not inherited: without it each query is compiled anew
 
     def _get_server_version_info(self, connection: Any) -> tuple[int, ...]:
-        version = _driver(connection).get_server_version()
-        return version.major, version.minor
+        return tuple(_driver(connection).get_server_version()[:3])
 
     def _set_backslash_escapes(self, connection: Any) -> None:
         told = _driver(connection).get_settings().standard_conforming_strings
