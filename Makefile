@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run up down invoke logs image psql test churn faults mutations budget lint fmt deploy requirements clean
+.PHONY: help doctor demo run up down invoke logs image psql test churn bench faults mutations budget lint fmt deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -65,6 +65,10 @@ churn: ## a churning fleet straight to Postgres and through PgBouncer: table, pl
 faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; four minutes
 	$(SETUP) tests
 	@$(RUN) tests.faults $(ARGS)
+
+bench: ## what an order costs: this handler, the usual recipes, the bare driver; six minutes
+	$(SETUP) reports
+	@$(RUN) tests.benchmarks
 
 mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
 	$(SETUP) tests

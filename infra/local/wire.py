@@ -8,6 +8,7 @@ test may block or run a loop as it likes.
 import asyncio
 import contextlib
 import itertools
+import selectors
 import socket
 import struct
 import threading
@@ -37,7 +38,8 @@ class Relay:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
+        # epoll would round a delay of half a millisecond up to a whole one.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
 
     def __enter__(self) -> "Relay":

@@ -78,11 +78,11 @@ def write(
         "forked": plan.forked,
         "runs": [asdict(result) for result in results],
     }
-    _replace(folder / "churn.json", json.dumps(report) + "\n")
-    _replace(folder / "churn.md", _markdown(results, plan, environment, partial))
+    replace(folder / "churn.json", json.dumps(report) + "\n")
+    replace(folder / "churn.md", _markdown(results, plan, environment, partial))
 
 
-def _replace(path: File, text: str) -> None:
+def replace(path: File, text: str) -> None:
     draft = path.with_suffix(f"{path.suffix}.tmp")
     draft.write_text(text)
     draft.replace(path)

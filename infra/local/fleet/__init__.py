@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from infra.local import ROOT
 from infra.local.fleet.nursery import Nursery
 from infra.local.fleet.runtime_api import Answer
 from infra.local.fleet.sandbox import Ending, Sandbox
@@ -30,7 +31,8 @@ class Fleet:
     sandboxes may live at once (reserved concurrency); an event beyond that is throttled. `timeout`:
     the function's, in seconds. `idle`: seconds after which an idle sandbox is shut down; None:
     never. `extensions`: False refuses every registration. `logs`: a folder for what sandboxes
-    print; None: here. `packet_filter`: for a hard freeze, see `Sandbox`. `nursery`: forks them.
+    print; None: here. `root`: the folder with the code, as /var/task. `packet_filter`: for a hard
+    freeze, see `Sandbox`. `nursery`: forks them.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Fleet:
         idle: float | None = None,
         extensions: bool = True,
         logs: Path | None = None,
+        root: Path = ROOT,
         packet_filter: Filter | None = None,
         nursery: Nursery | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class Fleet:
         self._idle_seconds = idle
         self._extensions = extensions
         self._logs = logs
+        self._root = root
         self._filter = packet_filter
         self._nursery = nursery
         self._numbers = itertools.count(1)
@@ -99,6 +103,7 @@ class Fleet:
                 self._environment,
                 extensions=self._extensions,
                 log=self._logs and self._logs / f"sandbox-{number}.log",
+                root=self._root,
                 packet_filter=self._filter,
                 nursery=self._nursery,
             )

@@ -92,11 +92,13 @@ class Sandbox:
         *,
         extensions: bool = True,
         log: Path | None = None,
+        root: Path = ROOT,
         packet_filter: Filter | None = None,
         nursery: Nursery | None = None,
     ) -> "Sandbox":
         """Begin the init phase of a new process. `extensions`: whether it may register any. `log`:
-        what it prints goes there, or here. `nursery`: forks it.
+        what it prints goes there, or here. `root`: the folder with the code. `nursery`: forks
+        it.
 
         `environment` may say that this is a Managed Instance (AWS_LAMBDA_MAX_CONCURRENCY processes)
         or SnapStart (AWS_LAMBDA_INITIALIZATION_TYPE): then it is to be restored from a snapshot."""
@@ -106,14 +108,14 @@ class Sandbox:
         api = RuntimeApi(extensions, processes)
         await api.start()
         try:
-            given = _environment(handler, api.address) | environment
+            given = _environment(handler, api.address, root) | environment
             if nursery is not None:
                 process: Process = await nursery.fork(handler, given, log)
             else:
                 with _output(log) as output:
                     process = await asyncio.create_subprocess_exec(
                         *(*DIES_WITH_US, sys.executable, "-m", client, handler),
-                        cwd=ROOT,
+                        cwd=root,
                         env=given,
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=output,
@@ -282,14 +284,14 @@ class Sandbox:
             os.killpg(self.pid, number)
 
 
-def _environment(handler: str, runtime_api: str) -> dict[str, str]:
+def _environment(handler: str, runtime_api: str, root: Path) -> dict[str, str]:
     """What Lambda sets, as far as a handler or the runtime client looks at it. Source: "Defined
     runtime environment variables", AWS Lambda Developer Guide."""
     return {
         "PATH": os.defpath,
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
-        "LAMBDA_TASK_ROOT": str(ROOT),
+        "LAMBDA_TASK_ROOT": str(root),
         "_HANDLER": handler,
         "AWS_REGION": "eu-central-1",
         "AWS_DEFAULT_REGION": "eu-central-1",

@@ -1,0 +1,69 @@
+"""`make bench`: warm, cold and scale in turn, with progress; six minutes at most."""
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from infra.local import LabError
+from infra.local.interruption import run, take_sigterm_as_ctrl_c
+from infra.local.stack import Stack
+from tests.benchmarks import cold, plot, report, scale, warm
+from tests.benchmarks.plan import (
+    HANDLERS,
+    RTTS_MS,
+    SCALES,
+    SERVER_CONNECTIONS,
+    STARTS,
+    TURNS,
+)
+
+
+def main() -> int:
+    take_sigterm_as_ctrl_c()
+    load, begun = os.getloadavg()[0], time.monotonic()
+    scale.allow_many_sockets()
+    steps = len(RTTS_MS) * TURNS + 2 + STARTS * 2 * len(HANDLERS) + len(SCALES)
+    sizes: dict[str, str | int] = {
+        "default_pool_size": SERVER_CONNECTIONS,
+        "reserve_pool_size": 0,
+        "max_client_conn": max(clients for clients, _ in SCALES) + 100,
+    }
+    with (
+        tqdm(total=steps, bar_format="{bar:20} {n}/{total} {elapsed}  {desc}") as bar,
+        Stack(max_connections=SERVER_CONNECTIONS + 10) as stack,
+        stack.another_pgbouncer(tls=False, settings=sizes) as bouncer,
+    ):
+
+        def done(what: str) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update()
+
+        rows = {
+            "warm": warm.measure(stack, bouncer, done),
+            "cold": run(cold.measure, stack, bouncer, done),
+            "scale": run(scale.measure, stack, bouncer, done),
+        }
+        servers = {
+            "postgres": stack.postgres.version,
+            "pgbouncer": ".".join(map(str, bouncer.program.version)),
+        }
+    made = report.make(rows, servers, load)
+    report.write(made)
+    plot.draw()
+    print("\n".join(report.summary(made)))
+    for target in made["targets"]:
+        kept = "reached" if target["measured"] <= target["reach"] else "missed"
+        print(f"{kept:8} {target['measured']:6} of {target['reach']:5}  {target['figure']}")
+    print(f"written  reports/bench.json, .md, .png after {time.monotonic() - begun:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except LabError as error:
+        sys.exit(f"warm-engine: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

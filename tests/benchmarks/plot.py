@@ -1,0 +1,64 @@
+"""The picture of the benchmarks: warm requests, cold starts, scale."""
+
+import json
+from typing import Any
+
+import matplotlib
+
+from infra.local.churn.report import REPORTS
+from tests.benchmarks.plan import HANDLERS, RTTS_MS
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # after the choice of its backend
+
+#: Colours that the colour-blind tell apart (Okabe and Ito).
+COLOURS = ("#0072B2", "#E69F00")
+
+
+def draw() -> None:
+    """`bench.png` from `bench.json`."""
+    report = json.loads((REPORTS / "bench.json").read_text())
+    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    _bars(
+        panels[0],
+        "a warm request, p50, ms",
+        {
+            f"{rtt} ms a round trip": [
+                row["p50_ms"] for row in report["warm"] if row["rtt_ms"] == rtt
+            ]
+            for rtt in RTTS_MS
+        },
+    )
+    _bars(
+        panels[1],
+        "a cold start, CPU, s",
+        {
+            "compiled" if compiled else "not compiled": [
+                row["cpu_s"] for row in report["cold"] if row["compiled"] == compiled
+            ]
+            for compiled in (True, False)
+        },
+    )
+    scale = report["scale"]
+    labels = [f"{row['clients']:,} clients,\n{row['busy']} busy" for row in scale]
+    bars = panels[2].bar(labels, [row["requests_per_s"] for row in scale], color=COLOURS[0])
+    panels[2].bar_label(bars, [f"{row['backends']} backends" for row in scale], fontsize=8)
+    panels[2].set_title("ours on one PgBouncer, requests a second")
+    panels[2].tick_params(axis="x", labelsize=8)
+    figure.suptitle("GET /orders/{id}: what it costs")
+    draft = REPORTS / "bench.png.tmp"
+    figure.savefig(draft, dpi=110, format="png")
+    pyplot.close(figure)
+    draft.replace(REPORTS / "bench.png")
+
+
+def _bars(panel: Any, title: str, series: dict[str, list[float]]) -> None:
+    width = 0.4
+    for number, (label, heights) in enumerate(series.items()):
+        places = [place + number * width for place in range(len(heights))]
+        bars = panel.bar(places, heights, width, label=label, color=COLOURS[number])
+        panel.bar_label(bars, fmt="%.2f", fontsize=8)
+    panel.set_xticks([place + width / 2 for place in range(len(HANDLERS))], list(HANDLERS))
+    panel.set_title(title)
+    panel.legend(fontsize=8)
