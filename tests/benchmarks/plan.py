@@ -11,7 +11,7 @@ RTTS_MS = (0, 1)
 #: Turns of each handler and requests in each: a noise that comes and goes meets all alike.
 TURNS, REQUESTS = 40, 25
 #: Cold starts of each handler, compiled and not.
-STARTS = 6
+STARTS = 8
 #: Clients, and how many of them ask at a time; server connections for all.
 SCALES = ((1, 1), (10, 10), (50, 50), (2000, 20))
 SERVER_CONNECTIONS = 20

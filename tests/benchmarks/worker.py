@@ -34,12 +34,12 @@ def main() -> None:
         took = []
         cpu = time.process_time()
         for _ in range(int(line)):
-            event = events[served * 7 % len(events)]
+            number = served * 7 % len(events)
             begun = time.perf_counter()
-            answer = handler(event, context)
+            answer = handler(events[number], context)
             took.append((time.perf_counter() - begun) * 1000)
-            if answer["statusCode"] != 200:
-                raise SystemExit(f"{sys.argv[1]} answered {answer}")
+            if answer["statusCode"] != 200 or json.loads(answer["body"])["id"] != number + 1:
+                raise SystemExit(f"{sys.argv[1]} answered {answer} for order {number + 1}")
             served += 1
         cpu = time.process_time() - cpu
         said = {"ms": took, "cpu_ms": cpu * 1000 / len(took), "rss": process.memory_info().rss}

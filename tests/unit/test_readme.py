@@ -37,3 +37,9 @@ def test_every_target_has_its_line_of_help() -> None:
 def test_every_file_it_names_is_there() -> None:
     for name in re.findall(r"`((?:handler|infra|pgbouncer|tests)/[\w./]*)`", README):
         assert (ROOT / name).exists(), name
+
+
+def test_what_it_costs_is_what_the_report_says() -> None:
+    report = (ROOT / "reports/bench.md").read_text()
+    table = report[report.index("| handler |") :].partition("\n\n")[0]
+    assert table in README
