@@ -10,8 +10,9 @@ HANDLERS = {
 RTTS_MS = (0, 1)
 #: Turns of each handler and requests in each: a noise that comes and goes meets all alike.
 TURNS, REQUESTS = 40, 25
-#: Cold starts of each handler, compiled and not.
-STARTS = 8
+#: Cold starts of each handler, compiled and not; fewer, but these, where a busy machine would take
+#: longer for them than so many seconds.
+STARTS, LEAST_STARTS, COLD_SECONDS = 8, 3, 150
 #: Clients, and how many of them ask at a time; server connections for all.
 SCALES = ((1, 1), (10, 10), (50, 50), (2000, 20))
 SERVER_CONNECTIONS = 20

@@ -33,11 +33,12 @@ Every handler gets the same API Gateway event and reads the same 1,000 orders th
 PgBouncer (transaction pooling, SCRAM, no TLS), all in one run. **Warm**: a process each, {TURNS}
 turns of {REQUESTS} requests, the handlers taking turns, so that noise meets all alike; at 0 ms
 straight to PgBouncer, at 1 ms through a relay that delays each round trip and counts them.
-**Cold**: {STARTS} starts of each, in turn, under the real runtime client, from the start of the
-process to its first answer; compiled as the Lambda image is, or with no bytecode of packages and
-code, and nothing written. **Scale**: as many engines as clients in one process, whose one core
-is the limit; the busy ones ask again at once. Figures are medians where nothing else is said.
-The machine's load is not ours to choose: compare rows of one run, not runs."""
+**Cold**: {STARTS} starts of each (fewer on a busy machine), in turn, under the real runtime
+client, from the start of the process to its first answer; compiled as the Lambda image is, or
+with no bytecode of packages and code, and nothing written. **Scale**: as many engines as clients
+in one process, whose one core is the limit; the busy ones ask again at once. Figures are medians
+where nothing else is said. The machine's load is not ours to choose: compare rows of one run,
+not runs."""
 
 
 def make(rows: Report, servers: dict[str, str], load: float) -> Report:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from statistics import quantiles
 from typing import Any
 
@@ -22,8 +22,8 @@ from infra.local.stack import DATABASE, Stack
 from tests.benchmarks.plan import SCALES, SECONDS
 
 Row = dict[str, Any]
-#: Logins at a time, so that none waits for its turn longer than a client waits.
-LOGINS = 20
+#: Logins and goodbyes at a time, so that none waits for its turn longer than a client waits.
+AT_ONCE = 20
 
 
 def allow_many_sockets() -> None:
@@ -55,13 +55,7 @@ async def _one(
     process = psutil.Process(bouncer.process.pid if bouncer.process else 0)
     try:
         before = process.memory_info().rss
-        entering = asyncio.Semaphore(LOGINS)
-
-        async def enter(engine: AsyncEngine) -> None:
-            async with entering:
-                await _read(engine)
-
-        await asyncio.gather(*map(enter, engines))
+        await _each(_read, engines)
         memory = (process.memory_info().rss - before) / clients
         done(f"scale: {clients} clients, {busy} busy")
         took: list[float] = []
@@ -93,7 +87,19 @@ async def _one(
             row["pgbouncer_bytes_per_client"] = round(memory)
         return row
     finally:
-        await asyncio.gather(*(engine.dispose() for engine in engines))
+        await _each(AsyncEngine.dispose, engines)
+
+
+async def _each(
+    do: Callable[[AsyncEngine], Coroutine[Any, Any, None]], engines: list[AsyncEngine]
+) -> None:
+    some = asyncio.Semaphore(AT_ONCE)
+
+    async def one(engine: AsyncEngine) -> None:
+        async with some:
+            await do(engine)
+
+    await asyncio.gather(*map(one, engines))
 
 
 def _turns(engines: list[AsyncEngine]) -> Any:
