@@ -20,8 +20,8 @@ class CredentialsError(Exception):
 #: What a query may raise, in any of the classes it comes in. SQLAlchemy wraps what the driver says
 #: of Postgres; what the network says of the driver comes through raw.
 RAISED = (
-    *(DBAPIError, PoolTimeout, OSError, TimeoutError, asyncpg.InterfaceError, BufferError),
-    CredentialsError,
+    *(DBAPIError, PoolTimeout, OSError, TimeoutError, BufferError, CredentialsError),
+    *(asyncpg.InterfaceError, asyncpg.InternalClientError),
 )
 
 
@@ -51,6 +51,7 @@ class DatabaseError(Exception):
         self.failure = failure
 
 
+_LOST = Failure("the connection was lost: {}", "see the logs of PgBouncer and Postgres", again=True)
 _REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME, or DB_AUTH")
 
 # Exception class, SQLSTATE (a pattern) and words (a pattern) of it → failure. The first that fits
@@ -96,9 +97,9 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
     (Exception, "3D000", "", Failure("{}", "check DB_NAME")),
     (Exception, "42P01", "", Failure("{}", "run the migrations: alembic upgrade head")),
     (Exception, "42501", "", Failure("{}", "run the migrations: they grant what routes need")),
-    # The last: the driver has read that the server closes, and not yet that it has closed.
-    (Exception, "", "connection (was|is) closed|another operation .* in progress", Failure(
-        "the connection was lost: {}", "see the logs of PgBouncer and Postgres", again=True)),
+    (Exception, "", "connection (was|is) closed", _LOST),
+    # The driver has read that the server closes, and not yet that it has closed.
+    (asyncpg.InternalClientError, "", "", _LOST),
     (Exception, "(08|40|53|57)...", "", Failure(
         "the database is not available: {}", "see the logs of PgBouncer and Postgres")),
     # What was said of a value would quote it.

@@ -3,13 +3,14 @@
 import asyncpg
 import pytest
 
-from handler.failures import classify
+from handler.failures import RAISED, classify
 
 
 def test_a_connection_caught_between_goodbye_and_close_is_worth_another_try() -> None:
     """Seen where a backend was terminated while its client was idle."""
     said = "cannot switch to state 11; another operation (2) is in progress"
     assert classify(asyncpg.InternalClientError(said)).again
+    assert issubclass(asyncpg.InternalClientError, RAISED)  # it comes through raw
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError(), Exception(), MemoryError()])
