@@ -68,7 +68,7 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
 
 def _show(token: bytes, _: Any, __: Any, statement: str, *values: Any) -> None:
     """Log what a request with the token asks; never its values, and nothing of its neighbours."""
-    if hmac.compare_digest(token, logs.sql_asked.get().encode()):
+    if hmac.compare_digest(token, logs.sql_asked.get()):
         logs.sql.debug("%s", " ".join(statement.split()))
 
 
@@ -94,7 +94,7 @@ def _check_alive(max_idle: float, connection: Any, record: Any, _: Any) -> None:
     raw = connection.driver_connection
     idle = time.time() - record.info.get("idle_since", time.time())
     if idle > max_idle or was_closed(raw):
-        raw.terminate()  # a polite close would wait two seconds for an answer
+        raw.terminate()  # a polite close would wait for an answer
         raise DisconnectionError("closed while idle")  # the pool makes another
 
 

@@ -35,9 +35,20 @@ log = logging.getLogger(__name__)
 sql = logging.getLogger("handler.sql")
 sql.setLevel(logging.DEBUG)  # whatever the root's: only what was asked for is said
 #: What the request sent to have its SQL logged; each has a context of its own.
-sql_asked: ContextVar[str] = ContextVar("sql_asked", default="")
+sql_asked: ContextVar[bytes] = ContextVar("sql_asked", default=b"")
 _current: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
 _served = 0
+
+
+class NoteWhoAsksForSql:
+    """ASGI middleware."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sql_asked.set(dict(scope.get("headers", ())).get(b"x-log-sql", b""))
+        await self._app(scope, receive, send)
 
 
 @contextmanager

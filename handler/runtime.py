@@ -35,6 +35,9 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor = ThreadPoolExecutor(1, "event-loop", initializer=self._own_loop)
 
@@ -55,7 +58,7 @@ class LoopThread:
         if self._loop is not None:
             self.call(self._loop.close)
         self._executor.shutdown()
-        self.__init__()  # type: ignore[misc]  # as at first
+        self._begin()
 
     def finish(self, last: Callable[[], Awaitable[None]]) -> None:
         """Cancel what runs, then run `last` on the loop; no longer than GRACE. From any thread."""

@@ -15,6 +15,7 @@ Auth = Literal["password", "secret", "iam"]
 Prewarm = Literal["off", "on", "required"]
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+CA_FILE = "the path of a PEM file with the CA that signed the server's certificate"
 
 
 class SettingsError(Exception):
@@ -52,9 +53,7 @@ class Settings(BaseSettings):
     sslmode: SslMode | None = Field(
         None, description="disable, allow, prefer, require, verify-ca or verify-full"
     )
-    sslrootcert: FilePath | None = Field(
-        None, description="the path of a PEM file with the CA that signed the server's certificate"
-    )
+    sslrootcert: FilePath | None = Field(None, description=CA_FILE)
     # More connections than a sandbox can use: it serves one event at a time, so one is enough.
     pool_size: int = Field(1, ge=1, le=1000, description="1 to 1000 connections kept open")
     max_overflow: int = Field(0, ge=0, le=1000, description="0 to 1000 connections above the pool")
@@ -116,6 +115,8 @@ def load(**overrides: Any) -> Settings:
     """
     try:
         return Settings(**overrides)
+    except OSError as error:  # of looking at the one field that is a path
+        raise SettingsError(f"DB_SSLROOTCERT: {error.strerror}. Allowed: {CA_FILE}") from None
     except ValidationError as error:
         # `from None`: pydantic's own message repeats the values, and so would a traceback.
         raise SettingsError("; ".join(_faults(error))) from None

@@ -1,7 +1,7 @@
 """What CloudFormation calls before a new version: roles, the pooler's lookup, migrations.
 
 `handler` is a Lambda function's, for a custom resource: it answers to the address in the event.
-Safe to run again: it mends what is not as it should be and changes no password that already holds.
+Safe to run again: it mends what is not as it should be; a password that holds keeps its verifier.
 Leaves what roles and tables are to `infra.database`, and the application's next password to
 `rotation`.
 """
@@ -14,7 +14,6 @@ import ssl
 import urllib.request
 from typing import Any
 
-import asyncpg
 import boto3
 
 from handler.settings import load
@@ -51,29 +50,14 @@ def administrator() -> dict[str, Any]:
     return arguments(admin["username"], admin["password"])
 
 
-async def opens(user: str, password: str) -> bool:
-    """Whether `password` lets `user` in."""
-    try:
-        connection = await asyncpg.connect(**arguments(user, password), database=load().name)
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
-        return False
-    await connection.close()
-    return True
-
-
 async def migrate() -> None:
-    wanted = {
+    passwords = {
         roles.OWNER: secret(os.environ["OWNER_SECRET_ARN"])["password"],
         roles.APP: secret(os.environ["APP_SECRET_ARN"])["password"],
         roles.LOOKUP: secret(os.environ["LOOKUP_SECRET_ARN"])["password"],
     }
-    # A password that already holds keeps its verifier: PgBouncer logs in to Postgres with what it
-    # learned from the last client, and a new salt would lock it out until another one comes.
-    new = {role: each for role, each in wanted.items() if not await opens(role, each)}
-    await roles.bootstrap(administrator(), load().name, new)
-    owner = load(user=roles.OWNER, password=wanted[roles.OWNER])
-    await schema.migrate(owner)
-    log.info("migrated; new passwords: %s", ", ".join(new) or "none")
+    await roles.bootstrap(administrator(), load().name, passwords)
+    await schema.migrate(load(user=roles.OWNER, password=passwords[roles.OWNER]))
 
 
 def handler(event: dict[str, Any], context: Any) -> None:

@@ -15,7 +15,7 @@ import asyncpg
 import boto3
 
 from handler.settings import load
-from infra.aws.migration import administrator, opens, secret
+from infra.aws.migration import administrator, arguments, secret
 from infra.database import roles
 
 log = logging.getLogger(__name__)
@@ -70,3 +70,13 @@ async def change(password: str) -> None:
         await connection.close()
     if not await opens(roles.APP, password):
         raise RuntimeError("Postgres does not take the new password")
+
+
+async def opens(user: str, password: str) -> bool:
+    """Whether `password` lets `user` in."""
+    try:
+        connection = await asyncpg.connect(**arguments(user, password), database=load().name)
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
+        return False
+    await connection.close()
+    return True

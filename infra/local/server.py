@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-class Server:
+class Server(ABC):
     """A child process that listens on a loopback port and writes a log."""
 
     name = "server"
@@ -91,15 +92,16 @@ class Server:
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """What to run; called anew at each start, after `port` is known."""
-        raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         return {}
 
+    @abstractmethod
     def is_ready(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers."""
 
     @property
     def stop_signal(self) -> signal.Signals:

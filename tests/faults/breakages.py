@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import trustme
 
+from handler.connection import connector
 from infra.database.roles import APP
 from infra.local.network import Filter
 from infra.local.pgbouncer import PgBouncer
@@ -44,15 +45,7 @@ class Place:
 
     async def connect_as_client(self) -> Any:
         """Through PgBouncer and past every relay before it, with the application's name."""
-        return await asyncpg.connect(
-            host=self.bouncer.host,
-            port=self.bouncer.port,
-            user=APP,
-            password=self.stack.settings().password.get_secret_value(),
-            database=DATABASE,
-            ssl=self.bouncer.trust(),
-            statement_cache_size=0,
-        )
+        return await connector(self.stack.settings(through=self.bouncer))()
 
 
 #: Entered, it begins; left, it has ended.

@@ -289,7 +289,12 @@ async def test_where_a_cancel_goes_astray_the_query_ends_by_statement_timeout(
     ("settings", "fault", "retry_after"),
     [
         (
-            {"default_pool_size": 1, "reserve_pool_size": 0, "query_wait_timeout": 1},
+            {
+                "default_pool_size": 1,
+                "reserve_pool_size": 0,
+                "query_wait_timeout": 1,
+                "idle_transaction_timeout": 60,  # the other's transaction is to last
+            },
             "no server connection came free",
             "5",
         ),

@@ -95,7 +95,7 @@ def test_with_pgbouncer_not_answering_it_leaves_in_time_all_the_same(
 
 
 async def test_a_late_answer_spares_the_sandbox(stack: Stack, locker: Any, tmp_path: Path) -> None:
-    with emulator(stack.environment(), tmp_path / "log", seconds=2) as sandbox:
+    with emulator(stack.environment(), tmp_path / "log", seconds=4) as sandbox:
         await asyncio.to_thread(sandbox.invoke, READ)
         pid = sandbox.runtime.pid
         async with locker.transaction():

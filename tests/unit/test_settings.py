@@ -130,3 +130,9 @@ def test_a_token_to_this_machine_needs_a_named_sslmode() -> None:
     with pytest.raises(SettingsError, match=r"^DB_SSLMODE is 'disable': "):
         load(auth="iam", host="localhost")
     assert load(auth="iam", host="db.internal").effective_sslmode == "verify-full"
+
+
+def test_a_path_that_no_system_takes_is_a_bad_setting_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_SSLROOTCERT", "x" * 300)
+    with pytest.raises(SettingsError, match=r"^DB_SSLROOTCERT: File name too long. Allowed: "):
+        load()

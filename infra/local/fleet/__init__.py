@@ -81,11 +81,6 @@ class Fleet:
     ) -> None:
         await asyncio.shield(self.end())
 
-    @property
-    def busy(self) -> int:
-        """How many sandboxes have an event, or are getting ready for one."""
-        return self._starting + len(self.sandboxes) - len(self._idle)
-
     async def invoke(self, event: Any, *, cold: bool = False) -> Answer:
         """The function's answer to `event`, any JSON. Failures are answers too, as on Lambda.
         `cold`: by a new sandbox, though an idle one is there; of a new version, on Lambda."""
