@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import boto3
+import pytest
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 
 from infra.aws import template_file
+from infra.local import ROOT
 
 #: What `make deploy` adds to the defaults.
 IMAGES = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/warm-engine"
@@ -183,3 +185,22 @@ class Stack:
 def deployment(**parameters: Any) -> Stack:
     """The whole, as `make deploy` would have it with these parameters."""
     return Stack("template", **{**DEPLOYED, **parameters})
+
+
+WITH_PGBOUNCER = deployment()
+WITH_PROXY = deployment(Connection="rds-proxy", PoolerImage="", PoolerTlsSecret="")
+BOTH = pytest.mark.parametrize(
+    "stack", [WITH_PGBOUNCER, WITH_PROXY], ids=["pgbouncer", "rds-proxy"]
+)
+INI = dict(re.findall(r"^(\w+) = (\w+)$", (ROOT / "pgbouncer/pgbouncer.ini").read_text(), re.M))
+
+
+def only(found: dict[str, Any]) -> Any:
+    assert len(found) == 1, list(found)
+    return next(iter(found.values()))
+
+
+def environment(stack: Stack) -> dict[str, str]:
+    """The function's variables."""
+    variables = stack.resources["Function/Function"]["Properties"]["Environment"]["Variables"]
+    return {name: str(value) for name, value in variables.items()}
