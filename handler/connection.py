@@ -65,7 +65,8 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
                 if another == login:
                     raise
                 raw = await handshake(another)
-        _notice_silence(socket_of(raw), settings.connect_timeout)
+        if sock := socket_of(raw):
+            _notice_silence(sock, settings.connect_timeout)
         return raw
 
     return connect
@@ -105,14 +106,16 @@ def _tls(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]:
 def was_closed(raw: asyncpg.Connection[Any]) -> bool:
     """Whether the other side closed it while nothing was asked, without asking: what it said then
     waits on the socket. 1.4 µs."""
-    if raw.is_closed():
+    sock = socket_of(raw)
+    if sock is None or raw.is_closed():
         return True
     poll = select.poll()
-    poll.register(socket_of(raw), select.POLLIN | getattr(select, "POLLRDHUP", 0))
+    poll.register(sock, select.POLLIN | getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
 
 
-def socket_of(raw: asyncpg.Connection[Any]) -> socket.socket:
-    """The one place that knows of asyncpg's private parts."""
-    sock: socket.socket = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # private
+def socket_of(raw: asyncpg.Connection[Any]) -> socket.socket | None:
+    """The one place that knows of asyncpg's private parts. None: TLS has lost it, a turn of the
+    loop before asyncpg hears of that."""
+    sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # private
     return sock

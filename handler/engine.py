@@ -91,8 +91,10 @@ def _check_alive(max_idle: float, connection: Any, record: Any, _: Any) -> None:
 
     Age is by the wall clock: others stand still while a sandbox is frozen.
     """
+    if "idle_since" not in record.info:
+        return  # just made; whatever ends it now is the query's to tell
     raw = connection.driver_connection
-    idle = time.time() - record.info.get("idle_since", time.time())
+    idle = time.time() - record.info["idle_since"]
     if idle > max_idle or was_closed(raw):
         raw.terminate()  # a polite close would wait for an answer
         raise DisconnectionError("closed while idle")  # the pool makes another

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from handler.connection import connector, socket_of
+from handler.connection import connector, socket_of, was_closed
 from handler.engine import create_engine
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
@@ -70,11 +70,27 @@ async def test_checkouts_of_a_live_connection_never_replace_it(stack: Stack) -> 
             await runtime.dispose()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_at_every_turn_of_the_loop_a_lost_connection_is_told_from_a_live_one(
+    stack: Stack, tls: bool
+) -> None:
+    """With TLS the socket is gone one turn before asyncpg hears of it."""
+    with stack.another_pgbouncer(tls=tls) as bouncer:
+        raw = await connector(stack.settings(through=bouncer))()
+        assert not was_closed(raw)
+        bouncer.stop()
+        async with asyncio.timeout(5):
+            while not raw.is_closed():
+                assert was_closed(raw)
+                await asyncio.sleep(0)
+
+
 async def test_asyncpg_s_private_socket_is_where_it_was_with_its_options(stack: Stack) -> None:
     for settings in (stack.settings(), stack.settings(through=stack.pgbouncer)):
         raw = await connector(settings)()
         try:
             sock = socket_of(raw)
+            assert sock is not None
             assert sock.getpeername()[1] == settings.port
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000
