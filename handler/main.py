@@ -112,12 +112,8 @@ async def _ping() -> dict[str, Any]:
 
 def _refuse(what: str, detail: object, context: Any) -> dict[str, Any]:
     logs.failed(f"{what}: {detail}", "see what invokes this function")
-    body = problems.body(400, f"This function was sent {what}.", context)
-    return {
-        "statusCode": 400,
-        "headers": {"content-type": problems.PROBLEM},
-        "body": json.dumps(body),
-    }
+    body = json.dumps(problems.body(400, f"This function was sent {what}.", context))
+    return {"statusCode": 400, "headers": {"content-type": problems.PROBLEM}, "body": body}
 
 
 def _leave_nothing() -> None:

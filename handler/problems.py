@@ -17,21 +17,14 @@ from handler import failures, logs
 PROBLEM = "application/problem+json"
 
 # Written out, so that no schema is built before somebody asks for one.
-_content = {
-    PROBLEM: {
-        "schema": {
-            "title": "Problem",
-            "type": "object",
-            "required": ["title", "status", "detail", "request_id"],
-            "properties": {
-                "title": {"type": "string"},
-                "status": {"type": "integer"},
-                "detail": {"type": "string"},
-                "request_id": {"type": "string"},
-            },
-        }
-    }
+_FIELDS = {"title": "string", "status": "integer", "detail": "string", "request_id": "string"}
+_schema = {
+    "title": "Problem",
+    "type": "object",
+    "required": list(_FIELDS),
+    "properties": {name: {"type": kind} for name, kind in _FIELDS.items()},
 }
+_content = {PROBLEM: {"schema": _schema}}
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
