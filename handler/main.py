@@ -30,13 +30,13 @@ from starlette.types import Receive, Scope, Send
 
 from handler import engine, failures, logs, orders, problems
 from handler.app import app
-from handler.runtime import LoopThread, around_snapshot, call_at_shutdown
+from handler.runtime import Loop, around_snapshot, call_at_shutdown
 from handler.settings import load
 
 #: What is kept of an invocation's time for cancelling the query and sending the answer, in seconds.
 MARGIN = 0.5
 
-_loop = LoopThread()
+_loop = Loop()
 
 
 @cache
@@ -65,7 +65,7 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def handler(event: Any, context: Any) -> Any:
-    """Serve one event. Only hands it to the loop's thread and waits."""
+    """Serve one event, where no other loop runs."""
     return _loop.call(_serve, event, context)
 
 
