@@ -264,7 +264,11 @@ async def test_a_table_of_one_s_own_is_read_and_written_through_pgbouncer(
     await admin.execute(
         f"CREATE TABLE invoices (id integer PRIMARY KEY, total numeric(12, 2) NOT NULL);"
         f"ALTER TABLE invoices OWNER TO {OWNER}; GRANT SELECT, UPDATE ON invoices TO {APP};"
-        f"INSERT INTO invoices VALUES (1, 10)"
+        f"INSERT INTO invoices VALUES (1, 10);"
+        f"CREATE FUNCTION alone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f"  IF now() = statement_timestamp() THEN RAISE 'not in a transaction'; END IF;"
+        f"  RETURN NEW; END $$;"
+        f"CREATE TRIGGER alone BEFORE UPDATE ON invoices FOR EACH ROW EXECUTE FUNCTION alone()"
     )
     for name, value in own_stack.environment().items():
         monkeypatch.setenv(name, value)
