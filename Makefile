@@ -58,7 +58,7 @@ test: ## the tests
 	$(SETUP) tests
 	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
 
-churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
+churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; four minutes
 	$(SETUP) reports
 	@$(RUN) infra.local churn
 
