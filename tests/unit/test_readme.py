@@ -146,6 +146,20 @@ def test_what_a_document_names_is_there(path: Path) -> None:
             assert anchor in slugs, (title, target)
 
 
+def test_what_is_said_to_be_in_a_file_is_in_it() -> None:
+    """As `Loop`, `handler/runtime.py` or `Row` in `infra/local/churn/plan.py`."""
+    pairs = 0
+    for document in DOCUMENTS:
+        text = " ".join(document.read_text().split())
+        for word, name in re.findall(r"`([^`]+)`(?:,| in) `([\w/]+\.(?:py|txt))`", text):
+            if "/" not in word:
+                pairs += 1
+                assert re.search(
+                    rf"\b{re.escape(word.split(' …')[0])}(?!\w)", (ROOT / name).read_text()
+                )
+    assert pairs >= 10
+
+
 def test_every_target_has_its_line_of_help() -> None:
     phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[0].split()
     assert set(phony) == TARGETS
