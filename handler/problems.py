@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from handler import failures, logs
 
@@ -62,7 +63,11 @@ def respond(
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    return respond(request, error.status_code, error.detail, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names its first match's
+        here = (r.methods for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE)
+        headers["Allow"] = ", ".join(sorted(set[str]().union(*here)))
+    return respond(request, error.status_code, error.detail, headers)
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
