@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from handler import engine, orders
@@ -102,6 +103,34 @@ async def test_a_thread_hands_its_query_to_that_loop_and_on_another_it_gets_an_e
         assert await asyncio.to_thread(in_a_thread) == "Amber Bakery"
     finally:
         await engine.dispose()
+
+
+@pytest.mark.parametrize("threshold", [None, 5], ids=["as advised", "as psycopg has it"])
+def test_a_synchronous_engine_of_its_own_names_no_statement_behind_the_same_pgbouncer_if_told_so(
+    stack: Stack, threshold: int | None
+) -> None:
+    """psycopg names what it has sent five times: in transaction pooling another client meets it."""
+    one: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
+    with stack.another_pgbouncer(settings=one) as bouncer:
+        settings = stack.settings(through=bouncer)
+        url = make_url("postgresql+psycopg://").set(
+            host=settings.host,
+            port=settings.port,
+            username=settings.user,
+            password=settings.password.get_secret_value(),
+            database=settings.name,
+            query={"sslmode": settings.effective_sslmode, "sslrootcert": str(bouncer.ca)},
+        )
+        arguments = {"prepare_threshold": threshold}
+        blocking = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
+        try:
+            with blocking.connect() as connection:
+                for _ in range(10):
+                    assert connection.execute(orders.BY_ID, {"id": 1}).one()
+                left = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+        finally:
+            blocking.dispose()
+        assert left == (0 if threshold is None else 1)
 
 
 # --- A test without Postgres -------------------------------------------------------------------
