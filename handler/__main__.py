@@ -33,8 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m handler",
         description="Print one order.",
-        epilog="Where the database is comes from the environment: DB_HOST, DB_PORT, DB_NAME, "
-        "DB_USER, DB_PASS, DB_SSLMODE, DB_SSLROOTCERT.",
+        epilog="Which database: DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASS, DB_SSLMODE, …",
     )
     parser.add_argument("order_id", type=order_id, metavar="ID", help="the order's id")
     arguments = parser.parse_args()

@@ -115,7 +115,9 @@ def _sessionmaker() -> async_sessionmaker[AsyncSession]:
 
 async def run(work: Callable[[Session], T]) -> T:
     """Do `work` in a session of its own, and once more where a new connection may mend what went
-    wrong. So `work` must be one that may be done twice: a read, or a write under a key.
+    wrong. So `work` must be one that may be done twice: a read, or a write under a key. Each
+    statement is a transaction of its own; for one of several, `work` gives its session's connection
+    another isolation level first.
 
     Raises DatabaseError."""
     try:

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from handler import failures, logs
 
@@ -65,8 +64,8 @@ def respond(
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names its first match's
-        here = (r.methods for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE)
-        headers["Allow"] = ", ".join(sorted(set[str]().union(*here)))
+        here = [r for r in request.app.routes if r.matches(request.scope)[0].value]
+        headers["Allow"] = ", ".join(sorted({method for route in here for method in route.methods}))
     return respond(request, error.status_code, error.detail, headers)
 
 
@@ -84,7 +83,8 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     return respond(request, status, "; ".join(faults))
 
 
-async def _bug(request: Request, _: Exception) -> JSONResponse:
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    logs.failed(type(error).__name__, "see its traceback in the log")
     return respond(request, 500, "This should not have happened.")
 
 
@@ -92,7 +92,7 @@ async def _database_error(request: Request, error: Any) -> JSONResponse:
     failure = error.failure
     logs.failed(failure.fault, failure.remedy, failure.sqlstate)
     if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        return await _bug(request, error)
+        return respond(request, 500, "This should not have happened.")
     if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
         return respond(request, failure.status, "The database took too long.")
     headers = {"Retry-After": str(failure.retry_after)}
