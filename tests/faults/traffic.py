@@ -61,7 +61,8 @@ class Request:
 @dataclass
 class Traffic:
     """`async with Traffic(fleet, folder):` callers read and write by turns, until the end of the
-    block. `logs`: the fleet's folder; with its name begin the keys."""
+    block; again in the next one, with the same ledger. `logs`: the fleet's folder; with its name
+    begin the keys."""
 
     fleet: Fleet
     logs: Path
