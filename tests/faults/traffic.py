@@ -71,8 +71,9 @@ class Traffic:
 
     async def __aenter__(self) -> Self:
         # All cold starts now: none is a part of a fault.
-        await asyncio.gather(*(self._ask(READ) for _ in range(CALLERS)))
-        assert all(request.answered for request in self.requests)
+        first = await asyncio.gather(*(self._ask(READ) for _ in range(CALLERS)))
+        wrong = [json.loads(each["body"]) for each in first if each["statusCode"] != 200]
+        assert not wrong, [self._said_of(each["request_id"]) for each in wrong]
         self.requests.clear()
         self._over = asyncio.Event()
         turns = itertools.cycle((False, True))

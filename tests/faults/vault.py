@@ -4,6 +4,7 @@ Owns the secret. Leaves to the handler how it is read.
 """
 
 import json
+import logging
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,8 @@ class Vault:
     def __init__(self, name: str, password: str) -> None:
         self._name = name
         self.password = password
-        self._server = ThreadedMotoServer("127.0.0.1", 0)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 
     def __enter__(self) -> Self:
         self._server.start()
