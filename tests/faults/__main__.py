@@ -36,7 +36,9 @@ def main() -> int:
     take_sigterm_as_ctrl_c()
     os.environ[SECONDS] = seconds
     gathering = Gathering()
-    status = pytest.main(["tests/faults", "-q", "-n2", *sys.argv[2:]], plugins=[gathering])
+    status = pytest.main(
+        ["tests/faults/test_faults.py", "-q", "-n2", *sys.argv[2:]], plugins=[gathering]
+    )
     from tests.faults.cells import APART, CELLS  # after pytest, which rewrites what it imports
 
     order = [cell.what for cell in (*CELLS, *APART)]

@@ -70,7 +70,7 @@ async def traffic_through(place: Place, folder: Path) -> AsyncIterator[Traffic]:
         Nursery() as nursery,
         Fleet(
             place.environment,
-            concurrency=CALLERS + 1,  # one may be on its way out
+            concurrency=2 * CALLERS,  # some are replaced
             timeout=DEADLINE,
             logs=folder,
             nursery=nursery,

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 
 from infra.database.roles import APP, set_password
 from tests.faults.breakages import Place, again_and_again
+from tests.faults.traffic import READ
 
 
 @asynccontextmanager
 async def password_rotated(place: Place) -> AsyncIterator[None]:
     """By way of Secrets Manager's steps, again and again. After each that counts a sandbox is
-    replaced, and the new one logs in; the others go on with the connection they have."""
+    replaced, and the new one logs in with what it finds; the others go on with the connection they
+    have."""
     admin = await place.connect_as_admin()
 
     async def replace_one() -> None:
@@ -20,6 +22,9 @@ async def password_rotated(place: Place) -> AsyncIterator[None]:
             while not (idle := [each for each in place.fleet.sandboxes if each.frozen]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await place.fleet.retire(idle[0])
+        answer = await place.fleet.invoke(READ, cold=True)
+        assert answer.error is None, answer
+        assert answer.payload["statusCode"] == 200, answer
 
     async def rotate(password: str) -> None:
         await asyncio.to_thread(place.vault.propose, password)
