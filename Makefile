@@ -62,7 +62,7 @@ churn: ## a churning fleet straight to Postgres and through PgBouncer: table, pl
 	$(SETUP) reports
 	@$(RUN) infra.local churn
 
-faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; four minutes
+faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; five minutes
 	$(SETUP) tests
 	@$(RUN) tests.faults $(ARGS)
 
