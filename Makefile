@@ -8,7 +8,7 @@ export VENV
 RUN = $(VENV)/bin/python -m
 SETUP = @$(PYTHON) -m infra.local.setup
 
-.PHONY: help doctor demo run up down invoke logs image psql test churn bench faults mutations budget lint fmt deploy requirements clean
+.PHONY: help doctor demo run up down invoke logs image psql test churn bench faults soak mutations budget lint fmt deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -62,9 +62,13 @@ churn: ## a churning fleet straight to Postgres and through PgBouncer: table, pl
 	$(SETUP) reports
 	@$(RUN) infra.local churn
 
-faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; four minutes
+faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; five minutes
 	$(SETUP) tests
 	@$(RUN) tests.faults $(ARGS)
+
+soak: ## faults in random order for ten minutes, no write lost or doubled (SEED=1 MINUTES=10)
+	$(SETUP) tests
+	@$(RUN) tests.faults.soak "$(SEED)" $(or $(MINUTES),10)
 
 bench: ## what an order costs: this handler, the usual recipes, the bare driver; six minutes
 	$(SETUP) reports

@@ -1,7 +1,7 @@
 """A network namespace of one's own, in which packets can be made to vanish.
 
 Owns entering one, as root or not, and the packet filter in it; both are gone with the last process
-inside. Linux only.
+inside. So are disks that are mounted there: mounts are its own, too. Linux only.
 """
 
 import ctypes
@@ -59,7 +59,16 @@ def command(words: Sequence[str]) -> list[str]:
     # Without root, a user namespace gives the right to make the other one. Ourselves in it, not
     # root: Postgres would refuse. For root one would only take away the other accounts.
     user = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]
-    return ["unshare", *user, "--net", sys.executable, "-m", "infra.local.network", *words]
+    return [
+        "unshare",
+        *user,
+        "--net",
+        "--mount",
+        sys.executable,
+        "-m",
+        "infra.local.network",
+        *words,
+    ]
 
 
 def obstacle() -> str | None:

@@ -89,14 +89,16 @@ class Stack:
         *,
         tls: bool = True,
         settings: dict[str, str | int] | None = None,
+        postgres_host: str | None = None,
         postgres_port: int | None = None,
     ) -> Iterator[PgBouncer]:
         """A PgBouncer in front of this stack's Postgres, for the time of the block.
-        `postgres_port`: where it finds that, if a relay stands in between."""
+        `postgres_host`, `postgres_port`: where it finds that, if under a name or with a relay in
+        between."""
         folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir=self.folder))
         account().own(folder, 0o700)
         upstream = Upstream(
-            host=self.postgres.host,
+            host=postgres_host or self.postgres.host,
             port=postgres_port or self.postgres.port,
             database=DATABASE,
             lookup_password=self._passwords[roles.LOOKUP],

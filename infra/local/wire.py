@@ -19,15 +19,21 @@ class Relay:
     """`with Relay(host, port) as relay:`, then connect to `relay.host`, `relay.port` instead.
 
     `delay`: seconds that each round trip takes longer, half of it in each direction. `others`: more
-    addresses; each connection goes to the next one, as behind a load balancer.
+    addresses; each connection goes to the next one, as behind a load balancer. `at`: where it
+    listens, if not on any free port.
     """
 
-    host = "127.0.0.1"
-
-    def __init__(self, host: str, port: int, *others: tuple[str, int], delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *others: tuple[str, int],
+        delay: float = 0.0,
+        at: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        self.host, self.port = at
         self._targets = itertools.cycle([(host, port), *others])
         self.delay = delay
-        self.port = 0
         #: How often a client spoke and the server answered, since the start or `reset`.
         self.round_trips = 0
         #: Connections accepted since the start or `reset`.
@@ -42,7 +48,7 @@ class Relay:
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
 
     def __enter__(self) -> "Relay":
-        listener = socket.create_server((self.host, 0))
+        listener = socket.create_server((self.host, self.port))
         self.port = listener.getsockname()[1]
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(

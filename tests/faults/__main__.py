@@ -1,6 +1,7 @@
 """`python -m tests.faults [SECONDS]`: the matrix with faults that last so long, and its report.
 
-In a network of its own where that can be had, so that lost packets are in the report too.
+In a network of its own where that can be had: lost packets, names and full disks need it, and are
+not in the report otherwise.
 """
 
 import os
@@ -31,14 +32,16 @@ def main() -> int:
         if (obstacle := network.obstacle()) is None:
             inside = network.command([sys.executable, "-m", "tests.faults", *sys.argv[1:]])
             os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
-        print(f"without lost packets: {obstacle}")
+        print(f"without lost packets, names and full disks: {obstacle}")
     take_sigterm_as_ctrl_c()
     os.environ[SECONDS] = seconds
     gathering = Gathering()
-    status = pytest.main(["tests/faults", "-q", "-n2", *sys.argv[2:]], plugins=[gathering])
-    from tests.faults.test_faults import CELLS, PACKETS_LOST  # after pytest, which rewrites it
+    status = pytest.main(
+        ["tests/faults/test_faults.py", "-q", "-n2", *sys.argv[2:]], plugins=[gathering]
+    )
+    from tests.faults.cells import APART, CELLS  # after pytest, which rewrites what it imports
 
-    order = [cell.what for cell in (*CELLS, PACKETS_LOST)]
+    order = [cell.what for cell in (*CELLS, *APART)]
     cells = [gathering.cells[what] for what in order if what in gathering.cells]
     if status == pytest.ExitCode.OK:
         write(ROOT / "reports", float(seconds), cells)

@@ -2,13 +2,13 @@
 
 from infra.local import ROOT
 from tests.faults import report
-from tests.faults.test_faults import CELLS, PACKETS_LOST
+from tests.faults.cells import APART, CELLS
 
 MEASURED = report.read(ROOT / "reports")
 
 
 def test_each_fault_has_its_row() -> None:
-    assert [row.what for row in MEASURED] == [cell.what for cell in (*CELLS, PACKETS_LOST)]
+    assert [row.what for row in MEASURED] == [cell.what for cell in (*CELLS, *APART)]
 
 
 def test_nothing_was_lost_doubled_or_leaked() -> None:

@@ -1,13 +1,11 @@
 """A small churn: what ended sandboxes hold, and that an interrupted one leaves nothing."""
 
-import contextlib
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +17,7 @@ from infra.local.churn.run import Result, Run
 from tests.conftest import eventually
 from tests.mutations.__main__ import copy_of_the_code
 from tests.own_network import in_own_network
+from tests.processes import folders_of_stacks, runs
 
 
 async def churned(
@@ -85,7 +84,7 @@ def test_interrupted_it_leaves_nothing_and_says_that_its_report_is_partial(
             while "direct     graceful" not in said:  # the first row is complete
                 said += process.stdout.readline()
                 assert process.poll() is None, said
-            folders = eventually(lambda: _folders(process.pid), 20)
+            folders = eventually(lambda: folders_of_stacks(process.pid), 20)
             children = psutil.Process(process.pid).children(recursive=True)
         finally:
             process.send_signal(number)
@@ -95,23 +94,7 @@ def test_interrupted_it_leaves_nothing_and_says_that_its_report_is_partial(
     assert "Traceback" not in said
     assert '"partial": true' in (tmp_path / "reports/churn.json").read_text()
     end = time.monotonic() + 5
-    while any(map(_runs, children)) and time.monotonic() < end:
+    while any(map(runs, children)) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not [child for child in children if _runs(child)]
+    assert not [child for child in children if runs(child)]
     assert not [folder for folder in folders if Path(folder).exists()]
-
-
-def _folders(pid: int) -> set[str]:
-    """Those of stacks whose servers run below that process."""
-    words = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            words += child.cmdline()
-    return set(re.findall(r"\S*/warm-engine-stack-\w+", " ".join(words)))
-
-
-def _runs(process: Any) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

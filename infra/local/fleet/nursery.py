@@ -37,7 +37,8 @@ class Nursery:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "infra.local.fleet.nursery"),
+            # Not by -m: it is imported with its package, of which Python would warn.
+            *(sys.executable, "-c", f"from {__name__} import main; main()"),
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -134,7 +135,3 @@ def main() -> None:
                     _say(pid=pid)
                 else:
                     _become(order)
-
-
-if __name__ == "__main__":
-    main()

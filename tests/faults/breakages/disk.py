@@ -1,0 +1,81 @@
+"""Postgres' disk full: a small one of its own, which a file takes the rest of.
+
+Owns that disk. Needs mounts of one's own, which come with a network of one's own.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from infra.local import network
+from infra.local.stack import Stack
+from tests.faults.breakages import Place
+
+SIZE = "128m"
+ANOTHER_FILE = "SELECT pg_logical_emit_message(true, '', ''), pg_switch_wal()"
+
+
+@contextlib.contextmanager
+def small_disk(stack: Stack) -> Iterator[Path]:
+    """What Postgres stores is on a small disk for the time of the block, and what it stored in that
+    time is forgotten after it."""
+    assert network.is_own(), "it would be mounted for the whole machine"
+    postgres = stack.postgres
+    postgres.stop()
+    kept = postgres.data.rename(postgres.data.with_name("kept"))
+    postgres.data.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    path = str(postgres.data).encode()
+    # Not by the program: it takes nobody but root.
+    if libc.mount(b"tmpfs", path, b"tmpfs", 0, f"size={SIZE}".encode()):
+        raise OSError(ctypes.get_errno(), "no disk can be mounted")
+    try:
+        postgres.account.own(postgres.data, 0o700)
+        subprocess.run(["cp", "-a", f"{kept}/.", postgres.data], check=True)
+        postgres.start()
+        yield postgres.data
+    finally:
+        postgres.stop()
+        libc.umount(path)
+        postgres.data.rmdir()
+        kept.rename(postgres.data)
+        postgres.start()
+
+
+def fill(disk: Path) -> Path:
+    """Not a byte is free after it. The file that took them."""
+    ballast = disk / "ballast"
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    return ballast
+
+
+@asynccontextmanager
+async def disk_full(place: Place) -> AsyncIterator[None]:
+    ballast = fill(place.disk)
+    yield
+    ballast.unlink()
+
+
+@asynccontextmanager
+async def disk_full_of_log(place: Place) -> AsyncIterator[None]:
+    """The log (WAL) finds no place for its next file either. Postgres crashes, and ends when there
+    is no room to recover in: then somebody has to make some, and to start it."""
+    postgres = place.stack.postgres
+    async with asyncio.timeout(20):
+        while postgres.alive:
+            ballast = fill(place.disk)  # again: a crash gives back what was half written
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                admin = await place.connect_as_admin()
+                while True:
+                    await admin.execute(ANOTHER_FILE)
+    yield
+    ballast.unlink()
+    await asyncio.to_thread(postgres.start)

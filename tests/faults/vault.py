@@ -1,0 +1,76 @@
+"""The application's password in a Secrets Manager on this machine, and its rotation under load.
+
+Owns the secret. Leaves to the handler how it is read.
+"""
+
+import json
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+from infra.database.roles import APP
+
+REGION = "eu-central-1"
+
+
+class Vault:
+    """`with Vault(name, password) as vault:`. `environment`: with which a handler finds it."""
+
+    def __init__(self, name: str, password: str) -> None:
+        self._name = name
+        self.password = password
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+        }
+        self._client = boto3.client(
+            "secretsmanager",
+            region_name=REGION,
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        made = self._client.create_secret(Name=self._name, SecretString=_said(self.password))
+        self._current = made["VersionId"]
+        self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": made["ARN"]}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+        self._server.stop()
+
+    def propose(self, password: str) -> None:
+        """As AWSPENDING: a rotation's first step."""
+        put: Any = self._client.put_secret_value(
+            SecretId=self._name, SecretString=_said(password), VersionStages=["AWSPENDING"]
+        )
+        self._proposed = put["VersionId"]
+
+    def promote(self) -> None:
+        """What was proposed is AWSCURRENT: the last step."""
+        self._client.update_secret_version_stage(
+            SecretId=self._name,
+            VersionStage="AWSCURRENT",
+            MoveToVersionId=self._proposed,
+            RemoveFromVersionId=self._current,
+        )
+        self._current = self._proposed
+
+
+def _said(password: str) -> str:
+    return json.dumps({"username": APP, "password": password})
