@@ -24,7 +24,7 @@ def password(role: str) -> str:
     return (Path(os.environ.get("SECRETS", "/run/secrets")) / f"{role}-password").read_text()
 
 
-async def migrate() -> None:
+async def migrate(sample: bool) -> None:
     owner = load(user=roles.OWNER, password=password("owner"))
     admin = {
         "host": owner.host,
@@ -40,19 +40,22 @@ async def migrate() -> None:
     }
     await roles.bootstrap(admin, owner.name, passwords)
     await schema.migrate(owner)
-    await schema.load_sample(owner)
+    if sample:
+        await schema.load_sample(owner)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.database", description=__doc__)
     parser.add_argument("what", choices=["secrets", "migrate"])
-    what = parser.parse_args().what
+    parser.add_argument("--sample", action="store_true", help="fill an empty table orders")
+    arguments = parser.parse_args()
+    what = arguments.what
     try:
         if what == "secrets":
             first_start.make(Path("/secrets"))
         else:
-            asyncio.run(migrate())
-    except (SettingsError, OSError, asyncpg.PostgresError) as error:
+            asyncio.run(migrate(arguments.sample))
+    except (SettingsError, OSError, asyncpg.PostgresError, roles.ForeignRoleError) as error:
         print(f"{what}: {error}", file=sys.stderr)
         return 1
     return 0

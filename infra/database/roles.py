@@ -65,17 +65,35 @@ REVOKE ALL ON FUNCTION pooler.lookup(text) FROM PUBLIC;
 """
 
 
+class ForeignRoleError(Exception):
+    """A role of that name serves something else."""
+
+
 async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, str]) -> None:
     """Create or mend the roles, the database and the lookup. Safe to run again.
 
     `admin`: asyncpg connection arguments of the administrator, without a database. `passwords`:
-    role → password, for OWNER, APP and LOOKUP. Raises asyncpg's and the network's errors.
+    role → password, for OWNER, APP and LOOKUP. Raises asyncpg's and the network's errors, and
+    ForeignRoleError where one was not made by us for this database: roles are the server's, and a
+    new password of one would lock out the pooler of another database.
     """
     connection = await asyncpg.connect(**admin, database="postgres")
     try:
+        ours = f"warm-engine: {database}"
         for role in (OWNER, APP, LOOKUP):
-            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
-                await connection.execute(f"CREATE ROLE {role} LOGIN")
+            found = await connection.fetchrow(
+                "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
+            )
+            if found is None:
+                async with connection.transaction():
+                    await connection.execute(f"CREATE ROLE {role} LOGIN")
+                    await connection.execute(f"COMMENT ON ROLE {role} IS '{ours}'")
+            elif found[0] != ours:
+                raise ForeignRoleError(
+                    f"the role {role} is there already, and not for the database {database}. Use a"
+                    " Postgres of its own; or, if nothing else logs in as it, and its password may"
+                    f" change: COMMENT ON ROLE {role} IS '{ours}'"
+                )
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
             # A managed Postgres' administrator may give a database only to a role it belongs to.
             await connection.execute(f"GRANT {OWNER} TO CURRENT_USER")

@@ -113,6 +113,17 @@ async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
     await connection.close()
 
 
+async def test_a_second_database_of_a_server_is_refused_and_the_first_stays_well(
+    own_stack: Stack,
+) -> None:
+    """A role is the server's: its new password would not be what the first's pooler knows."""
+    passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "another")
+    with pytest.raises(roles.ForeignRoleError, match="not for the database second"):
+        await roles.bootstrap(own_stack.postgres.admin, "second", passwords)
+    password = own_stack.settings().password.get_secret_value()
+    assert await through_pooler(own_stack, password) == roles.APP
+
+
 async def test_the_administrator_needs_no_superuser(own_stack: Stack) -> None:
     """As on a managed Postgres: an account that may create roles and databases, and no more."""
     superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
