@@ -58,7 +58,7 @@ test: ## the tests
 	$(SETUP) tests
 	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
 
-churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; five minutes
+churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; four minutes
 	$(SETUP) reports
 	@$(RUN) infra.local churn
 
@@ -97,7 +97,7 @@ fmt: ## ruff's format and its safe fixes
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-deploy: ## to the AWS account whose credentials are set (ARGS="MultiAz=false …", see README)
+deploy: ## to the AWS account whose credentials are set (ARGS="MultiAz=false …", see infra/aws/README.md)
 	$(SETUP) aws
 	@$(VENV)-aws/bin/python -m infra.aws.deploy $(ARGS)
 

@@ -68,7 +68,7 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
         "no login could be had: {}", "can the function reach Secrets Manager from its subnets?")),
     (ssl.SSLError, "", "", Failure(
         "TLS with the server failed: {}",
-        "DB_SSLROOTCERT must hold the CA that signed its certificate, and DB_HOST its name")),
+        "its certificate must be in date, by the CA in DB_SSLROOTCERT, for the name in DB_HOST")),
     (ConnectionError, "", "SSL", Failure(
         "the server refused TLS",
         "turn TLS on in PgBouncer, or set DB_SSLMODE=disable on a network you trust")),

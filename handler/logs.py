@@ -34,6 +34,8 @@ class Invocation:
 log = logging.getLogger(__name__)
 sql = logging.getLogger("handler.sql")
 sql.setLevel(logging.DEBUG)  # whatever the root's: only what was asked for is said
+# At DEBUG it quotes what Secrets Manager answered, and what a token is signed from.
+logging.getLogger("botocore").setLevel(logging.INFO)
 #: What the request sent to have its SQL logged; each has a context of its own.
 sql_asked: ContextVar[bytes] = ContextVar("sql_asked", default=b"")
 _current: ContextVar[Invocation | None] = ContextVar("invocation", default=None)

@@ -30,13 +30,13 @@ from starlette.types import Receive, Scope, Send
 
 from handler import engine, failures, logs, orders, problems
 from handler.app import app
-from handler.runtime import LoopThread, around_snapshot, call_at_shutdown
+from handler.runtime import Loop, around_snapshot, call_at_shutdown
 from handler.settings import load
 
 #: What is kept of an invocation's time for cancelling the query and sending the answer, in seconds.
 MARGIN = 0.5
 
-_loop = LoopThread()
+_loop = Loop()
 
 
 @cache
@@ -65,7 +65,7 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def handler(event: Any, context: Any) -> Any:
-    """Serve one event. Only hands it to the loop's thread and waits."""
+    """Serve one event, where no other loop runs."""
     return _loop.call(_serve, event, context)
 
 
@@ -112,12 +112,8 @@ async def _ping() -> dict[str, Any]:
 
 def _refuse(what: str, detail: object, context: Any) -> dict[str, Any]:
     logs.failed(f"{what}: {detail}", "see what invokes this function")
-    body = problems.body(400, f"This function was sent {what}.", context)
-    return {
-        "statusCode": 400,
-        "headers": {"content-type": problems.PROBLEM},
-        "body": json.dumps(body),
-    }
+    body = json.dumps(problems.body(400, f"This function was sent {what}.", context))
+    return {"statusCode": 400, "headers": {"content-type": problems.PROBLEM}, "body": body}
 
 
 def _leave_nothing() -> None:

@@ -11,27 +11,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from handler import failures, logs
 
 PROBLEM = "application/problem+json"
 
 # Written out, so that no schema is built before somebody asks for one.
-_content = {
-    PROBLEM: {
-        "schema": {
-            "title": "Problem",
-            "type": "object",
-            "required": ["title", "status", "detail", "request_id"],
-            "properties": {
-                "title": {"type": "string"},
-                "status": {"type": "integer"},
-                "detail": {"type": "string"},
-                "request_id": {"type": "string"},
-            },
-        }
-    }
+_FIELDS = {"title": "string", "status": "integer", "detail": "string", "request_id": "string"}
+_schema = {
+    "title": "Problem",
+    "type": "object",
+    "required": list(_FIELDS),
+    "properties": {name: {"type": kind} for name, kind in _FIELDS.items()},
 }
+_content = {PROBLEM: {"schema": _schema}}
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -69,7 +63,11 @@ def respond(
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    return respond(request, error.status_code, error.detail, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names its first match's
+        here = (r.methods for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE)
+        headers["Allow"] = ", ".join(sorted(set[str]().union(*here)))
+    return respond(request, error.status_code, error.detail, headers)
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:

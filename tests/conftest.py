@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,19 @@ def own_stack_handler(own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 class cold_runtime:  # noqa: N801  # reads as a context manager
-    """The handler freshly imported, with the environment as it is now."""
+    """The handler freshly imported, with the environment as it is now; on a thread of its own, in
+    which no loop of the test's runs."""
 
     def __enter__(self) -> Lambda:
         forget_engine()
-        self.main = importlib.reload(handler.main)
-        return lambda event: self.main.handler(event, None)
+        self.thread = ThreadPoolExecutor(1)
+        self.main = self.thread.submit(importlib.reload, handler.main).result()
+        return lambda event: self.thread.submit(self.main.handler, event, None).result()
 
     def __exit__(self, *_: object) -> None:
-        self.main._loop.run(handler.engine.dispose)
-        self.main._loop.close()
+        self.thread.submit(self.main._loop.run, handler.engine.dispose).result()
+        self.thread.submit(self.main._loop.close).result()
+        self.thread.shutdown()
 
 
 def forget_engine() -> None:

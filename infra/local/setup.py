@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -61,17 +62,13 @@ def prepare(group: str, folder: Path) -> None:
             "later is needed. Name one, as in: make demo PYTHON=python3.13"
         )
     with _alone(folder):
-        files = [ROOT / name for name in REQUIREMENTS[group]]
-        alone = [EMULATOR] if group == "tests" else []
-        wanted = hashlib.sha256(sys.version.encode())
-        for file in files + alone:
-            wanted.update(file.read_bytes())
-        ready = folder / f"ready-{group}"
-        if not ready.exists() or ready.read_text() != wanted.hexdigest():
+        files, alone = _files(group)
+        wanted, ready = fingerprint(group), folder / f"ready-{group}"
+        if not ready.exists() or ready.read_text() != wanted:
             for other in folder.glob("ready-*"):
                 other.unlink()  # what it vouches for is about to change
             _install(files, alone, folder)
-            ready.write_text(wanted.hexdigest())
+            ready.write_text(wanted)
         if group not in ("checkov", "aws") and machine.pgbouncer() is None:
             with _step("PgBouncer, from this system's packages, into .tools"):
                 machine.fetch_pgbouncer()
@@ -79,6 +76,19 @@ def prepare(group: str, folder: Path) -> None:
                     raise LabError(
                         "the package holds no PgBouncer. Set PGBOUNCER to the path of one"
                     )
+
+
+def _files(group: str) -> tuple[list[Path], list[Path]]:
+    """What lists the packages of `group`, and what lists those that come without dependencies."""
+    return [ROOT / name for name in REQUIREMENTS[group]], [EMULATOR] if group == "tests" else []
+
+
+def fingerprint(group: str) -> str:
+    """What a virtual environment's file `ready-…` holds when it has `group`, as it is now."""
+    wanted = hashlib.sha256(sys.version.encode())
+    for file in itertools.chain(*_files(group)):
+        wanted.update(file.read_bytes())
+    return wanted.hexdigest()
 
 
 def _install(files: list[Path], alone: list[Path], folder: Path) -> None:

@@ -13,7 +13,6 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
 
 
 class Relay:
@@ -57,12 +56,7 @@ class Relay:
         ).result()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -123,7 +123,7 @@ class ComposeStack(DockerCompose):
         return dict(answer.json())
 
     def sql(self, query: str) -> list[dict[str, str]]:
-        """Asked of Postgres itself, as its administrator."""
+        """Asked of Postgres itself, as its administrator and as `make psql` does."""
         words = ["exec", "-T", "postgres", "psql", "-U", "postgres", "--csv", "-c", query]
         return list(csv.DictReader(self(*words, "storefront").splitlines()))
 
@@ -224,12 +224,12 @@ def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         stack("build")
         begun = time.monotonic()
         try:
-            stack.start()
+            stack.start()  # as `make up` does
         except subprocess.CalledProcessError as error:
             pytest.fail(f"{error.stderr.decode()[-2000:]}\n{stack('logs')[-8000:]}")
         stack.seconds_to_start = time.monotonic() - begun
         yield stack
-        stack.stop()
+        stack.stop()  # as `make down` does
     finally:
         sweep(stack.project)
 

@@ -3,17 +3,22 @@
 import asyncio
 import json
 import os
+import re
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+import trustme
 
 from handler.connection import connector
+from handler.problems import PROBLEM
 from infra.database import roles
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
+from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
 from tests.events import http_api
@@ -125,21 +130,49 @@ async def test_tls_that_is_refused_is_503_after_one_try(stack: Stack, tmp_path: 
             assert await fleet.is_well()
 
 
-async def test_a_certificate_of_another_ca_is_503_after_one_try(
-    stack: Stack, tmp_path: Path
+OURS, STRANGER = trustme.CA(), trustme.CA()
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "fault", "remedy"),
+    [
+        (OURS.issue_cert("elsewhere.example", "127.0.0.2"), "mismatch", "DB_HOST"),
+        (STRANGER.issue_cert("127.0.0.1"), "unable to get local issuer", "DB_SSLROOTCERT"),
+        (OURS.issue_cert("127.0.0.1", not_after=YESTERDAY), "has expired", "in date"),
+        (None, "self-signed", "DB_SSLROOTCERT"),
+    ],
+    ids=["of another name", "of another CA", "expired", "self-signed"],
+)
+async def test_a_certificate_that_will_not_do_is_503_after_one_try_until_it_is_mended(
+    stack: Stack, tmp_path: Path, certificate: trustme.LeafCert | None, fault: str, remedy: str
 ) -> None:
-    with (
-        stack.another_pgbouncer() as stranger,
-        stack.another_pgbouncer() as bouncer,
-        Relay(stranger.host, stranger.port) as relay,
-    ):
-        environment = stack.environment(bouncer) | {"DB_PORT": str(relay.port)}
+    with stack.another_pgbouncer() as bouncer:
+        OURS.cert_pem.write_to_path(str(tmp_path / "ours.pem"))
+        environment = stack.environment(bouncer) | {"DB_SSLROOTCERT": str(tmp_path / "ours.pem")}
         async with Logged(environment, tmp_path) as fleet:
-            assert outcome(await fleet.invoke(READ)) == (503, "1")
+            await present(bouncer, certificate)
+            answer = await fleet.invoke(READ)
+            assert outcome(answer) == (503, "1")
+            assert answer.payload["headers"]["content-type"] == PROBLEM
             assert fleet.attempts == 1
-            assert "DB_SSLROOTCERT" in fleet.last["remedy"]
-            relay.lead_to(bouncer.host, bouncer.port)
+            assert re.match(f"TLS with the server failed: .*{fault}", fleet.last["fault"])
+            assert remedy in fleet.last["remedy"]
+            assert len((tmp_path / "sandbox-1.log").read_text().splitlines()) == 1
+            await present(bouncer, OURS.issue_cert("127.0.0.1"))
             assert await fleet.is_well()
+
+
+async def present(bouncer: PgBouncer, certificate: trustme.LeafCert | None) -> None:
+    """Have it show `certificate`, or one that nobody signed but itself."""
+    if certificate is None:
+        chain, key = STRANGER.cert_pem, STRANGER.private_key_pem
+    else:
+        chain, key = certificate.cert_chain_pems[0], certificate.private_key_pem
+    await asyncio.to_thread(bouncer.stop)
+    bouncer.account.write(bouncer.folder / "server.pem", chain.bytes().decode())
+    bouncer.account.write(bouncer.folder / "server.key", key.bytes().decode())
+    await asyncio.to_thread(bouncer.start)
 
 
 # --- A fault of ours ---------------------------------------------------------------------------

@@ -172,6 +172,17 @@ def test_a_name_of_120_characters_of_any_script_fits(lambda_handler: Lambda, key
     assert json.loads(answer["body"])["customer_name"] == name
 
 
+@pytest.mark.parametrize("claimed", ["1", "16384", "16385", ""])
+def test_a_body_above_16_kib_is_413_whatever_length_it_claims(
+    lambda_handler: Lambda, key: str, claimed: str
+) -> None:
+    headers = {"content_length": claimed} if claimed else {}
+    longest = json.dumps({"customer_name": NAME}).ljust(16 * 1024)
+    assert lambda_handler(post(key, longest + " ", **headers))["statusCode"] == 413
+    if claimed in ("", "16384"):
+        assert lambda_handler(post(key, longest, **headers))["statusCode"] == 201
+
+
 def test_a_body_that_is_no_json_by_its_type_or_bytes_is_refused(
     lambda_handler: Lambda, key: str
 ) -> None:

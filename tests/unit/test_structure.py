@@ -58,12 +58,24 @@ def test_the_runtime_knows_no_database_and_the_orders_no_http() -> None:
     )
 
 
+def lines_of_code(path: Path) -> int:
+    """What says why, and blank lines, make a file longer and easier."""
+    source = path.read_text()
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    said = {
+        number
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node)
+        for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for n, line in lines if n not in said and not re.match(r"\s*(#|$)", line))
+
+
 def test_the_handler_is_thin() -> None:
-    """Blank lines apart: those make it longer and easier."""
-    texts = {path.name: path.read_text().splitlines() for path in HANDLER}
-    lengths = {name: sum(1 for line in lines if line.strip()) for name, lines in texts.items()}
-    assert max(lengths.values()) <= 200, lengths
-    assert sum(lengths.values()) <= 1250, lengths
+    assert max(len(path.read_text().splitlines()) for path in HANDLER) <= 200
+    lengths = {path.name: lines_of_code(path) for path in HANDLER}
+    assert sum(lengths.values()) <= 1000, lengths
 
 
 REQUIREMENTS = [

@@ -6,7 +6,6 @@ second. Leaves what it means to `report`.
 
 import threading
 import time
-from types import TracebackType
 
 from infra.database.roles import APP
 from infra.local import compose
@@ -52,12 +51,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._postgres.close()

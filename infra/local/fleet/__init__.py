@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from infra.local import ROOT
@@ -73,12 +72,7 @@ class Fleet:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.shield(self.end())
 
     async def invoke(self, event: Any, *, cold: bool = False) -> Answer:

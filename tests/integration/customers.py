@@ -1,0 +1,51 @@
+"""A second table, as whoever adopted the handler would add it: not imported by the tests, whose
+models are the project's, but run as a function."""
+
+from typing import Any
+
+from anyio import from_thread
+from fastapi import HTTPException
+from sqlalchemy import Integer, String, bindparam, select
+from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
+
+from handler.app import OrderId, OrderOut, app
+from handler.engine import run
+from handler.main import handler as handler
+from handler.orders import Base, Order
+from handler.pinned import Pinned
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[int] = mapped_column(Pinned(Integer()), primary_key=True)
+    name: Mapped[str] = mapped_column(Pinned(String(120)))
+    orders: Mapped[list[Order]] = relationship(
+        primaryjoin="Customer.name == foreign(Order.customer_name)",
+        order_by=Order.id,
+        viewonly=True,
+    )
+
+
+WITH_ORDERS = (
+    select(Customer)
+    .options(selectinload(Customer.orders))
+    .where(Customer.id == bindparam("id", type_=Integer))
+)
+
+
+async def find(customer_id: int) -> Customer:
+    customer = await run(lambda session: session.scalar(WITH_ORDERS, {"id": customer_id}))
+    if customer is None:
+        raise HTTPException(404, f"There is no customer {customer_id}.")
+    return customer
+
+
+@app.get("/customers/{customer_id}/orders", response_model=list[OrderOut])
+async def orders_of(customer_id: OrderId) -> Any:
+    return (await find(customer_id)).orders
+
+
+@app.get("/customers/{customer_id}")
+def name_of(customer_id: OrderId) -> str:  # not async: it runs on a thread, and may block
+    return from_thread.run(find, customer_id).name

@@ -1,0 +1,153 @@
+"""What the handler offers is enough for tables and callers of one's own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from functools import cache
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from handler import engine, orders
+from handler.app import app
+from infra.database import roles
+from infra.local.fleet import Fleet
+from infra.local.stack import DATABASE, Stack
+from infra.local.wire import Relay
+from tests.conftest import forget_engine
+from tests.events import http_api
+
+OF_TEAL_TOOLS = http_api("GET", "/customers/7/orders")
+
+
+@pytest.fixture
+async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """Has made the second table."""
+    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    await connection.execute("CREATE TABLE customers (id integer PRIMARY KEY, name varchar(120))")
+    await connection.execute("GRANT SELECT ON customers TO appuser")
+    await connection.execute("INSERT INTO customers VALUES (7, 'Teal Tools'), (8, 'Nobody')")
+    yield connection
+    await connection.close()
+
+
+async def test_a_second_table_with_its_relationship_is_two_round_trips(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    """And what migrations do to it under a warm runtime is right or an error, as with the first."""
+    found = await owner.fetch("SELECT id FROM orders WHERE customer_name = 'Teal Tools'")
+    bouncer = own_stack.pgbouncer
+    with Relay(bouncer.host, bouncer.port) as relay:
+        environment = own_stack.environment() | {"DB_PORT": str(relay.port)}
+        async with Fleet(environment, handler="tests.integration.customers.handler") as fleet:
+
+            async def ids() -> list[int]:
+                answer = await fleet.invoke(OF_TEAL_TOOLS)
+                assert answer.payload["statusCode"] == 200
+                return [order["id"] for order in json.loads(answer.payload["body"])]
+
+            assert await ids() == [row["id"] for row in found]
+            body = json.dumps({"customer_name": "Teal Tools"})
+            placed = await fleet.invoke(http_api("POST", "/orders", body=body, idempotency_key="7"))
+            newest = json.loads(placed.payload["body"])["id"]
+            for type_ in ("integer", "bigint", "real"):
+                await owner.execute(f"ALTER TABLE customers ALTER id TYPE {type_}")
+                relay.reset()
+                assert await ids() == [*(row["id"] for row in found), newest]
+                assert (relay.round_trips, relay.connections) == (2, 0)
+            nobody = await fleet.invoke(http_api("GET", "/customers/8/orders"))
+            assert json.loads(nobody.payload["body"]) == []
+            missing = await fleet.invoke(http_api("GET", "/customers/9/orders"))
+            assert missing.payload["statusCode"] == 404
+
+
+# --- Code that is not asynchronous -------------------------------------------------------------
+
+
+async def test_a_route_that_is_not_asynchronous_asks_on_the_loop_that_owns_the_engine(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    environment = own_stack.environment()
+    async with Fleet(environment, handler="tests.integration.customers.handler") as fleet:
+        for _ in range(3):
+            answer = await fleet.invoke(http_api("GET", "/customers/7"))
+            assert (answer.payload["statusCode"], answer.payload["body"]) == (200, '"Teal Tools"')
+        rows = own_stack.pgbouncer.show("CLIENTS")
+        assert len([row for row in rows if row["user"] == roles.APP]) == 1
+
+
+async def test_a_thread_hands_its_query_to_that_loop_and_on_another_it_gets_an_error(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    forget_engine()
+    loop = asyncio.get_running_loop()
+
+    def in_a_thread() -> str:
+        order = asyncio.run_coroutine_threadsafe(orders.find(1), loop).result(10)
+        assert order
+        return order.customer_name
+
+    def with_a_loop_of_its_own() -> object:
+        return asyncio.run(orders.find(1))
+
+    try:
+        assert await asyncio.to_thread(in_a_thread) == "Amber Bakery"
+        with pytest.raises(RuntimeError, match="different loop"):
+            await asyncio.to_thread(with_a_loop_of_its_own)
+        assert await asyncio.to_thread(in_a_thread) == "Amber Bakery"
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("threshold", [None, 5], ids=["as advised", "as psycopg has it"])
+def test_a_synchronous_engine_of_its_own_names_no_statement_behind_the_same_pgbouncer_if_told_so(
+    stack: Stack, threshold: int | None
+) -> None:
+    """psycopg names what it has sent five times: in transaction pooling another client meets it."""
+    one: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
+    with stack.another_pgbouncer(settings=one) as bouncer:
+        settings = stack.settings(through=bouncer)
+        url = make_url("postgresql+psycopg://").set(
+            host=settings.host,
+            port=settings.port,
+            username=settings.user,
+            password=settings.password.get_secret_value(),
+            database=settings.name,
+            query={"sslmode": settings.effective_sslmode, "sslrootcert": str(bouncer.ca)},
+        )
+        arguments = {"prepare_threshold": threshold}
+        blocking = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
+        try:
+            with blocking.connect() as connection:
+                for _ in range(10):
+                    assert connection.execute(orders.BY_ID, {"id": 1}).one()
+                left = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+        finally:
+            blocking.dispose()
+        assert left == (0 if threshold is None else 1)
+
+
+# --- A test without Postgres -------------------------------------------------------------------
+
+
+async def test_a_route_that_reads_can_be_tested_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = create_async_engine("sqlite+aiosqlite:///:memory:")
+    monkeypatch.setattr(engine, "engine", cache(lambda: memory))
+    async with memory.begin() as connection:
+        await connection.run_sync(orders.Base.metadata.create_all)
+    async with AsyncSession(memory) as session:
+        session.add(orders.Order(customer_name="Blue Bottles"))
+        await session.commit()
+    try:
+        caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        assert (await caller.get("/orders/1")).json()["customer_name"] == "Blue Bottles"
+        assert (await caller.get("/orders?status=paid")).json()["orders"] == []
+        assert (await caller.get("/orders/2")).status_code == 404
+    finally:
+        await engine.dispose()

@@ -1,0 +1,140 @@
+"""A secret is where it is used and nowhere else: in no log at any level, no text of an object, no
+list of processes. And what a customer sends is a value, never SQL."""
+
+import json
+import logging
+import uuid
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+
+from handler import engine
+from infra.database import roles
+from infra.local.fleet import Fleet
+from infra.local.stack import Stack
+from tests.conftest import Lambda
+from tests.events import http_api
+from tests.integration.failing import READ, Logged, outcome
+
+WRONG = "Zq9~Xw'\"\\ /@%41"
+#: All that Lambda's own client can be told to let through.
+EVERYTHING = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
+ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "s-e-c-r-e-t",
+    "AWS_SESSION_TOKEN": "t-o-k-e-n",
+}
+
+
+def passwords(stack: Stack) -> list[str]:
+    each = (roles.OWNER, roles.APP, roles.LOOKUP)
+    found = [stack.settings(user=role).password.get_secret_value() for role in each]
+    return [*found, stack.postgres.password]
+
+
+# --- In no log ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["direct", "through PgBouncer"])
+async def test_a_login_that_fails_is_logged_without_its_password_at_any_level(
+    own_stack: Stack, tmp_path: Path, way: str
+) -> None:
+    """Not on the other side either, however much that says."""
+    with own_stack.another_pgbouncer(settings={"verbose": 3}) as bouncer:
+        login = own_stack.environment(bouncer, direct=way == "direct") | {"DB_PASS": WRONG}
+        async with Logged(login | EVERYTHING, tmp_path) as fleet:
+            assert outcome(await fleet.invoke(READ)) == (503, "1")
+            assert fleet.last["fault"] == "authentication failed"
+        log = (tmp_path / "sandbox-1.log").read_text()
+        assert '"level": "DEBUG"' in log
+        assert WRONG[:6] not in log + bouncer.said() + own_stack.postgres.said()
+
+
+@pytest.mark.parametrize("auth", ["secret", "iam"])
+async def test_a_login_from_aws_is_logged_without_what_it_brought_at_any_level(
+    stack: Stack, tmp_path: Path, aws: str, auth: str
+) -> None:
+    """botocore's own DEBUG lines quote the whole answer, and a token's signature."""
+    arn = boto3.client("secretsmanager").create_secret(
+        Name="app", SecretString=json.dumps({"password": WRONG})
+    )["ARN"]
+    login = {"DB_AUTH": auth, "DB_SECRET_ARN": arn, "AWS_ENDPOINT_URL": aws}
+    async with Logged(stack.environment() | ACCOUNT | EVERYTHING | login, tmp_path) as fleet:
+        assert outcome(await fleet.invoke(READ)) == (503, "1")
+        assert fleet.last["fault"] == "authentication failed"
+    log = (tmp_path / "sandbox-1.log").read_text()
+    assert '"level": "DEBUG"' in log
+    for secret in (WRONG[:6], ACCOUNT["AWS_SECRET_ACCESS_KEY"], "t-o-k-e-n", "Signature"):
+        assert secret not in log, secret
+
+
+# --- In no text of an object -------------------------------------------------------------------
+
+
+async def test_an_engine_and_all_that_hangs_on_it_tell_no_password(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "sqlalchemy")  # its pool names each connection
+    settings = stack.settings()
+    password = settings.password.get_secret_value()
+    runtime = engine.create_engine(settings)
+    try:
+        async with runtime.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            for each in (settings, runtime, runtime.url, runtime.pool, connection, raw):
+                assert password not in f"{each!r}{each}"
+        assert password not in runtime.url.render_as_string(hide_password=False)
+    finally:
+        await runtime.dispose()
+    assert "Created new connection" in caplog.text
+    assert password not in caplog.text
+
+
+# --- In no list of processes -------------------------------------------------------------------
+
+
+async def test_no_process_was_told_a_password_on_its_command_line(stack: Stack) -> None:
+    """Anybody on the machine can read those; the servers' environments hold none either."""
+    async with Fleet(stack.environment(), concurrency=2) as fleet:
+        answer = await fleet.invoke(READ)
+        assert answer.payload["statusCode"] == 200
+        seen = {each.pid: str(each.info["cmdline"]) for each in psutil.process_iter(["cmdline"])}
+    assert stack.postgres.process
+    assert stack.pgbouncer.process
+    servers = [stack.postgres.process.pid, stack.pgbouncer.process.pid]
+    assert {*servers, answer.pid} <= seen.keys()
+    told = [str(psutil.Process(pid).environ()) for pid in servers]
+    for password in passwords(stack):
+        assert password not in "".join([*seen.values(), *told])
+
+
+# --- Values, never SQL -------------------------------------------------------------------------
+
+NAMES = [
+    "Robert'); DROP TABLE orders; --",
+    "' OR '1'='1",
+    '"; SELECT pg_sleep(9); --',
+    "$1 :status %s %(id)s {} \\' \\\\ $$x$$ /* */",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_looks_like_sql_is_stored_as_it_was_sent(lambda_handler: Lambda, name: str) -> None:
+    key, status = f"{name[:20]}{uuid.uuid4()}", name[:32]
+    body = json.dumps({"customer_name": name, "status": status})
+    for _ in range(2):  # the second finds its key
+        placed = lambda_handler(http_api("POST", "/orders", body=body, idempotency_key=key))
+        assert placed["statusCode"] == 201
+    order = json.loads(placed["body"])
+    read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
+    assert json.loads(read["body"]) == order
+    assert (order["customer_name"], order["status"]) == (name, status)
+
+
+async def test_a_page_of_a_status_that_looks_like_sql_is_that_status_s_alone(
+    lambda_handler: Lambda,
+) -> None:
+    answer = lambda_handler(http_api("GET", "/orders", "status=%27+OR+%271%27%3D%271"))
+    assert {each["status"] for each in json.loads(answer["body"])["orders"]} <= {NAMES[1]}
