@@ -5,7 +5,6 @@ anybody's: PgBouncer 1.18 asks no other.
 """
 
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from dnslib import RR, A, DNSRecord
@@ -46,11 +45,6 @@ class Names(BaseResolver):  # type: ignore[misc]  # has no types
         self._server.start_thread()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.stop()
         self._server.server.server_close()

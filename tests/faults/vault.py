@@ -5,7 +5,6 @@ Owns the secret. Leaves to the handler how it is read.
 
 import json
 import logging
-from types import TracebackType
 from typing import Any, Self
 
 import boto3
@@ -45,12 +44,7 @@ class Vault:
         self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": made["ARN"]}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
         self._server.stop()
 
