@@ -181,6 +181,7 @@ def test_a_new_version_takes_over_slowly_and_goes_back_at_an_alarm() -> None:
     assert "Canary10Percent5Minutes" in str(group["DeploymentConfigName"])
     assert {each["Name"] for each in group["AlarmConfiguration"]["Alarms"]} == {
         "Function/Errors",
+        "Function/Failures",
         "Function/Slow",
     }
     assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
