@@ -110,9 +110,9 @@ requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the n
 	$(COMPILE) pyproject.toml -o handler/requirements.txt
 	$(COMPILE) --group database -c handler/requirements.txt -o infra/database/requirements.txt
 	$(COMPILE) --group local -c handler/requirements.txt -c infra/database/requirements.txt -o infra/local/requirements.txt
-	$(COMPILE) --group reports -c handler/requirements.txt -o infra/local/reports.txt
-	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/reports.txt -o tests/requirements.txt
-	$(COMPILE) --group checkov -o infra/aws/checkov.txt
+	$(COMPILE) --group reports -c handler/requirements.txt -o infra/local/requirements-reports.txt
+	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/requirements-reports.txt -o tests/requirements.txt
+	$(COMPILE) --group checkov -o infra/aws/requirements-checkov.txt
 	$(COMPILE) --group aws -o infra/aws/requirements.txt
 
 clean: ## remove what these targets made in this folder

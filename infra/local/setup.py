@@ -33,19 +33,19 @@ REQUIREMENTS = {
     "reports": [
         "handler/requirements.txt",
         "infra/local/requirements.txt",
-        "infra/local/reports.txt",
+        "infra/local/requirements-reports.txt",
     ],
     "tests": [
         "handler/requirements.txt",
         "infra/local/requirements.txt",
-        "infra/local/reports.txt",
+        "infra/local/requirements-reports.txt",
         "tests/requirements.txt",
     ],
     # Pins that agree with no others: in virtual environments of their own, VENV-checkov, VENV-aws.
-    "checkov": ["infra/aws/checkov.txt"],
+    "checkov": ["infra/aws/requirements-checkov.txt"],
     "aws": ["infra/aws/requirements.txt"],
 }
-EMULATOR = ROOT / "tests/emulator.txt"
+EMULATOR = ROOT / "tests/requirements-emulator.txt"
 
 
 def folder(group: str) -> Path:

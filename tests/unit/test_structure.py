@@ -85,7 +85,7 @@ REQUIREMENTS = [
     "tests/requirements.txt",
 ]
 #: Each for a virtual environment of its own, and so with versions of its own.
-APART = ["infra/aws/checkov.txt", "infra/aws/requirements.txt"]
+APART = ["infra/aws/requirements-checkov.txt", "infra/aws/requirements.txt"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_what_the_project_asks_for_is_what_is_pinned() -> None:
         "infra/database/requirements.txt": project["dependency-groups"]["database"],
         "infra/local/requirements.txt": project["dependency-groups"]["local"],
         "tests/requirements.txt": project["dependency-groups"]["tests"],
-        "infra/aws/checkov.txt": project["dependency-groups"]["checkov"],
+        "infra/aws/requirements-checkov.txt": project["dependency-groups"]["checkov"],
         "infra/aws/requirements.txt": project["dependency-groups"]["aws"],
     }
     for name, wanted in asked.items():
