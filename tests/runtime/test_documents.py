@@ -177,7 +177,9 @@ def kept_up(command: str, folder: Path, environment: dict[str, str]) -> Iterator
 def follow(block: Block, folder: Path) -> tuple[int, str]:
     """What a reader gets who types the block: the last exit code, and what was printed."""
     port = str(free_port())
-    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    # As in a reader's shell, and not as under this `make test ARGS=…`.
+    ours = re.compile("PYTEST|^MAKE|^MFLAGS$|^ARGS$")
+    environment = {name: value for name, value in os.environ.items() if not ours.search(name)}
     environment |= {
         "PYTHON": sys.executable,
         "VENV": ".venv",
