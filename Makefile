@@ -56,7 +56,7 @@ psql: ## a prompt on the Postgres of `make up` where that is up, else of `make r
 
 test: ## the tests
 	$(SETUP) tests
-	@$(RUN) pytest -n auto --maxprocesses=4 $(ARGS)
+	@$(RUN) pytest -n auto --maxprocesses=4 --max-worker-restart=0 $(ARGS)
 
 churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; four minutes
 	$(SETUP) reports
