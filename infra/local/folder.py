@@ -94,10 +94,10 @@ def sweep(folder: Path) -> None:
     try:
         lock = (folder / "lock").open("r+")
     except FileNotFoundError:
-        # Being made at this moment, or by who was killed at such a moment. Only if it is empty.
+        # Being made at this moment, or taken away; or by who was killed at such a moment.
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > 60:
-                folder.rmdir()
+                shutil.rmtree(folder)
         return
     except OSError:
         return  # another user's

@@ -1,6 +1,7 @@
 """A stack leaves nothing behind, however it ends, and says in one line why it cannot start."""
 
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -249,3 +250,14 @@ def test_what_a_killed_run_published_is_not_believed(tmp_path: Path) -> None:
 
 def test_nothing_is_published_where_nothing_runs() -> None:
     assert not ENDPOINTS.exists() or is_up(Path(json.loads(ENDPOINTS.read_text())["folder"]))
+
+
+def test_what_was_killed_while_it_was_taken_away_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    """Its lock goes early; one that is being made has none yet."""
+    old, new = tmp_path / f"{PREFIX}old", tmp_path / f"{PREFIX}new"
+    for each in (old, new):
+        (each / "data").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    for each in (old, new):
+        sweep(each)
+    assert [left.name for left in tmp_path.iterdir()] == [new.name]
