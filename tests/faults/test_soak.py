@@ -1,4 +1,4 @@
-"""Faults in an order that nobody chose: a minute of it; `make soak` takes as long as you like."""
+"""Faults in an order that nobody chose: a little of it; `make soak` takes as long as you like."""
 
 import signal
 from pathlib import Path
@@ -13,13 +13,12 @@ from tests.processes import folders_of_stacks, runs
 SOAK = ("-m", "tests.faults.soak")
 
 
-@pytest.mark.timeout(240)
-def test_a_minute_of_mixed_faults_loses_nothing() -> None:
-    process = command(*SOAK, "8", "1")
+def test_a_quarter_of_a_minute_of_mixed_faults_loses_nothing() -> None:
+    process = command(*SOAK, "8", "0.25")
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert "none lost or doubled, nothing left behind" in said
-    assert len(said.splitlines()) >= 7  # the seed, some faults, and that
+    assert len(said.splitlines()) >= 4  # the seed, some faults, and that
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
