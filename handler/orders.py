@@ -120,13 +120,9 @@ async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
 
 async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
     """Place an order once for each `key`, however often it is sent, for a day at least."""
-    values = {
-        "key": key,
-        "body_sha256": body_sha256,
-        "customer_name": customer_name,
-        "status": status,
-    }
-    row = await run(lambda session: session.execute(PLACE, values).one())
+    sent = {"key": key, "body_sha256": body_sha256, "customer_name": customer_name}
+    sent["status"] = status
+    row = await run(lambda session: session.execute(PLACE, sent).one())
     return Placed(row.order_id, row.is_new, row.is_same_body)
 
 

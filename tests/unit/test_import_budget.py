@@ -47,6 +47,13 @@ def test_nothing_is_imported_that_only_a_document_or_a_migration_needs() -> None
     }
     assert "handler.main" in loaded.stdout.split(), loaded.stderr
     assert not {name.partition(".")[0] for name in loaded.stdout.split()} & unneeded
+    assert "pydantic.v1" not in loaded.stdout.split()
+
+
+def test_who_needs_pydantic_1_still_gets_it() -> None:
+    script = "import handler.main, pydantic.v1; print(pydantic.v1.BaseModel.__name__)"
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == "BaseModel\n", said.stderr
 
 
 def test_the_openapi_models_are_built_when_they_are_asked_for_and_no_others() -> None:
