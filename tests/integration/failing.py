@@ -67,7 +67,7 @@ class Failing:
         self, event: dict[str, Any], act: Callable[[], Awaitable[object]]
     ) -> Answer:
         async with self.locker.transaction():
-            await self.locker.execute("LOCK TABLE orders, order_requests IN ACCESS EXCLUSIVE MODE")
+            await self.locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
             answer = asyncio.create_task(self.fleet.invoke(event))
             async with asyncio.timeout(5):
                 while not await self.admin.fetchval(BLOCKED, APP):  # noqa: ASYNC110  # no bell

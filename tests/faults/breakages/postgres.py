@@ -54,7 +54,8 @@ async def backends_terminated(place: Place) -> AsyncIterator[None]:
 
     async def terminate() -> None:
         async with locker.transaction():
-            await locker.execute("LOCK TABLE orders, order_requests IN ACCESS EXCLUSIVE MODE")
+            # In the order in which a write takes them.
+            await locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
             async with asyncio.timeout(5):
                 while not await admin.fetch(f"{TERMINATE} AND wait_event_type = 'Lock'", APP):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

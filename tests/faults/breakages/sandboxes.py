@@ -40,7 +40,7 @@ async def frozen_in_mid_query(place: Place) -> AsyncIterator[None]:
         "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'"
     )
     async with locker.transaction():
-        await locker.execute("LOCK TABLE orders, order_requests IN ACCESS EXCLUSIVE MODE")
+        await locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
         async with asyncio.timeout(4):
             while await admin.fetchval(waiting, APP) < place.servers(CALLERS):  # noqa: ASYNC110  # it rings no bell
                 await asyncio.sleep(0.01)
