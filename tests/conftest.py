@@ -10,16 +10,19 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from hypothesis import settings
+from sqlalchemy import URL, make_url
 from xdist.scheduler import LoadScopeScheduling
 
 import handler.engine
 import handler.main
+from handler.settings import Settings
 from infra.local import ROOT
 from infra.local.interruption import take_sigterm_as_ctrl_c
 from infra.local.stack import DATABASE, Stack
@@ -60,11 +63,26 @@ def own_stack() -> Iterator[Stack]:
         yield stack
 
 
+@asynccontextmanager
+async def administrator(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 @pytest.fixture
 async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
+    async with administrator(stack) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """A second administrator, to hold locks that queries wait for."""
+    async with administrator(stack) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -127,6 +145,18 @@ class cold_runtime:  # noqa: N801  # reads as a context manager
 def forget_engine() -> None:
     handler.engine.engine.cache_clear()
     handler.engine._sessionmaker.cache_clear()
+
+
+def psycopg_url(settings: Settings, **query: str) -> URL:
+    """Where a synchronous engine of its own goes."""
+    return make_url("postgresql+psycopg://").set(
+        host=settings.host,
+        port=settings.port,
+        username=settings.user,
+        password=settings.password.get_secret_value(),
+        database=settings.name,
+        query=query,
+    )
 
 
 async def let_go() -> None:

@@ -36,8 +36,7 @@ LASTS = (0.5, 4.0)
 
 async def soak(seed: str, minutes: float, cells: list[Cell], stack: Stack, folder: Path) -> None:
     """Raises AssertionError, its text says what broke."""
-    # Not for secrets: the same seed is the same order.
-    order, begun = random.Random(seed), time.monotonic()  # noqa: S311
+    order, begun = random.Random(seed), time.monotonic()  # noqa: S311  # the same seed is the same order
     faults = 0
     with furnished(cells, stack, folder) as place:
         async with traffic_through(place, folder) as traffic:

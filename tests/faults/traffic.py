@@ -127,7 +127,7 @@ class Traffic:
         """Until a request that is answered from now on."""
         seen = len(self.requests)
         async with asyncio.timeout(30):
-            while not any(request.answered for request in self.requests[seen:]):  # noqa: ASYNC110
+            while not any(request.answered for request in self.requests[seen:]):  # noqa: ASYNC110  # it rings no bell
                 await asyncio.sleep(0.01)
 
     async def send_again(self) -> int:

@@ -4,20 +4,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.wire import Relay
 from tests.integration.failing import READ, Failing, Logged, outcome
-
-
-@pytest.fixture
-async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """A second administrator, to hold locks that queries wait for."""
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from handler import engine, orders
@@ -18,7 +18,7 @@ from infra.database import roles
 from infra.local.fleet import Fleet
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
-from tests.conftest import forget_engine
+from tests.conftest import forget_engine, psycopg_url
 from tests.events import http_api
 
 OF_TEAL_TOOLS = http_api("GET", "/customers/7/orders")
@@ -107,14 +107,7 @@ def test_a_synchronous_engine_of_its_own_names_no_statement_behind_the_same_pgbo
     one: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
     with stack.another_pgbouncer(settings=one) as bouncer:
         settings = stack.settings(through=bouncer)
-        url = make_url("postgresql+psycopg://").set(
-            host=settings.host,
-            port=settings.port,
-            username=settings.user,
-            password=settings.password.get_secret_value(),
-            database=settings.name,
-            query={"sslmode": settings.effective_sslmode, "sslrootcert": str(bouncer.ca)},
-        )
+        url = psycopg_url(settings, sslmode=settings.effective_sslmode, sslrootcert=str(bouncer.ca))
         arguments = {"prepare_threshold": threshold}
         blocking = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
         try:

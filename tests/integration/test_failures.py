@@ -64,7 +64,7 @@ async def test_a_write_whose_answer_was_lost_is_one_order(failing: Failing) -> N
     failing.relay.swallow_answers()
     answer = asyncio.create_task(failing.fleet.invoke(write("lost")))
     async with asyncio.timeout(5):
-        while await failing.admin.fetchval("SELECT count(*) FROM orders") == before:  # noqa: ASYNC110
+        while await failing.admin.fetchval("SELECT count(*) FROM orders") == before:  # noqa: ASYNC110  # it rings no bell
             await asyncio.sleep(0.01)
     failing.relay.cut()
     failing.relay.swallow_answers(False)

@@ -75,7 +75,7 @@ async def test_among_100_000_orders_a_page_reads_its_own_rows_only(own_stack: St
         (orders.PAGE_OF_STATUS, (50_000, "lost", 21), "ix_orders_status_id"),
         (orders.PAGE_OF_STATUS, (90_000, "paid", 21), None),  # either index will do
     ):
-        sql = str(statement.compile(dialect=postgresql.asyncpg.dialect()))  # type: ignore[no-untyped-call]
+        sql = str(statement.compile(dialect=postgresql.asyncpg.dialect()))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         [[plan]] = await admin.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", *values)
         scan = json.loads(plan)[0]["Plan"]
         while "Plans" in scan:

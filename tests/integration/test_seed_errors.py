@@ -40,7 +40,7 @@ from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import Lambda, cold_runtime, run
+from tests.conftest import Lambda, cold_runtime, psycopg_url, run
 from tests.events import http_api
 
 # --- ModuleNotFoundError: No module named 'asyncpg' -------------------------------------------
@@ -263,15 +263,7 @@ async def test_a_backend_terminated_behind_pgbouncer_costs_no_request(stack: Sta
 
 async def test_a_second_synchronous_engine_shares_nothing(stack: Stack) -> None:
     runtime = engine.create_engine(stack.settings())
-    settings = stack.settings()
-    url = make_url("postgresql+psycopg://").set(
-        host=settings.host,
-        port=settings.port,
-        username=settings.user,
-        password=settings.password.get_secret_value(),
-        database=settings.name,
-    )
-    blocking = create_engine(url)
+    blocking = create_engine(psycopg_url(stack.settings()))
     try:
         with blocking.connect() as connection:
             theirs = connection.scalar(text("SELECT pg_backend_pid()"))
@@ -281,18 +273,6 @@ async def test_a_second_synchronous_engine_shares_nothing(stack: Stack) -> None:
     finally:
         blocking.dispose()
         await runtime.dispose()
-
-
-async def test_the_models_work_on_sqlite_in_a_unit_test() -> None:
-    memory = create_async_engine("sqlite+aiosqlite:///:memory:")
-    async with memory.begin() as connection:
-        await connection.run_sync(orders.Base.metadata.create_all)
-    async with AsyncSession(memory) as session:
-        session.add(orders.Order(customer_name="Blue Bottles"))
-        await session.commit()
-        order = (await session.scalars(orders.PAGE, {"after": 0, "limit": 5})).one()
-        assert (order.id, order.customer_name, order.status) == (1, "Blue Bottles", "pending")
-    await memory.dispose()
 
 
 async def test_echo_shows_what_customers_sent_and_our_engine_does_not(

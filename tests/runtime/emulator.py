@@ -43,7 +43,7 @@ class Emulator:
         """The function's answer; a time-out is a text that says so."""
         body = json.dumps(event).encode()
         request = urllib.request.Request(self._url, body)  # noqa: S310  # ours, of above
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  # ours
             said = answer.read()
         try:
             return json.loads(said)

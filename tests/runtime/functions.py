@@ -97,11 +97,11 @@ def register(name: str) -> None:
     request = urllib.request.Request(  # noqa: S310  # the fleet's own address
         f"{api}/register", b'{"events": []}', {"Lambda-Extension-Name": name}
     )
-    with urllib.request.urlopen(request) as answer:  # noqa: S310
+    with urllib.request.urlopen(request) as answer:  # noqa: S310  # the fleet's own
         identifier = answer.headers["Lambda-Extension-Identifier"]
     if os.environ.get("PARK") == "no":
         return
-    parked = urllib.request.Request(  # noqa: S310
+    parked = urllib.request.Request(  # noqa: S310  # the fleet's own
         f"{api}/event/next", headers={"Lambda-Extension-Identifier": identifier}
     )
     threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()

@@ -3,16 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.database.roles import APP
 from infra.local.pgbouncer import PgBouncer
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from tests.conftest import eventually
 from tests.events import http_api
 from tests.runtime.emulator import Emulator, binary, emulator
@@ -25,13 +23,6 @@ ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = '
 
 def clients(bouncer: PgBouncer) -> int:
     return len([row for row in bouncer.show("CLIENTS") if row["user"] == APP])
-
-
-@pytest.fixture
-async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
 
 
 def test_twenty_times_nothing_is_left_after_a_third_of_a_second(

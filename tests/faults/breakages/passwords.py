@@ -19,7 +19,7 @@ async def password_rotated(place: Place) -> AsyncIterator[None]:
 
     async def replace_one() -> None:
         async with asyncio.timeout(10):
-            while not (idle := [each for each in place.fleet.sandboxes if each.frozen]):  # noqa: ASYNC110
+            while not (idle := [each for each in place.fleet.sandboxes if each.frozen]):  # noqa: ASYNC110  # it rings no bell
                 await asyncio.sleep(0.01)
         await place.fleet.retire(idle[0])
         answer = await place.fleet.invoke(READ, cold=True)

@@ -57,7 +57,7 @@ async def backends_terminated(place: Place) -> AsyncIterator[None]:
             # In the order in which a write takes them.
             await locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
             async with asyncio.timeout(5):
-                while not await admin.fetch(f"{TERMINATE} AND wait_event_type = 'Lock'", APP):  # noqa: ASYNC110
+                while not await admin.fetch(f"{TERMINATE} AND wait_event_type = 'Lock'", APP):  # noqa: ASYNC110  # it rings no bell
                     await asyncio.sleep(0.01)
 
     async with again_and_again(terminate, 0.2):
