@@ -10,10 +10,9 @@ from handler.settings import SettingsError
 
 
 def order_id(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= orders.MAX_ID:
+    if not 1 <= int(text) <= orders.MAX_ID:
         raise ValueError
-    return number
+    return int(text)
 
 
 order_id.__name__ = f"id (1 to {orders.MAX_ID})"  # argparse: "invalid id (1 to …) value: '0'"
@@ -30,11 +29,8 @@ async def show(number: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m handler",
-        description="Print one order.",
-        epilog="Which database: DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASS, DB_SSLMODE, …",
-    )
+    parser = argparse.ArgumentParser(prog="python -m handler", description="Print one order.")
+    parser.epilog = "Which database: DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASS, DB_SSLMODE, …"
     parser.add_argument("order_id", type=order_id, metavar="ID", help="the order's id")
     arguments = parser.parse_args()
     logging.getLogger("handler").addHandler(logging.NullHandler())  # one line is said, at the end

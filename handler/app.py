@@ -28,7 +28,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 # An order is some 200 bytes; without a limit one request could take up the sandbox's memory.
 app = FastAPI(title="Warm Engine", version="0.1.0", lifespan=lifespan, max_body_size=16 * 1024)
-app.add_middleware(logs.NoteWhoAsksForSql)  # 1 µs a request; a dependency would be 17
+app.add_middleware(logs.note_who_asks_for_sql)  # 1 µs a request; a dependency would be 17
 problems.install(app)
 
 OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID)]

@@ -54,7 +54,7 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
         )
 
     async def connect() -> asyncpg.Connection[Any]:
-        with logs.connecting():
+        with logs.timing("connect_ms"):
             login = await source(None)
             try:
                 raw = await handshake(login)

@@ -139,7 +139,8 @@ async def _run(work: Callable[[Session], T]) -> T:
             return work(session)
 
     try:
-        with logs.querying():
+        logs.current().attempts += 1
+        with logs.timing("query_ms"):
             return await _sessionmaker()().run_sync(in_session)
     except failures.RAISED as error:
         raise failures.DatabaseError(failures.classify(error)) from error

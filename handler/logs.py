@@ -1,17 +1,17 @@
 """One JSON line per invocation, on stdout.
 
-Owns its fields and who may add to them while the invocation runs; a leaf. What a caller sent, a row
-or a secret is never among them.
+Owns its fields and who may add to them meanwhile; a leaf. What a caller sent, a row or a secret is
+never among them.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -42,36 +42,14 @@ _current: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
 _served = 0
 
 
-class NoteWhoAsksForSql:
+def note_who_asks_for_sql(app: Any) -> Any:
     """ASGI middleware."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
         sql_asked.set(dict(scope.get("headers", ())).get(b"x-log-sql", b""))
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
 
-
-@contextmanager
-def invocation(request_id: str | None) -> Iterator[Invocation]:
-    """Write the line when the block is left, however that happens."""
-    global _served
-    line, begun = Invocation(request_id, cold_start=_served == 0), time.perf_counter()
-    _served += 1
-    token = _current.set(line)
-    try:
-        yield line
-    except BaseException as error:
-        line.outcome, line.fault = "failed", type(error).__name__  # its text may quote anything
-        raise
-    finally:
-        _current.reset(token)
-        line.duration_ms = _since(begun)
-        said = {name: value for name, value in vars(line).items() if value is not None}
-        for name in ("duration_ms", "connect_ms", "query_ms"):
-            said[name] = round(said[name], 2)
-        print(json.dumps(said), flush=True)
+    return noting
 
 
 def current() -> Invocation:
@@ -79,30 +57,38 @@ def current() -> Invocation:
     return _current.get() or Invocation()
 
 
-@contextmanager
-def connecting() -> Iterator[None]:
-    """The block makes a raw connection."""
-    begun = time.perf_counter()
+def invocation(request_id: str | None, serve: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `serve` answers; then the line is written, however it ended."""
+    global _served
+    line, begun = Invocation(request_id, cold_start=_served == 0), time.perf_counter()
+    _served += 1
+    token = _current.set(line)
     try:
-        yield
+        answer = serve()
+        line.status = answer.get("statusCode")
+        code = line.status or (500 if line.fault else 200)
+        said = "failed" if code >= 500 else "refused" if code >= 400 else "ok"
+        line.outcome = line.outcome or said
+        return answer
+    except BaseException as error:
+        line.outcome, line.fault = "failed", type(error).__name__  # its text may quote anything
+        raise
     finally:
-        current().connect_ms += _since(begun)
+        _current.reset(token)
+        line.query_ms = round(line.query_ms - line.connect_ms, 2)
+        line.connect_ms = round(line.connect_ms, 2)
+        line.duration_ms = round((time.perf_counter() - begun) * 1000, 2)
+        print(json.dumps({k: v for k, v in vars(line).items() if v is not None}), flush=True)
 
 
 @contextmanager
-def querying() -> Iterator[None]:
-    """The block asks the database, and connects first where it has to."""
+def timing(field: Literal["connect_ms", "query_ms"]) -> Iterator[None]:
+    """What the block takes is said of the invocation."""
     line, begun = current(), time.perf_counter()
-    line.attempts += 1
-    connected = line.connect_ms
     try:
         yield
     finally:
-        line.query_ms += _since(begun) - (line.connect_ms - connected)
-
-
-def _since(begun: float) -> float:
-    return (time.perf_counter() - begun) * 1000
+        setattr(line, field, getattr(line, field) + (time.perf_counter() - begun) * 1000)
 
 
 def failed(fault: str, remedy: str, sqlstate: str | None = None) -> None:
@@ -112,10 +98,3 @@ def failed(fault: str, remedy: str, sqlstate: str | None = None) -> None:
         log.error("%s (%s)", fault, remedy)
     else:
         line.fault, line.remedy, line.sqlstate = fault, remedy, sqlstate
-
-
-def answered(line: Invocation, answer: Any) -> None:
-    """What an answer tells of its invocation, unless that is known better."""
-    line.status = answer.get("statusCode")
-    code = line.status or (500 if line.fault else 200)
-    line.outcome = line.outcome or ("failed" if code >= 500 else "refused" if code >= 400 else "ok")
