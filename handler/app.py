@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -35,6 +34,7 @@ OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID)]
 #: Postgres' text cannot hold NUL; lone surrogates pydantic refuses by itself.
 NO_NUL = r"^[^\x00]*$"
 Status = Annotated[str, Field(min_length=1, max_length=32, pattern=NO_NUL)]
+IdempotencyKey = Annotated[str, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]*$")]
 
 
 class OrderIn(BaseModel):
@@ -67,7 +67,7 @@ class OrderPage(BaseModel):
 async def read_order(order_id: OrderId) -> orders.Order:
     order = await orders.find(order_id)
     if order is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND, f"There is no order {order_id}.")
+        raise HTTPException(404, f"There is no order {order_id}.")
     return order
 
 
@@ -79,34 +79,26 @@ async def list_orders(
 ) -> dict[str, Any]:
     # One more than is shown tells whether there is a next page.
     found = await orders.page(status, after, limit + 1)
-    following = None
-    if len(found) > limit:
-        query = {"status": status} if status is not None else {}
-        following = "?" + urlencode({**query, "limit": limit, "after": found[limit - 1].id})
-    return {"orders": found[:limit], "next": following}
+    if len(found) <= limit:
+        return {"orders": found, "next": None}
+    same = {} if status is None else {"status": status}
+    following = urlencode({**same, "limit": limit, "after": found[limit - 1].id})
+    return {"orders": found[:limit], "next": f"?{following}"}
 
 
-@app.post(
-    "/orders",
-    status_code=HTTPStatus.CREATED,
-    response_model=OrderOut,
-    responses=problems.described(400, 409, 413, 422),
-)
+_refusals = problems.described(400, 409, 413, 422)
+
+
+@app.post("/orders", status_code=201, response_model=OrderOut, responses=_refusals)
 async def place_order(
-    order: OrderIn,
-    response: Response,
-    idempotency_key: Annotated[
-        str, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]*$")
-    ],
+    order: OrderIn, response: Response, idempotency_key: IdempotencyKey
 ) -> dict[str, Any]:
     """Place an order once: a request whose answer was lost may be sent again with the same key."""
     body = order.model_dump()
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     placed = await orders.place(idempotency_key, digest, order.customer_name, order.status)
     if not placed.is_same_body:
-        raise HTTPException(
-            HTTPStatus.CONFLICT, "That Idempotency-Key was used for another order. Use a new one."
-        )
+        raise HTTPException(409, "That Idempotency-Key was used for another order. Use a new one.")
     if not placed.is_new:
         response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"orders/{placed.order_id}"

@@ -19,12 +19,7 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_sessionmaker,
-    create_async_engine,
-)
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from handler import dialect, failures, logs
@@ -86,11 +81,8 @@ def _note_idle(_: Any, record: Any) -> None:
 
 
 def _check_alive(max_idle: float, connection: Any, record: Any, _: Any) -> None:
-    """Drop a connection that was closed, or may have been, while nobody used it. Without a round
-    trip, which `pool_pre_ping` would cost on every request.
-
-    Age is by the wall clock: others stand still while a sandbox is frozen.
-    """
+    """Drop a connection that was closed, or may have been, while nobody used it; without the round
+    trip of `pool_pre_ping`. By the wall clock: others stand still while a sandbox is frozen."""
     if "idle_since" not in record.info:
         return  # just made; whatever ends it now is the query's to tell
     raw = connection.driver_connection
@@ -106,20 +98,18 @@ def engine() -> AsyncEngine:
     return create_engine(load())
 
 
-@cache
-def _sessionmaker() -> async_sessionmaker[AsyncSession]:
+def session() -> AsyncSession:
+    """A session of this runtime's engine. Raises SettingsError."""
     # Without expire_on_commit=False, reading an attribute after a commit is a hidden query and
     # raises MissingGreenlet.
-    return async_sessionmaker(engine(), expire_on_commit=False)
+    return AsyncSession(engine(), expire_on_commit=False)
 
 
 async def run(work: Callable[[Session], T]) -> T:
     """Do `work` in a session of its own, and once more where a new connection may mend what went
-    wrong. So `work` must be one that may be done twice: a read, or a write under a key. Each
-    statement is a transaction of its own; for one of several, `work` gives its session's connection
-    another isolation level first.
-
-    Raises DatabaseError."""
+    wrong: so it must be one that may be done twice, a read or a write under a key. Each statement
+    is a transaction of its own, unless `work` first gives its session's connection another
+    isolation level. Raises DatabaseError."""
     try:
         return await _run(work)
     except failures.DatabaseError as error:
@@ -134,14 +124,14 @@ async def run(work: Callable[[Session], T]) -> T:
 async def _run(work: Callable[[Session], T]) -> T:
     # One greenlet from the session's first statement to its close. AsyncSession's own methods make
     # one each, and a task to close it: a quarter of a warm request's CPU.
-    def in_session(session: Session) -> T:
-        with session:
-            return work(session)
+    def in_session(sync: Session) -> T:
+        with sync:
+            return work(sync)
 
     try:
         logs.current().attempts += 1
         with logs.timing("query_ms"):
-            return await _sessionmaker()().run_sync(in_session)
+            return await session().run_sync(in_session)
     except failures.RAISED as error:
         raise failures.DatabaseError(failures.classify(error)) from error
 
@@ -181,4 +171,3 @@ async def dispose() -> None:
     if engine.cache_info().currsize:
         await engine().dispose()
         engine.cache_clear()
-        _sessionmaker.cache_clear()

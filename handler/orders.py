@@ -111,17 +111,15 @@ async def find(order_id: int) -> Order | None:
 
 async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
     """Up to `limit` orders with ids above `after`, by id; of one status, or of any."""
-    values = {"after": after, "limit": limit}
-    if status is None:
-        return await run(lambda session: session.scalars(PAGE, values).all())
-    values_of_status = {**values, "status": status}
-    return await run(lambda session: session.scalars(PAGE_OF_STATUS, values_of_status).all())
+    query = PAGE if status is None else PAGE_OF_STATUS
+    values = {"after": after, "limit": limit, "status": status}
+    return await run(lambda session: session.scalars(query, values).all())
 
 
 async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
     """Place an order once for each `key`, however often it is sent, for a day at least."""
-    sent = {"key": key, "body_sha256": body_sha256, "customer_name": customer_name}
-    sent["status"] = status
+    order = {"customer_name": customer_name, "status": status}
+    sent = {"key": key, "body_sha256": body_sha256, **order}
     row = await run(lambda session: session.execute(PLACE, sent).one())
     return Placed(row.order_id, row.is_new, row.is_same_body)
 

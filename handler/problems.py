@@ -18,13 +18,14 @@ PROBLEM = "application/problem+json"
 
 # Written out, so that no schema is built before somebody asks for one.
 _FIELDS = {"title": "string", "status": "integer", "detail": "string", "request_id": "string"}
-_schema = {
-    "title": "Problem",
-    "type": "object",
-    "required": list(_FIELDS),
-    "properties": {name: {"type": kind} for name, kind in _FIELDS.items()},
+_schema = {"title": "Problem", "type": "object", "required": list(_FIELDS)}
+_properties = {"properties": {name: {"type": kind} for name, kind in _FIELDS.items()}}
+_content = {PROBLEM: {"schema": _schema | _properties}}
+_DETAIL = {
+    500: "This should not have happened.",
+    503: "The database is not available.",
+    504: "The database took too long.",
 }
-_content = {PROBLEM: {"schema": _schema}}
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -85,15 +86,11 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     logs.failed(type(error).__name__, "see its traceback in the log")
-    return respond(request, 500, "This should not have happened.")
+    return respond(request, 500, _DETAIL[500])
 
 
 async def _database_error(request: Request, error: Any) -> JSONResponse:
     failure = error.failure
     logs.failed(failure.fault, failure.remedy, failure.sqlstate)
-    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        return respond(request, 500, "This should not have happened.")
-    if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
-        return respond(request, failure.status, "The database took too long.")
-    headers = {"Retry-After": str(failure.retry_after)}
-    return respond(request, failure.status, "The database is not available.", headers)
+    headers = {"Retry-After": str(failure.retry_after)} if failure.retry_after else None
+    return respond(request, failure.status, _DETAIL[failure.status], headers)

@@ -4,6 +4,7 @@ Owns every `DB_*` variable: its default, what is allowed, and the one message a 
 Leaves what the values are used for to the engine. Nothing here ever prints a password.
 """
 
+import contextlib
 import ipaddress
 from typing import Annotated, Any, Literal
 
@@ -95,12 +96,9 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """True where packets cannot leave this machine: a socket's folder or a loopback address."""
-        if self.host.startswith("/") or self.host == "localhost":
-            return True
-        try:
+        with contextlib.suppress(ValueError):  # a name
             return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host.startswith("/") or self.host == "localhost"
 
     @property
     def effective_sslmode(self) -> SslMode:
@@ -126,12 +124,12 @@ def _faults(error: ValidationError) -> list[str]:
     faults = []
     for each in error.errors(include_url=False):
         fault = each["msg"].removeprefix("Value error, ")
-        if not each["loc"]:  # of two variables together
-            faults.append(fault)
-            continue
-        field = "password" if each["loc"][0] == "DB_PASS" else str(each["loc"][0])
-        variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"
-        value = "" if field in ("password", "sql_token") else f" is {each['input']!r}"
-        allowed = Settings.model_fields[field].description
-        faults.append(f"{variable}{value}: {fault}. Allowed: {allowed}")
+        if each["loc"]:  # else it is of two variables together
+            field = str(each["loc"][0]).replace("DB_PASS", "password")
+            variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"
+            value = "" if field in ("password", "sql_token") else f" is {each['input']!r}"
+            fault = (
+                f"{variable}{value}: {fault}. Allowed: {Settings.model_fields[field].description}"
+            )
+        faults.append(fault)
     return faults

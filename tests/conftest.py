@@ -144,7 +144,6 @@ class cold_runtime:  # noqa: N801  # reads as a context manager
 
 def forget_engine() -> None:
     handler.engine.engine.cache_clear()
-    handler.engine._sessionmaker.cache_clear()
 
 
 def psycopg_url(settings: Settings, **query: str) -> URL:

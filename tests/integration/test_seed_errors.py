@@ -126,7 +126,7 @@ async def test_our_own_sessions_keep_attributes_after_a_commit(lambda_handler: L
         order = await session.get_one(orders.Order, 1)
         await session.commit()
         missing_greenlet(lambda: order.customer_name)
-    async with engine._sessionmaker()() as session:
+    async with engine.session() as session:
         order = await session.get_one(orders.Order, 1)
         await session.commit()
         assert order.customer_name == "Amber Bakery"
