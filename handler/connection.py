@@ -43,11 +43,10 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
             ssl=tls,
             timeout=settings.connect_timeout,
             command_timeout=settings.command_timeout,
-            # Transaction pooling: a statement that asyncpg names lives on one server connection,
-            # the next request may be on another. With its cache off asyncpg prepares unnamed
-            # statements, sent in one burst with their execution; SQLAlchemy keeps the parsed result
-            # (its own cache of 100), so a warm statement is one round trip and leaves no name on
-            # any server.
+            # A statement that asyncpg names lives on one server connection, and in transaction
+            # pooling the next request may be on another. With its cache off statements have no
+            # name and are sent in one burst; SQLAlchemy keeps what they return (its own cache of
+            # 100), so a warm statement is one round trip.
             statement_cache_size=0,
             # RDS Proxy refuses the driver's 'utf-8' with its quotation marks (asyncpg#952).
             server_settings={"application_name": "warm-engine", "client_encoding": "UTF8"},
@@ -73,8 +72,8 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
 
 
 def _notice_silence(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel end a connection whose other side is gone without a word, after `seconds`
-    without an acknowledgement; its own patience is a quarter of an hour."""
+    """Have the kernel end a connection that nothing acknowledges for `seconds`; its own patience is
+    a quarter of an hour."""
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -83,8 +82,7 @@ def _notice_silence(sock: socket.socket, seconds: float) -> None:
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]:
-    """What `DB_SSLMODE` means to the driver, in libpq's sense of the word. Made once: loading a
-    system's CA bundle takes 34 ms, one CA file 0.5."""
+    """`DB_SSLMODE` in libpq's sense. Made once: a system's CA bundle takes 34 ms, a CA file 0.5."""
     mode = settings.effective_sslmode
     if mode == "disable":
         return False  # not "prefer": asking for TLS and being refused costs a round trip
@@ -104,8 +102,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]:
 
 
 def was_closed(raw: asyncpg.Connection[Any]) -> bool:
-    """Whether the other side closed it while nothing was asked, without asking: what it said then
-    waits on the socket. 1.4 µs."""
+    """Whether the other side closed it meanwhile: what it said waits on the socket. 1.4 µs."""
     sock = socket_of(raw)
     if sock is None or raw.is_closed():
         return True
@@ -115,7 +112,6 @@ def was_closed(raw: asyncpg.Connection[Any]) -> bool:
 
 
 def socket_of(raw: asyncpg.Connection[Any]) -> socket.socket | None:
-    """The one place that knows of asyncpg's private parts. None: TLS has lost it, a turn of the
-    loop before asyncpg hears of that."""
+    """The one place that knows asyncpg's private parts. None: TLS has just lost it."""
     sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # private
     return sock

@@ -1,8 +1,7 @@
 """Where a login comes from: `DB_PASS`, a secret that rotates, or a token of fifteen minutes.
 
-Owns the one small interface the engine's creator asks for each new raw connection, so that a
-password is never older than the connection it opens. What speaks to AWS is imported only where it
-is used: Lambda's base image has botocore, elsewhere it is to be installed.
+Asked for each new raw connection, so that a password is never older than what it opens. What speaks
+to AWS is imported where it is used: Lambda's base image has botocore, elsewhere it is installed.
 """
 
 import asyncio
@@ -87,8 +86,8 @@ def _secret(settings: Settings, session: Any) -> Callable[[Login | None], Login]
 
 
 def _token(settings: Settings, session: Any) -> Callable[[Login | None], Login]:
-    """RDS's tokens, each for one connection: a signed address, made here in a millisecond and
-    without asking anybody. One that were kept would open nothing after 15 minutes."""
+    """RDS's tokens, each for one connection: an address, signed here in a millisecond. One that
+    were kept would open nothing after 15 minutes."""
     from botocore.auth import SigV4QueryAuth
     from botocore.awsrequest import AWSRequest
     from botocore.exceptions import NoRegionError

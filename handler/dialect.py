@@ -10,11 +10,10 @@ NAME = "postgresql+asyncpg_told"
 
 
 class Dialect(PGDialect_asyncpg):
-    """On an engine's first connection SQLAlchemy asks four questions, eight round trips of a cold
-    start's thirteen. What is left out of them, and why that is safe: the version and
-    `standard_conforming_strings` Postgres tells each client at its login (PgBouncer passes both
-    on), and the driver keeps them; the schema is for reflection, which reads tables of `public`;
-    the isolation level would be gone back to by an engine that names none, and ours does.
+    """At first SQLAlchemy asks four questions, eight of a cold start's thirteen round trips. The
+    version and `standard_conforming_strings` Postgres tells each client at its login (PgBouncer
+    passes both on); the schema is for reflection, which reads tables of `public`; the isolation
+    level would be gone back to by an engine that names none, and ours does.
     """
 
     supports_statement_cache = True  # not inherited: without it each query is compiled anew

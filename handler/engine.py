@@ -153,15 +153,13 @@ async def prewarm() -> None:
             # To the end: a statement that is only prepared pins a server connection in PgBouncer.
             await connection.execute(text("SELECT 1"))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(settings.pool_size):
-                group.create_task(open_one())
-    except ExceptionGroup as failed:  # not `except*`, which would wrap what is raised in it
+    opening = (open_one() for _ in range(settings.pool_size))
+    for error in filter(None, await asyncio.gather(*opening, return_exceptions=True)):
         if settings.prewarm == "required":
-            raise failed.exceptions[0] from None
-        failure = failures.classify(failed.exceptions[0])
-        log.warning("pre-warm failed, the first query tries again: %s", failure.fault)
+            raise error
+        fault = failures.classify(error).fault
+        log.warning("pre-warm failed, the first query tries again: %s", fault)
+        return
 
 
 async def dispose() -> None:

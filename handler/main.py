@@ -26,7 +26,6 @@ sys.modules.setdefault("pydantic.v1", cast(Any, None))
 
 import asyncio
 import json
-from functools import cache
 
 from mangum import Mangum
 from starlette.requests import Request
@@ -46,16 +45,9 @@ MARGIN = 0.5
 _loop = Loop()
 
 
-@cache
-def _adapter() -> Mangum:
-    # Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would
-    # throw the engine away each time.
-    return Mangum(_in_time, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
-
-
 async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
-    """The app, but for an answer while Lambda still takes one: past the function's time-out it
-    would end the sandbox, and the caller would hear nothing."""
+    """The app, or an answer while Lambda still takes one: past the function's time-out it ends the
+    sandbox, and the caller hears nothing."""
     context = scope.get("aws.context")
     left = context.get_remaining_time_in_millis() / 1000 - MARGIN if context else None
     try:
@@ -73,6 +65,11 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
     await late(scope, receive, send)
 
 
+# Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would throw
+# the engine away each time.
+_adapter = Mangum(_in_time, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
+
+
 def handler(event: Any, context: Any) -> Any:
     """Serve one event, where no other loop runs."""
     return _loop.call(_serve, event, context)
@@ -87,7 +84,7 @@ def _answer(event: Any, context: Any) -> Any:
     if isinstance(event, dict) and "requestContext" in event:
         try:
             _take_stage_off(event["requestContext"])
-            return _adapter()(event, context)
+            return _adapter(event, context)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             # Of the event alone: what the app raises, Mangum answers itself.
             return _refuse("an HTTP event that cannot be read", type(error).__name__, context)

@@ -37,8 +37,7 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def body(status: int, detail: str, context: Any) -> dict[str, Any]:
-    """`request_id` is the one that the log speaks of: Lambda's, from its `context`, where there
-    is one."""
+    """`request_id` is the one in the log: Lambda's, from its `context`, where there is one."""
     return {
         "title": HTTPStatus(status).phrase,
         "status": status,
