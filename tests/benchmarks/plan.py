@@ -3,6 +3,7 @@
 #: By the names they have in the report. In this order they take turns.
 HANDLERS = {
     "ours": "handler.main",
+    "bones": "tests.benchmarks.anchors.bones",
     "seed": "tests.benchmarks.anchors.seed",
     "nullpool": "tests.benchmarks.anchors.nullpool",
     "asyncpg": "tests.benchmarks.anchors.bare",

@@ -24,6 +24,7 @@ Report = dict[str, Any]
 #: What each handler is, for a reader.
 WHAT = {
     "ours": "this handler",
+    "bones": "FastAPI, Mangum and the ORM as here, and nothing else",
     "seed": "`pool_pre_ping`, a transaction, both statement caches 0",
     "nullpool": "`NullPool`, a name for each statement",
     "asyncpg": "the bare driver, no framework: the floor",

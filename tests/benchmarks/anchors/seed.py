@@ -12,12 +12,11 @@ import asyncio
 
 from fastapi import FastAPI, HTTPException
 from mangum import Mangum
-from pydantic import BaseModel, ConfigDict
-from sqlalchemy import URL, Integer, String, select
+from sqlalchemy import URL, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.benchmarks.anchors import login
+from tests.benchmarks.anchors.tables import Order, OrderOut
 
 parts = login()
 engine = create_async_engine(
@@ -38,26 +37,6 @@ engine = create_async_engine(
     connect_args={"ssl": False, "statement_cache_size": 0, "prepared_statement_cache_size": 0},
 )
 AsyncSessionLocal = async_sessionmaker(bind=engine, class_=AsyncSession, expire_on_commit=False)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Order(Base):
-    __tablename__ = "orders"
-
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    customer_name: Mapped[str] = mapped_column(String(120))
-    status: Mapped[str] = mapped_column(String(32), default="pending")
-
-
-class OrderOut(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    id: int
-    customer_name: str
-    status: str
 
 
 async def get_order(order_id: int) -> Order | None:
