@@ -26,6 +26,7 @@ sys.modules.setdefault("pydantic.v1", cast(Any, None))
 
 import asyncio
 import json
+from functools import cache
 
 from mangum import Mangum
 from starlette.requests import Request
@@ -65,9 +66,11 @@ async def _in_time(scope: Scope, receive: Receive, send: Send) -> None:
     await late(scope, receive, send)
 
 
-# Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would throw
-# the engine away each time.
-_adapter = Mangum(_in_time, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
+@cache  # made at the first event: Mangum asks for the thread's loop, and there is none before
+def _adapter() -> Mangum:
+    # Mangum's lifespan runs startup *and shutdown* on every invocation: a dispose() there would
+    # throw the engine away each time.
+    return Mangum(_in_time, lifespan="off", text_mime_types=["application/json", problems.PROBLEM])
 
 
 def handler(event: Any, context: Any) -> Any:
@@ -84,7 +87,7 @@ def _answer(event: Any, context: Any) -> Any:
     if isinstance(event, dict) and "requestContext" in event:
         try:
             _take_stage_off(event["requestContext"])
-            return _adapter(event, context)
+            return _adapter()(event, context)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             # Of the event alone: what the app raises, Mangum answers itself.
             return _refuse("an HTTP event that cannot be read", type(error).__name__, context)
