@@ -76,6 +76,7 @@ async def disk_full_of_log(place: Place) -> AsyncIterator[None]:
                 admin = await place.connect_as_admin()
                 while True:
                     await admin.execute(ANOTHER_FILE)
+            await asyncio.sleep(0.1)  # while it recovers each refusal is a process that it starts
     yield
     ballast.unlink()
     await asyncio.to_thread(postgres.start)
