@@ -63,7 +63,7 @@ class Loop:
         # when `last` starts, which it would then cancel.
         for task in asyncio.all_tasks(self._loop):
             self._loop.call_soon_threadsafe(task.cancel)
-        leaving = threading.Thread(target=self.run, args=(last,), daemon=True)
+        leaving = threading.Thread(target=self.run, args=(last,), name="leaving", daemon=True)
         leaving.start()
         leaving.join(GRACE)
         if leaving.is_alive():
@@ -109,7 +109,7 @@ def call_at_shutdown(goodbye: Callable[[], None]) -> None:
             sys.stderr.flush()
             os._exit(0)  # not sys.exit: it would wait for threads, and may hang
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name="shutdown", daemon=True).start()
 
 
 def _register_extension(api: str) -> None:
@@ -137,4 +137,4 @@ def _register_extension(api: str) -> None:
         connection.request("GET", "/2020-01-01/extension/event/next", headers=parked)
         connection.getresponse()
 
-    threading.Thread(target=park, daemon=True).start()
+    threading.Thread(target=park, name="extension", daemon=True).start()

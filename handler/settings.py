@@ -125,11 +125,10 @@ def _faults(error: ValidationError) -> list[str]:
     for each in error.errors(include_url=False):
         fault = each["msg"].removeprefix("Value error, ")
         if each["loc"]:  # else it is of two variables together
-            field = str(each["loc"][0]).replace("DB_PASS", "password")
+            field = "password" if each["loc"][0] == "DB_PASS" else str(each["loc"][0])
             variable = "DB_PASS" if field == "password" else f"DB_{field.upper()}"
             value = "" if field in ("password", "sql_token") else f" is {each['input']!r}"
-            fault = (
-                f"{variable}{value}: {fault}. Allowed: {Settings.model_fields[field].description}"
-            )
+            allowed = Settings.model_fields[field].description
+            fault = f"{variable}{value}: {fault}. Allowed: {allowed}"
         faults.append(fault)
     return faults

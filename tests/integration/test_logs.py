@@ -22,6 +22,7 @@ async def test_cold_and_warm_invocations_say_what_they_cost(stack: Stack, tmp_pa
     assert [line["request_id"] for line in (cold, *warm)] == [each.request_id for each in answers]
     assert cold["cold_start"]
     assert cold["connect_ms"] > 0
+    assert cold["connect_ms"] + cold["query_ms"] < cold["duration_ms"]
     for line in warm:
         assert not line["cold_start"]
         assert line["connect_ms"] == 0
