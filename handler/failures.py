@@ -94,6 +94,7 @@ _TABLE: list[tuple[type[BaseException], str, str, Failure]] = [
         "the query ran into PgBouncer's query_timeout", "see why it was not cancelled", 504, None)),
     (Exception, "", "server login has been failing", Failure(
         "PgBouncer cannot reach Postgres", "is Postgres running?")),
+    (Exception, "25006", "", Failure("{}", "is it the primary that PgBouncer leads to?")),
     (Exception, "3D000", "", Failure("{}", "check DB_NAME")),
     (Exception, "42P01", "", Failure("{}", "run the migrations: alembic upgrade head")),
     (Exception, "42501", "", Failure("{}", "run the migrations: they grant what routes need")),

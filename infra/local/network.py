@@ -34,9 +34,6 @@ table inet laboratory {
     type filter hook output priority 0
     tcp sport . tcp dport @silent drop
   }
-  chain losing {
-    type filter hook input priority 1
-  }
 }
 """
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
@@ -110,10 +107,12 @@ class Filter:
 
     def lose(self, percent: int, port: int) -> None:
         """Drop that share of what comes to and from a port, at random; of 0 percent, no more."""
-        self._run("flush chain inet laboratory losing")
+        chain = f"inet laboratory losing_{port}"  # others may lose those of other ports
+        self._run(f"add chain {chain} {{ type filter hook input priority 1; }}")
+        self._run(f"flush chain {chain}")
+        some = f"numgen random mod 100 < {percent}" if percent < 100 else ""
         for end in ("sport", "dport") if percent else ():
-            rule = f"tcp {end} {port} numgen random mod 100 < {percent} drop"
-            self._run(f"add rule inet laboratory losing {rule}")
+            self._run(f"add rule {chain} tcp {end} {port} {some} drop")
 
     def _change(self, verb: str, connections: Iterable[Ports]) -> None:
         if listed := ", ".join(f"{a} . {b}, {b} . {a}" for a, b in connections):

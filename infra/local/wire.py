@@ -13,6 +13,9 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Literal
+
+Direction = Literal["questions", "answers"]  # of clients, of servers
 
 
 class Relay:
@@ -39,7 +42,7 @@ class Relay:
         #: Connections accepted since the start or `reset`.
         self.connections = 0
         self._refusing = False
-        self._swallowing = False
+        self._swallowed: set[Direction] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -74,22 +77,24 @@ class Relay:
         self._do(self._flowing.set)
 
     def cut(self) -> None:
-        """Reset every connection there is; new ones are accepted."""
+        """Reset every connection there is; new ones are accepted, and nothing of theirs is
+        swallowed."""
         self._do(self._reset_all)
 
     def lead_to(self, host: str, port: int) -> None:
         """Where connections go from now on."""
         self._targets = itertools.cycle([(host, port)])
 
-    def swallow_answers(self, swallowing: bool = True) -> None:
-        """Pass on what clients say and nothing of what servers answer, or both again."""
-        self._swallowing = swallowing
+    def swallow(self, *directions: Direction) -> None:
+        """Pass on nothing in these directions, and everything in the others, until `cut`."""
+        self._swallowed = set(directions)
 
     def refuse(self, refusing: bool = True) -> None:
         """Reset new connections as they come, or no more."""
         self._refusing = refusing
 
     def _reset_all(self) -> None:
+        self._swallowed = set()
         for writer in self._writers:
             _reset(writer)
 
@@ -152,14 +157,16 @@ class Relay:
             self.round_trips += client_spoke
             client_spoke = False
 
+        ways: list[tuple[Direction, asyncio.StreamReader, asyncio.StreamWriter, Callable[[], None]]]
+        ways = [
+            ("questions", from_client, to_server, client_speaks),
+            ("answers", from_server, to_client, server_speaks),
+        ]
         try:
             async with asyncio.TaskGroup() as group:
-                for reader, writer, seen in (
-                    (from_client, to_server, client_speaks),
-                    (from_server, to_client, server_speaks),
-                ):
+                for direction, reader, writer, seen in ways:
                     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-                    group.create_task(self._read(reader, under_way, seen, reader is from_server))
+                    group.create_task(self._read(reader, under_way, seen, direction))
                     group.create_task(self._write(writer, under_way))
         except ExceptionGroup as broken:
             raise broken.exceptions[0] from None  # one end is gone: so is the other
@@ -169,11 +176,11 @@ class Relay:
         reader: asyncio.StreamReader,
         under_way: asyncio.Queue[tuple[float, bytes]],
         seen: Callable[[], None],
-        from_server: bool,
+        direction: Direction,
     ) -> None:
         while data := await reader.read(65536):
             seen()
-            if self._swallowing and from_server:
+            if direction in self._swallowed:
                 continue
             under_way.put_nowait((self._loop.time() + self.delay / 2, data))
         under_way.put_nowait((self._loop.time(), b""))

@@ -19,13 +19,13 @@ from infra.local.wire import Relay
 from tests.faults.breakages import BACKENDS, TO_PGBOUNCER, TO_POSTGRES, Place
 from tests.faults.breakages.disk import small_disk
 from tests.faults.cells import Cell
-from tests.faults.names import NAME, Names
+from tests.faults.names import NAME, Names, resolving_by
 from tests.faults.report import Measured
 from tests.faults.traffic import CALLERS, Traffic
 from tests.faults.vault import Vault
 
-#: The function's time-out: no answer comes later.
-DEADLINE = 8.0
+#: How long what callers leave behind may take to go, in seconds: less than any server's patience.
+GRACE = 1.0
 
 
 @contextlib.contextmanager
@@ -36,19 +36,28 @@ def furnished(cells: Sequence[Cell], stack: Stack, folder: Path) -> Iterator[Pla
         postgres, relays = stack.postgres, {}
         disk = undo.enter_context(small_disk(stack)) if any(each.disk for each in cells) else None
         names = undo.enter_context(Names()) if any(each.name for each in cells) else None
+        named = {cell.name for cell in cells}
         if names:
             said = f"nameserver {names.host}\n"
-            settings["resolv_conf"] = str(account().write(stack.folder / "resolv.conf", said))
+            resolv_conf = account().write(stack.folder / "resolv.conf", said)
+        if TO_POSTGRES in named:
+            settings["resolv_conf"] = str(resolv_conf)
+        if TO_PGBOUNCER in named:
+            undo.enter_context(resolving_by(resolv_conf))
         if any(cell.relay == TO_POSTGRES for cell in cells):
             relays[TO_POSTGRES] = undo.enter_context(Relay(postgres.host, postgres.port))
         bouncer = undo.enter_context(
             stack.another_pgbouncer(
                 settings=settings,
-                postgres_host=NAME if names else None,
+                postgres_host=NAME if TO_POSTGRES in named else None,
                 postgres_port=relays[TO_POSTGRES].port if relays else None,
             )
         )
         environment = stack.environment(bouncer)
+        for cell in cells:
+            environment |= cell.environment
+        if TO_PGBOUNCER in named:
+            environment["DB_HOST"] = NAME
         if any(cell.relay == TO_PGBOUNCER for cell in cells):
             relay = relays[TO_PGBOUNCER] = undo.enter_context(Relay(bouncer.host, bouncer.port))
             environment["DB_PORT"] = str(relay.port)
@@ -65,13 +74,15 @@ def furnished(cells: Sequence[Cell], stack: Stack, folder: Path) -> Iterator[Pla
 
 
 @contextlib.asynccontextmanager
-async def traffic_through(place: Place, folder: Path) -> AsyncIterator[Traffic]:
+async def traffic_through(
+    place: Place, folder: Path, deadline: float = Cell.deadline
+) -> AsyncIterator[Traffic]:
     async with (
         Nursery() as nursery,
         Fleet(
             place.environment,
             concurrency=2 * CALLERS,  # some are replaced
-            timeout=DEADLINE,
+            timeout=deadline,
             logs=folder,
             nursery=nursery,
         ) as place.fleet,
@@ -81,9 +92,13 @@ async def traffic_through(place: Place, folder: Path) -> AsyncIterator[Traffic]:
 
 async def measure(cell: Cell, stack: Stack, folder: Path, lasts: float) -> Measured:
     with furnished([cell], stack, folder) as place:
-        async with traffic_through(place, folder) as traffic:
+        async with traffic_through(place, folder, cell.deadline) as traffic:
             measured = await endure(cell, place, traffic, lasts)
-        return replace(measured, leaked=measured.leaked + await connections_left(place))
+        return replace(
+            measured,
+            leaked=measured.leaked + await connections_left(place),
+            tried_again=traffic.tried_again(),
+        )
 
 
 async def endure(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> Measured:
@@ -93,22 +108,27 @@ async def endure(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> Me
         await traffic.success()
         begun = time.monotonic()
         async with cell.fault(place):
-            await asyncio.sleep(min(lasts, cell.at_most))
+            broken = time.monotonic()
+            await asyncio.sleep(max(cell.at_least, min(lasts, cell.at_most)))
             ending = time.monotonic()
         ended = time.monotonic()
         await traffic.success()
     during = [each for each in traffic.requests if each.done > begun and each.begun < ended]
+    within = [each for each in during if each.begun > broken and each.done < ending]
     well = min(each.done for each in traffic.requests if each.answered_after(ending))
     worst = max(each.ms for each in traffic.requests) / 1000
     sent_again = await traffic.send_again()
-    leaked = await connections_left(place, known=len(place.fleet.sandboxes))
-    admin = await place.connect_as_admin()
-    lost, doubled = await traffic.reckon(admin)
-    await admin.close()
+    await traffic.reach_every_sandbox()
+    leaked = await connections_left(place)
+    async with place.admin() as admin:
+        lost, doubled = await traffic.reckon(admin)
     return Measured(
         what=cell.what,
         requests=len(during),
         answered=sum(each.answered for each in during),
+        within=len(within),
+        answered_within=sum(each.answered for each in within),
+        late=sum(each.status == 504 for each in during),
         worst_s=round(worst, 3),
         well_s=round(max(0, well - ended), 3),
         why=cell.why,
@@ -120,27 +140,40 @@ async def endure(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> Me
     )
 
 
-async def connections_left(place: Place, known: int = 0) -> int:
-    """With no request under way: clients that PgBouncer has beyond `known` ones, server connections
-    that it counts as in use, and backends that it does not know of; once they had a moment."""
-    admin = await place.connect_as_admin()
-    for _ in range(100):
-        clients = [row for row in place.bouncer.show("CLIENTS") if row["user"] == APP]
-        servers = [row for row in place.bouncer.show("SERVERS") if row["user"] == APP]
-        in_use = [row for row in servers if row["state"] != "idle"]
-        backends = await admin.fetchval(BACKENDS, APP)
-        left = max(0, len(clients) - known) + len(in_use) + max(0, backends - len(servers))
-        if not left:
-            break
-        await asyncio.sleep(0.05)
-    await admin.close()
-    return int(left)
+async def connections_left(place: Place) -> int:
+    """With no request under way: what sandboxes have beyond one connection each, clients that
+    PgBouncer has beyond those, server connections that it counts as in use, and backends that it
+    does not know of; once they had a moment."""
+    sandboxes, port = place.fleet.sandboxes, int(place.environment["DB_PORT"])
+    end = time.monotonic() + GRACE
+    async with place.admin() as admin:
+        while True:
+            sockets = [sum(to == port for _, to in each.connections()) for each in sandboxes]
+            clients = [row for row in place.bouncer.show("CLIENTS") if row["user"] == APP]
+            servers = [row for row in place.bouncer.show("SERVERS") if row["user"] == APP]
+            in_use = [row for row in servers if row["state"] != "idle"]
+            backends = await admin.fetchval(BACKENDS, APP)
+            left = [
+                sum(sockets) - len(sandboxes),
+                len(clients) - len(sandboxes),
+                len(in_use),
+                backends - len(servers),
+            ]
+            if not any(each > 0 for each in left) or time.monotonic() > end:
+                return sum(max(0, each) for each in left)
+            await asyncio.sleep(0.05)
 
 
 def assert_kept(cell: Cell, measured: Measured, *, share: bool = True) -> None:
-    """`share`: whether as many were answered as the cell promises, too."""
+    """`share`: whether as many were answered as the cell promises, too, and how."""
     assert (measured.lost, measured.doubled, measured.leaked) == (0, 0, 0), measured
-    assert measured.worst_s <= DEADLINE, measured
+    assert not cell.total or not measured.answered_within, measured
     assert measured.well_s <= cell.well, measured
     assert measured.requests >= (CALLERS if share else 1), measured
-    assert not share or measured.answered >= cell.answered * measured.requests, measured
+    if share:
+        assert measured.worst_s <= cell.deadline, measured
+        assert measured.answered >= cell.answered * measured.requests, measured
+        assert measured.late or not cell.late, measured
+        assert measured.within or not cell.told, measured
+        assert not cell.once or not measured.tried_again, measured
+    assert measured.worst_s <= Cell.deadline, measured

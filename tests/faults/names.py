@@ -1,16 +1,23 @@
 """A name server of the laboratory's own: one name, which can come to mean another address.
 
-Owns that name and who answers for it. Needs a network of one's own, where port 53 is free and
-anybody's: PgBouncer 1.18 asks no other.
+Owns that name, who answers for it and who is asked. Needs a network of one's own, where port 53 is
+free and anybody's: PgBouncer 1.18 asks no other.
 """
 
+import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from dnslib import RR, A, DNSRecord
 from dnslib.server import BaseResolver, DNSHandler, DNSLogger, DNSServer
 
-NAME = "postgres.laboratory"
+from infra.local import network
+
+NAME = "server.laboratory"
+_RESOLV_CONF, _MS_BIND, _MNT_DETACH = b"/etc/resolv.conf", 4096, 2
 
 
 class Names(BaseResolver):  # type: ignore[misc]  # has no types
@@ -48,3 +55,16 @@ class Names(BaseResolver):  # type: ignore[misc]  # has no types
     def __exit__(self, *_: object) -> None:
         self._server.stop()
         self._server.server.server_close()
+
+
+@contextlib.contextmanager
+def resolving_by(resolv_conf: Path) -> Iterator[None]:
+    """For the time of the block that file says whom programs ask. In mounts of one's own."""
+    assert network.is_own(), "the whole machine would ask there"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(bytes(resolv_conf), _RESOLV_CONF, None, _MS_BIND, None):
+        raise OSError(ctypes.get_errno(), "no file can be mounted")
+    try:
+        yield
+    finally:
+        libc.umount2(_RESOLV_CONF, _MNT_DETACH)

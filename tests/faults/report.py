@@ -20,15 +20,20 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Measured:
-    """`requests`: under way while it was broken; `answered`: how many of them with success.
+    """`requests`: under way while it was broken; `answered`: how many of them with success;
+    `within`: those that neither began before it nor ended after; `late`: those with 504.
     `worst_s`: the longest wait for an answer of any kind. `well_s`: from the fault's end to the
     first success, and `why` that may be more than a second. `leaked`: connections that nobody uses
     or knows of; `lost` and `doubled`: rows of `keys`, once those without an answer were sent again.
+    `tried_again`: how many requests took the handler two attempts, before and after it too.
     """
 
     what: str
     requests: int
     answered: int
+    within: int
+    answered_within: int
+    late: int
     worst_s: float
     well_s: float
     why: str
@@ -37,6 +42,7 @@ class Measured:
     leaked: int
     lost: int
     doubled: int
+    tried_again: int = 0
 
     @property
     def row(self) -> str:

@@ -7,6 +7,7 @@ is broken meanwhile to `breakages`.
 import asyncio
 import itertools
 import json
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from infra.local.fleet import Fleet
+from tests.conftest import log_lines
 from tests.events import http_api
 
 #: Callers, each with one request at a time; as many sandboxes.
@@ -68,6 +70,7 @@ class Traffic:
     logs: Path
     requests: list[Request] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
+    placed: list[Entry] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
         # All cold starts now: none is a part of a fault.
@@ -90,8 +93,19 @@ class Traffic:
             if next(turns):
                 await self._write()
             else:
-                await self._ask(READ)
+                await self._read()
             await asyncio.sleep(due - time.monotonic())
+
+    async def _read(self) -> None:
+        """One of the orders that were placed before: that one it is, and no other."""
+        if not self.placed:
+            await self._ask(READ)
+            return
+        entry = random.choice(self.placed)  # noqa: S311  # no secret depends on it
+        payload = await self._ask(http_api("GET", f"/orders/{entry.order_id}"))
+        if payload["statusCode"] == 200:
+            order = json.loads(payload["body"])
+            assert (order["id"], order["customer_name"]) == (entry.order_id, entry.customer)
 
     async def _write(self) -> None:
         number = len(self.ledger)
@@ -102,9 +116,8 @@ class Traffic:
     async def _place(self, entry: Entry) -> None:
         payload = await self._ask(entry.event)
         if payload["statusCode"] == 201:
-            order = json.loads(payload["body"])
-            assert order["customer_name"] == entry.customer
-            entry.order_id = order["id"]
+            entry.order_id = json.loads(payload["body"])["id"]
+            self.placed.append(entry)
 
     async def _ask(self, event: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
@@ -123,6 +136,13 @@ class Traffic:
         lines = [line for log in self.logs.glob("*.log") for line in log.read_text().splitlines()]
         return [line for line in lines if request_id in line]
 
+    def tried_again(self) -> int:
+        """How many requests took the handler more than one attempt, by its log."""
+        lines = itertools.chain.from_iterable(
+            log_lines(log.read_text()) for log in self.logs.glob("*.log")
+        )
+        return sum(line.get("attempts", 0) > 1 for line in lines)
+
     async def success(self) -> None:
         """Until a request that is answered from now on."""
         seen = len(self.requests)
@@ -138,6 +158,11 @@ class Traffic:
                 while entry.order_id is None:
                     await self._place(entry)
         return len(missing)
+
+    async def reach_every_sandbox(self) -> None:
+        """A read by each at the same time, so that each has its connection."""
+        answers = await asyncio.gather(*(self._ask(READ) for _ in self.fleet.sandboxes))
+        assert {answer["statusCode"] for answer in answers} == {200}, answers
 
     async def reckon(self, admin: Any) -> tuple[int, int]:
         """Rows lost and rows doubled, of every key in the ledger."""

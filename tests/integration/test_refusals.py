@@ -21,6 +21,7 @@ from infra.local.fleet import Fleet
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
+from tests.conftest import administrator
 from tests.events import http_api
 from tests.integration.failing import READ, Logged, outcome, write
 
@@ -92,6 +93,26 @@ async def test_a_postgres_that_is_down_behind_pgbouncer_is_503_after_one_try(
         async with asyncio.timeout(5):
             while not await fleet.is_well():  # server_login_retry
                 pass
+
+
+async def test_a_standby_in_the_primary_s_place_takes_no_order_and_tells_of_those_there_are(
+    own_stack: Stack, tmp_path: Path
+) -> None:
+    """As between a failover and the moment its name follows."""
+    async with (
+        administrator(own_stack) as admin,
+        Logged(own_stack.environment(), tmp_path) as fleet,
+    ):
+        await admin.execute(f"ALTER ROLE {APP} SET default_transaction_read_only = on")
+        assert outcome(await fleet.invoke(write("too early"))) == (503, "1")
+        assert fleet.attempts == 1
+        assert fleet.last["sqlstate"] == "25006"
+        assert await fleet.is_well()
+        await admin.execute(f"ALTER ROLE {APP} RESET default_transaction_read_only")
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1", APP
+        )
+        assert outcome(await fleet.invoke(write("too early"))) == (201, None)
 
 
 # --- Not to be let in --------------------------------------------------------------------------

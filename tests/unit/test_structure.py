@@ -82,10 +82,15 @@ REQUIREMENTS = [
     "handler/requirements.txt",
     "infra/database/requirements.txt",
     "infra/local/requirements.txt",
+    "infra/local/requirements-reports.txt",
     "tests/requirements.txt",
 ]
 #: Each for a virtual environment of its own, and so with versions of its own.
-APART = ["infra/aws/requirements-checkov.txt", "infra/aws/requirements.txt"]
+APART = [
+    "infra/aws/requirements-checkov.txt",
+    "infra/aws/requirements.txt",
+    "tests/requirements-emulator.txt",
+]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -96,6 +101,10 @@ def pins(name: str) -> dict[str, str]:
 
 def test_every_requirement_is_pinned_once_by_hash_and_names_no_index() -> None:
     agreed: dict[str, str] = {}
+    assert {str(each.relative_to(ROOT)) for each in ROOT.glob("[hit]*/**/requirements*.txt")} == {
+        *REQUIREMENTS,
+        *APART,
+    }
     for name in REQUIREMENTS + APART:
         text = (ROOT / name).read_text()
         entries = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.M | re.S)

@@ -56,6 +56,15 @@ class Place:
     async def connect_as_admin(self) -> Any:
         return await asyncpg.connect(**self.stack.postgres.admin, database=DATABASE)
 
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Any]:
+        """A connection as the administrator, for the time of the block."""
+        connection = await self.connect_as_admin()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
     async def connect_as_client(self) -> Any:
         """Through PgBouncer and past every relay before it, with the application's name."""
         return await connector(self.stack.settings(through=self.bouncer))()

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
 from infra.local.network import Filter
-from infra.local.wire import Relay
-from tests.faults.breakages import Place, again_and_again
+from infra.local.wire import Direction, Relay
+from tests.faults.breakages import Fault, Place, again_and_again
 
 
 @asynccontextmanager
@@ -32,27 +32,42 @@ async def cut(place: Place) -> AsyncIterator[None]:
     place.relay.refuse(False)
 
 
+def lost(direction: Direction) -> Fault:
+    """In one direction; a moment later the connection is reset. Where answers are lost, what was
+    asked has been done; where questions are, it never will be."""
+
+    @asynccontextmanager
+    async def fault(place: Place) -> AsyncIterator[None]:
+        async def lose() -> None:
+            place.relay.swallow(direction)
+            await asyncio.sleep(0.15)  # long enough for callers to ask
+            place.relay.cut()
+
+        async with again_and_again(lose, 0.3):
+            yield
+
+    return fault
+
+
 @asynccontextmanager
-async def answers_lost(place: Place) -> AsyncIterator[None]:
-    """What was asked arrives and is done; then the connection is reset."""
-
-    async def lose() -> None:
-        place.relay.swallow_answers()
-        await asyncio.sleep(0.15)  # long enough for callers to ask
-        place.relay.cut()
-        place.relay.swallow_answers(False)
-
-    async with again_and_again(lose, 0.3):
-        yield
-
-
-@asynccontextmanager
-async def packets_lost(place: Place) -> AsyncIterator[None]:
-    """A tenth of those from and to PgBouncer's clients. In a network of one's own."""
-    losing = Filter()
-    losing.lose(10, place.bouncer.port)
+async def unanswered(place: Place) -> AsyncIterator[None]:
+    """New connections are taken, and questions too; nothing ever comes back."""
+    place.relay.swallow("questions", "answers")
     yield
-    losing.lose(0, place.bouncer.port)
+    place.relay.cut()
+
+
+def packets_lost(percent: int) -> Fault:
+    """Of those from and to PgBouncer's clients. In a network of one's own."""
+
+    @asynccontextmanager
+    async def fault(place: Place) -> AsyncIterator[None]:
+        losing = Filter()
+        losing.lose(percent, place.bouncer.port)
+        yield
+        losing.lose(0, place.bouncer.port)
+
+    return fault
 
 
 # --- Names -------------------------------------------------------------------------------------
@@ -81,10 +96,12 @@ async def names_gone(place: Place) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def names_and_connections_gone(place: Place) -> AsyncIterator[None]:
-    """All connections to Postgres, so that its name is needed for each."""
+    """All connections, again and again, so that the name is needed for each."""
 
     async def cut() -> None:
         place.relay.cut()
 
+    asked = place.names.asked
     async with names_gone(place), again_and_again(cut, 0.2):
         yield
+        assert place.names.asked > asked, "nobody asked for the name"

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from infra.database.roles import APP, set_password
 from tests.faults.breakages import Place, again_and_again
@@ -15,7 +16,6 @@ async def password_rotated(place: Place) -> AsyncIterator[None]:
     """By way of Secrets Manager's steps, again and again. After each that counts a sandbox is
     replaced, and the new one logs in with what it finds; the others go on with the connection they
     have."""
-    admin = await place.connect_as_admin()
 
     async def replace_one() -> None:
         async with asyncio.timeout(10):
@@ -26,14 +26,17 @@ async def password_rotated(place: Place) -> AsyncIterator[None]:
         assert answer.error is None, answer
         assert answer.payload["statusCode"] == 200, answer
 
-    async def rotate(password: str) -> None:
+    async def rotate(admin: Any, password: str) -> None:
         await asyncio.to_thread(place.vault.propose, password)
         await set_password(admin, APP, password)
         await replace_one()
         await asyncio.to_thread(place.vault.promote)
         await replace_one()
 
-    async with again_and_again(lambda: rotate(secrets.token_urlsafe(16)), 0.5):
-        yield
-    await rotate(place.vault.password)  # which the stack knows it by
-    await admin.close()
+    async with place.admin() as admin:
+        try:
+            async with again_and_again(lambda: rotate(admin, secrets.token_urlsafe(16)), 0.5):
+                yield
+            await rotate(admin, place.vault.password)
+        finally:  # whatever went wrong: the stack knows it by that
+            await set_password(admin, APP, place.vault.password)

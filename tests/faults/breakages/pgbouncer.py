@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import pytest
 import trustme
 
 from tests.faults.breakages import Place, again_and_again
@@ -55,10 +56,14 @@ async def pgbouncer_full(place: Place) -> AsyncIterator[None]:
     place.relay.refuse()
     place.relay.cut()
     async with contextlib.AsyncExitStack() as strangers:
-        with contextlib.suppress(asyncpg.PostgresError):
+
+        async def take_places() -> None:
             while True:
                 stranger = await place.connect_as_client()
                 strangers.push_async_callback(stranger.close)
+
+        with pytest.raises(asyncpg.PostgresError, match="no more connections allowed"):
+            await take_places()
         place.relay.refuse(False)
         yield
 

@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 
@@ -32,8 +33,7 @@ def postgres_restarted(how: signal.Signals) -> Fault:
 @asynccontextmanager
 async def postgres_out_of_slots(place: Place) -> AsyncIterator[None]:
     """A superuser's program takes every slot, those of PgBouncer's connections too."""
-    admin = await place.connect_as_admin()
-    async with contextlib.AsyncExitStack() as greedy:
+    async with place.admin() as admin, contextlib.AsyncExitStack() as greedy:
         async with asyncio.timeout(10):
             while True:
                 with contextlib.suppress(asyncpg.PostgresError):
@@ -44,15 +44,13 @@ async def postgres_out_of_slots(place: Place) -> AsyncIterator[None]:
                     break
                 await admin.execute(TERMINATE.replace("$1", f"'{APP}'"))
         yield
-    await admin.close()
 
 
 @asynccontextmanager
 async def backends_terminated(place: Place) -> AsyncIterator[None]:
     """Those in mid-query: each time a lock makes some wait, and those that wait are ended."""
-    admin, locker = await place.connect_as_admin(), await place.connect_as_admin()
 
-    async def terminate() -> None:
+    async def terminate(admin: Any, locker: Any) -> None:
         async with locker.transaction():
             # In the order in which a write takes them.
             await locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
@@ -60,7 +58,9 @@ async def backends_terminated(place: Place) -> AsyncIterator[None]:
                 while not await admin.fetch(f"{TERMINATE} AND wait_event_type = 'Lock'", APP):  # noqa: ASYNC110  # it rings no bell
                     await asyncio.sleep(0.01)
 
-    async with again_and_again(terminate, 0.2):
+    async with (
+        place.admin() as admin,
+        place.admin() as locker,
+        again_and_again(lambda: terminate(admin, locker), 0.2),
+    ):
         yield
-    await admin.close()
-    await locker.close()
