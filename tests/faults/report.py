@@ -61,7 +61,8 @@ def write(folder: Path, seconds: float, cells: list[Measured]) -> None:
     content = {"seconds": seconds, "cells": [asdict(cell) for cell in cells]}
     (folder / "faults.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "faults.md").write_text(
-        f"# Faults\n\nEach lasted {seconds:g} s. Made by `make faults`.\n\n{table(cells)}"
+        f"# Faults\n\nEach lasted {seconds:g} s, some less (`at_most` in `tests/faults/cells.py`). "
+        f"Made by `make faults`.\n\n{table(cells)}"
     )
 
 
