@@ -76,7 +76,7 @@ bench: ## what an order costs: this handler, the usual recipes, the bare driver;
 
 mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
 	$(SETUP) tests
-	@$(RUN) tests.mutations $(ARGS)
+	@$(RUN) pytest tests/mutations/noticed.py -v -n auto --maxprocesses=4 $(if $(ARGS),-k "$(ARGS)")
 
 budget: ## whether the fleet on AWS could exhaust its database (ARGS=ReservedConcurrency=6000)
 	$(SETUP) tests

@@ -15,7 +15,7 @@ from infra.local.churn import plan as sizes
 from infra.local.churn.plan import Plan, Row
 from infra.local.churn.run import Result, Run
 from tests.conftest import eventually
-from tests.mutations.__main__ import copy_of_the_code
+from tests.mutations import copy_of_the_code
 from tests.own_network import in_own_network
 from tests.processes import folders_of_stacks, runs
 
