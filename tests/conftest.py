@@ -39,7 +39,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Of `-n auto`. Most tests wait: one worker more than there are processors is a sixth faster."""
+    """`-n auto`: most tests wait, so one worker more than there are processors is faster."""
     return (os.cpu_count() or 1) + 1
 
 

@@ -20,7 +20,7 @@ def named_by(patch: Path) -> str:
     return str(name)
 
 
-def tested(folder: Path, *names: str) -> "subprocess.CompletedProcess[str]":
+def outcome_of(folder: Path, *names: str) -> "subprocess.CompletedProcess[str]":
     words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
     return run_program([sys.executable, *words], cwd=folder)
 
@@ -28,7 +28,7 @@ def tested(folder: Path, *names: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.timeout(600)
 def test_where_nothing_is_broken_each_named_test_passes(tmp_path: Path) -> None:
     copy_of_the_code(tmp_path)
-    done = tested(tmp_path, *{named_by(patch) for patch in PATCHES})
+    done = outcome_of(tmp_path, *{named_by(patch) for patch in PATCHES})
     assert done.returncode == 0, done.stdout
 
 
@@ -36,5 +36,5 @@ def test_where_nothing_is_broken_each_named_test_passes(tmp_path: Path) -> None:
 def test_where_it_is_broken_the_named_test_fails(patch: Path, tmp_path: Path) -> None:
     copy_of_the_code(tmp_path)
     subprocess.run(["git", "apply", patch], cwd=tmp_path, check=True)
-    done = tested(tmp_path, named_by(patch))
+    done = outcome_of(tmp_path, named_by(patch))
     assert done.returncode == RED, f"{named_by(patch)} did not fail\n{done.stdout}"
