@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.interruption import run_program
 from tests.mutations import copy_of_the_code
 
 PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
@@ -20,21 +19,27 @@ def named_by(patch: Path) -> str:
     return str(name)
 
 
-def outcome_of(folder: Path, *names: str) -> "subprocess.CompletedProcess[str]":
-    words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
-    return run_program([sys.executable, *words], cwd=folder)
+def outcome_of(folder: Path, *names: str) -> tuple[int, str]:
+    """pytest's exit code, and what it said. Interrupted it ends what it started."""
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said, _ = process.communicate()
+        finally:
+            process.terminate()  # if it has not ended by itself
+    return process.returncode, said
 
 
 @pytest.mark.timeout(600)
 def test_where_nothing_is_broken_each_named_test_passes(tmp_path: Path) -> None:
     copy_of_the_code(tmp_path)
-    done = outcome_of(tmp_path, *{named_by(patch) for patch in PATCHES})
-    assert done.returncode == 0, done.stdout
+    code, said = outcome_of(tmp_path, *{named_by(patch) for patch in PATCHES})
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_where_it_is_broken_the_named_test_fails(patch: Path, tmp_path: Path) -> None:
     copy_of_the_code(tmp_path)
     subprocess.run(["git", "apply", patch], cwd=tmp_path, check=True)
-    done = outcome_of(tmp_path, named_by(patch))
-    assert done.returncode == RED, f"{named_by(patch)} did not fail\n{done.stdout}"
+    code, said = outcome_of(tmp_path, named_by(patch))
+    assert code == RED, f"{named_by(patch)} did not fail\n{said}"
