@@ -1,8 +1,8 @@
 """A TCP relay that sees every byte between a client and a server, and can get in their way.
 
-Owns counting round trips, and delaying, stalling, cutting and refusing traffic. Knows no protocol:
-through TLS it counts as well as without. It runs on a thread of its own, so that the code under
-test may block or run a loop as it likes.
+Owns counting round trips, and delaying, stalling, swallowing, cutting and refusing traffic. Knows
+no protocol: through TLS it counts as well as without. It runs on a thread of its own, so that the
+code under test may block or run a loop as it likes.
 """
 
 import asyncio
@@ -42,7 +42,11 @@ class Relay:
         #: Connections accepted since the start or `reset`.
         self.connections = 0
         self._refusing = False
-        self._swallowed: set[Direction] = set()
+        self._passing: dict[Direction, asyncio.Event] = {
+            "questions": asyncio.Event(),
+            "answers": asyncio.Event(),
+        }
+        self._pass_on()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -86,15 +90,20 @@ class Relay:
         self._targets = itertools.cycle([(host, port)])
 
     def swallow(self, *directions: Direction) -> None:
-        """Pass on nothing in these directions, and everything in the others, until `cut`."""
-        self._swallowed = set(directions)
+        """Pass on nothing in these directions until `cut`, nor that a connection has ended."""
+        for direction in directions:
+            self._do(self._passing[direction].clear)
 
     def refuse(self, refusing: bool = True) -> None:
         """Reset new connections as they come, or no more."""
         self._refusing = refusing
 
+    def _pass_on(self) -> None:
+        for passing in self._passing.values():
+            passing.set()
+
     def _reset_all(self) -> None:
-        self._swallowed = set()
+        self._pass_on()
         for writer in self._writers:
             _reset(writer)
 
@@ -106,6 +115,7 @@ class Relay:
 
     async def _close(self) -> None:
         self._server.close()
+        self._pass_on()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -178,11 +188,14 @@ class Relay:
         seen: Callable[[], None],
         direction: Direction,
     ) -> None:
-        while data := await reader.read(65536):
-            seen()
-            if direction in self._swallowed:
-                continue
-            under_way.put_nowait((self._loop.time() + self.delay / 2, data))
+        passing = self._passing[direction]
+        try:
+            while data := await reader.read(65536):
+                seen()
+                if passing.is_set():
+                    under_way.put_nowait((self._loop.time() + self.delay / 2, data))
+        finally:
+            await passing.wait()
         under_way.put_nowait((self._loop.time(), b""))
 
     async def _write(

@@ -41,15 +41,22 @@ class Cell:
     at_most: float = math.inf
     #: Before whom a relay is needed.
     relay: str = ""
-    #: PgBouncer's, the sandboxes' (in the soak it is left out for these), and their time-out.
+    #: PgBouncer's, the sandboxes', and their time-out.
     settings: dict[str, str | int] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     deadline: float = 8.0
     #: Which of the two is found by a name.
     name: str = ""
+    #: Whether there are two PgBouncers, and the relay is a load balancer before them.
+    balanced: bool = False
     #: Whether the password is in a vault, and Postgres on a small disk.
     vault: bool = False
     disk: bool = False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether what it needs leaves other cells what they promise."""
+        return not (self.environment or self.balanced or self.disk)
 
     @property
     def id(self) -> str:
@@ -62,6 +69,13 @@ RETRY = "PgBouncer asks Postgres again once a second (`server_login_retry`)"
 NO_CANCEL = 5
 CELLS = [
     Cell("PgBouncer killed, and started again", pgbouncer.pgbouncer_killed, total=True),
+    Cell(
+        "one of two PgBouncers killed, behind a load balancer that does not notice",
+        pgbouncer.one_of_two_killed,
+        0.9,
+        relay=TO_PGBOUNCER,
+        balanced=True,
+    ),
     Cell("PgBouncer restarted every second", pgbouncer.pgbouncer_restarted, 0.5),
     Cell("PgBouncer paused (`PAUSE`)", pgbouncer.pgbouncer_paused, total=True),
     Cell("PgBouncer reloaded ten times a second", pgbouncer.pgbouncer_reloaded, 1),
@@ -164,8 +178,8 @@ PACKETS = [
         # would send the question once more 3 s after it, then 6. The rest waits for the deadline:
         # those whose question arrived, and whose answer did not.
         told=True,
-        well=4,
-        why="the kernel asks for a connection after 1 s, 2 and 4",
+        well=2,
+        why="a sandbox waits `DB_CONNECT_TIMEOUT`, 1 s, for a connection",
         at_least=4,
         environment={"DB_CONNECT_TIMEOUT": "1"},
         # Nobody tells PgBouncer of the connections that were given up: it has to ask.
@@ -192,6 +206,7 @@ NAMES = [
     Cell(
         "PgBouncer's name server silent, and connections to Postgres cut",
         network.names_and_connections_gone,
+        at_least=3,  # PgBouncer remembers an address for a second (`dns_max_ttl`)
         well=11,
         why="PgBouncer's resolver asks again 5 s after a question that was lost, then 10 (c-ares)",
         relay=TO_POSTGRES,

@@ -13,6 +13,7 @@ from pathlib import Path
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.fleet.nursery import Nursery
+from infra.local.pgbouncer import PgBouncer
 from infra.local.server import account
 from infra.local.stack import Stack
 from infra.local.wire import Relay
@@ -24,7 +25,8 @@ from tests.faults.report import Measured
 from tests.faults.traffic import CALLERS, Traffic
 from tests.faults.vault import Vault
 
-#: How long what callers leave behind may take to go, in seconds: less than any server's patience.
+#: How long what callers leave behind may take to go, in seconds: less than a server bears with a
+#: query or a transaction that nobody waits for.
 GRACE = 1.0
 
 
@@ -46,22 +48,34 @@ def furnished(cells: Sequence[Cell], stack: Stack, folder: Path) -> Iterator[Pla
             undo.enter_context(resolving_by(resolv_conf))
         if any(cell.relay == TO_POSTGRES for cell in cells):
             relays[TO_POSTGRES] = undo.enter_context(Relay(postgres.host, postgres.port))
-        bouncer = undo.enter_context(
-            stack.another_pgbouncer(
-                settings=settings,
-                postgres_host=NAME if TO_POSTGRES in named else None,
-                postgres_port=relays[TO_POSTGRES].port if relays else None,
+
+        def another_pgbouncer() -> PgBouncer:
+            return undo.enter_context(
+                stack.another_pgbouncer(
+                    settings=settings,
+                    postgres_host=NAME if TO_POSTGRES in named else None,
+                    postgres_port=relays[TO_POSTGRES].port if TO_POSTGRES in relays else None,
+                )
             )
-        )
+
+        bouncer, another = another_pgbouncer(), None
+        if any(cell.balanced for cell in cells):
+            another = another_pgbouncer()
         environment = stack.environment(bouncer)
         for cell in cells:
             environment |= cell.environment
         if TO_PGBOUNCER in named:
             environment["DB_HOST"] = NAME
         if any(cell.relay == TO_PGBOUNCER for cell in cells):
-            relay = relays[TO_PGBOUNCER] = undo.enter_context(Relay(bouncer.host, bouncer.port))
+            others = [(another.host, another.port)] if another else []
+            relay = Relay(bouncer.host, bouncer.port, *others)
+            relays[TO_PGBOUNCER] = undo.enter_context(relay)
             environment["DB_PORT"] = str(relay.port)
-        place = Place(stack, bouncer, environment, relays, undo=undo)
+        place = Place(stack, bouncer, environment, relays, undo=undo, another=another)
+        if another:
+            trusted = "".join(each.ca.read_text() for each in place.bouncers if each.ca)
+            trusting = account().write(stack.folder / "both.pem", trusted)
+            environment["DB_SSLROOTCERT"] = str(trusting)
         if any(cell.vault for cell in cells):
             password = environment.pop("DB_PASS")
             place.vault = undo.enter_context(Vault(folder.name, password))
@@ -141,25 +155,28 @@ async def endure(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> Me
 
 
 async def connections_left(place: Place) -> int:
-    """With no request under way: what sandboxes have beyond one connection each, clients that
+    """With no request under way: sandboxes that have more than one connection or none, clients that
     PgBouncer has beyond those, server connections that it counts as in use, and backends that it
     does not know of; once they had a moment."""
     sandboxes, port = place.fleet.sandboxes, int(place.environment["DB_PORT"])
     end = time.monotonic() + GRACE
     async with place.admin() as admin:
         while True:
+            last = time.monotonic() > end
             sockets = [sum(to == port for _, to in each.connections()) for each in sandboxes]
-            clients = [row for row in place.bouncer.show("CLIENTS") if row["user"] == APP]
-            servers = [row for row in place.bouncer.show("SERVERS") if row["user"] == APP]
+            clients, servers = (
+                [row for each in place.bouncers for row in each.show(what) if row["user"] == APP]
+                for what in ("CLIENTS", "SERVERS")
+            )
             in_use = [row for row in servers if row["state"] != "idle"]
             backends = await admin.fetchval(BACKENDS, APP)
             left = [
-                sum(sockets) - len(sandboxes),
+                sum(abs(number - 1) for number in sockets),
                 len(clients) - len(sandboxes),
                 len(in_use),
                 backends - len(servers),
             ]
-            if not any(each > 0 for each in left) or time.monotonic() > end:
+            if last or not any(each > 0 for each in left):
                 return sum(max(0, each) for each in left)
             await asyncio.sleep(0.05)
 

@@ -4,7 +4,7 @@ chose, against one fleet, one PgBouncer and one ledger of every write.
 Owns the order and what is said of it. Leaves with 1, and the name of what broke, where a promise of
 the matrix is not kept. Not its shares of success: those hold for the settings of each cell, and
 here those of all count together. Not among the faults: full disks, where the log of a long run
-would need the room, and what needs sandboxes that are configured for it.
+would need the room, a second PgBouncer, and what needs sandboxes that are configured for it.
 """
 
 import os
@@ -70,15 +70,14 @@ async def one(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> None:
 def main() -> int:
     seed = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] else secrets.token_hex(4)
     minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
-    # What changes the sandboxes' environment would change it for all of them.
-    cells = [cell for cell in (*CELLS, *PACKETS, *NAMES) if not cell.environment]
+    cells = [cell for cell in (*CELLS, *PACKETS, *NAMES) if cell.mixes]
     if not network.is_own():
         if (obstacle := network.obstacle()) is None:
             again = [sys.executable, "-m", "tests.faults.soak", seed, str(minutes)]
             inside = network.command(again)
             os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
         print(f"without lost packets and names: {obstacle}")
-        cells = CELLS
+        cells = [cell for cell in CELLS if cell.mixes]
     take_sigterm_as_ctrl_c()
     print(f"seed {seed}, {minutes:g} minutes, {len(cells)} kinds of fault", flush=True)
     try:

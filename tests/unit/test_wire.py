@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.local.wire import Relay
+from infra.local.wire import Direction, Relay
 
 
 @pytest.fixture
@@ -114,3 +114,21 @@ def test_an_end_is_passed_on(relay: Relay, client: socket.socket) -> None:
     ask(client)
     client.shutdown(socket.SHUT_WR)
     assert client.recv(1024) == b""
+
+
+@pytest.mark.parametrize("direction", ["questions", "answers"])
+def test_what_is_swallowed_never_comes_nor_does_an_end_until_a_cut(
+    relay: Relay, client: socket.socket, direction: Direction
+) -> None:
+    ask(client)
+    relay.swallow(direction)
+    client.sendall(b"hello")
+    client.shutdown(socket.SHUT_WR)
+    client.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        client.recv(1024)
+    relay.cut()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1024)
+    with socket.create_connection((relay.host, relay.port), timeout=5) as again:
+        assert ask(again) == b"HELLO"

@@ -44,6 +44,11 @@ class Place:
     names: Names = field(init=False)
     vault: Vault = field(init=False)
     disk: Path = field(init=False)
+    another: PgBouncer | None = None
+
+    @property
+    def bouncers(self) -> list[PgBouncer]:
+        return [self.bouncer, *([self.another] if self.another else [])]
 
     @property
     def relay(self) -> Relay:

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 import trustme
 
+from infra.database.roles import APP
 from tests.faults.breakages import Place, again_and_again
 
 
@@ -19,6 +20,19 @@ async def pgbouncer_killed(place: Place) -> AsyncIterator[None]:
     place.bouncer.process.wait()
     yield
     await asyncio.to_thread(place.bouncer.start)
+
+
+@asynccontextmanager
+async def one_of_two_killed(place: Place) -> AsyncIterator[None]:
+    """The load balancer before them does not notice."""
+    assert place.another is not None
+    assert place.another.process is not None
+    served = await asyncio.to_thread(place.another.show, "CLIENTS")
+    assert any(row["user"] == APP for row in served), "it has no sandbox to lose"
+    place.another.process.kill()
+    place.another.process.wait()
+    yield
+    await asyncio.to_thread(place.another.start)
 
 
 @asynccontextmanager
