@@ -49,7 +49,7 @@ async def test_nor_where_packets_are_lost(
 
 @in_own_network
 @pytest.mark.parametrize("cell", NAMES, ids=lambda cell: cell.id)
-async def test_nor_where_a_name_leads_to_postgres(
+async def test_nor_where_a_server_is_found_by_its_name(
     cell: Cell, breakable: Stack, tmp_path: Path, record_property: Record
 ) -> None:
     await check(cell, breakable, tmp_path, record_property)
