@@ -107,6 +107,7 @@ async def test_a_standby_in_the_primary_s_place_takes_no_order_and_tells_of_thos
         assert outcome(await fleet.invoke(write("too early"))) == (503, "1")
         assert fleet.attempts == 1
         assert fleet.last["sqlstate"] == "25006"
+        assert "cannot execute SELECT in a read-only transaction" in fleet.last["fault"], fleet.last
         assert await fleet.is_well()
         await admin.execute(f"ALTER ROLE {APP} RESET default_transaction_read_only")
         await admin.execute(
