@@ -4,6 +4,7 @@ In a network of its own where that can be had: lost packets, names and full disk
 not in the report otherwise.
 """
 
+import argparse
 import os
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from infra.local import ROOT, network
 from infra.local.interruption import take_sigterm_as_ctrl_c
+from tests.faults import a_while
 from tests.faults.report import PROPERTY, SECONDS, Measured, table, write
 
 
@@ -27,24 +29,26 @@ class Gathering:
 
 
 def main() -> int:
-    seconds = sys.argv[1] if len(sys.argv) > 1 else "10"
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("SECONDS", nargs="?", type=a_while, default=10.0)
+    arguments, to_pytest = parser.parse_known_args()
     if not network.is_own():
         if (obstacle := network.obstacle()) is None:
             inside = network.command([sys.executable, "-m", "tests.faults", *sys.argv[1:]])
             os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
         print(f"without lost packets, names and full disks: {obstacle}")
     take_sigterm_as_ctrl_c()
-    os.environ[SECONDS] = seconds
+    os.environ[SECONDS] = str(arguments.SECONDS)
     gathering = Gathering()
     status = pytest.main(
-        ["tests/faults/test_faults.py", "-q", "-n2", *sys.argv[2:]], plugins=[gathering]
+        ["tests/faults/test_faults.py", "-q", "-n2", *to_pytest], plugins=[gathering]
     )
     from tests.faults.cells import APART, CELLS  # after pytest, which rewrites what it imports
 
     order = [cell.what for cell in (*CELLS, *APART)]
     cells = [gathering.cells[what] for what in order if what in gathering.cells]
-    if status == pytest.ExitCode.OK:
-        write(ROOT / "reports", float(seconds), cells)
+    if status == pytest.ExitCode.OK and not to_pytest:  # which may choose among them
+        write(ROOT / "reports", arguments.SECONDS, cells)
     print(table(cells))
     return int(status)
 

@@ -7,6 +7,7 @@ here those of all count together. Not among the faults: full disks, where the lo
 would need the room, a second PgBouncer, and what needs sandboxes that are configured for it.
 """
 
+import argparse
 import os
 import random
 import secrets
@@ -19,6 +20,7 @@ from pathlib import Path
 from infra.local import LabError, network
 from infra.local.interruption import run, take_sigterm_as_ctrl_c
 from infra.local.stack import Stack
+from tests.faults import a_while
 from tests.faults.breakages import Place
 from tests.faults.cells import CELLS, NAMES, PACKETS, Cell
 from tests.faults.measuring import (
@@ -68,8 +70,11 @@ async def one(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> None:
 
 
 def main() -> int:
-    seed = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] else secrets.token_hex(4)
-    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("SEED", nargs="?", default="", help="one is drawn if it is empty")
+    parser.add_argument("MINUTES", nargs="?", type=a_while, default=10.0)
+    arguments = parser.parse_args()
+    seed, minutes = arguments.SEED or secrets.token_hex(4), arguments.MINUTES
     cells = [cell for cell in (*CELLS, *PACKETS, *NAMES) if cell.mixes]
     if not network.is_own():
         if (obstacle := network.obstacle()) is None:

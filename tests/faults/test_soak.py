@@ -40,3 +40,14 @@ def test_interrupted_in_a_fault_it_leaves_nothing(number: signal.Signals) -> Non
     assert "Traceback" not in said
     assert wait_until(lambda: not any(map(runs, children)), 5)
     assert not [folder for folder in folders if Path(folder).exists()]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(*SOAK, "8"), ("-m", "tests.faults")], ids=lambda words: words[1]
+)
+@pytest.mark.parametrize("time", ["ten", "-1", "inf"])
+def test_a_time_that_is_none_is_refused_at_once(arguments: tuple[str, ...], time: str) -> None:
+    process = command(*arguments, time)
+    said, _ = process.communicate()
+    assert process.returncode == 2, said
+    assert f"{time}: a number above 0 says how long" in said
