@@ -68,7 +68,7 @@ faults: ## every part broken under traffic, for ten seconds each: reports/faults
 
 soak: ## faults in random order for ten minutes, no write lost or doubled (SEED=1 MINUTES=10)
 	$(SETUP) tests
-	@$(RUN) tests.faults.soak "$(SEED)" $(or $(MINUTES),10)
+	@$(RUN) tests.faults.soak "$(SEED)" $(MINUTES)
 
 bench: ## what an order costs: this handler, the usual recipes, the bare driver; six minutes
 	$(SETUP) reports

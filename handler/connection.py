@@ -113,5 +113,5 @@ def was_closed(raw: asyncpg.Connection[Any]) -> bool:
 
 def socket_of(raw: asyncpg.Connection[Any]) -> socket.socket | None:
     """The one place that knows asyncpg's private parts. None: TLS has just lost it."""
-    sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # private
+    sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # no public way
     return sock

@@ -31,24 +31,22 @@ class Gathering:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("SECONDS", nargs="?", type=a_while, default=10.0)
-    arguments, to_pytest = parser.parse_known_args()
+    seconds = parser.parse_args().SECONDS
     if not network.is_own():
         if (obstacle := network.obstacle()) is None:
             inside = network.command([sys.executable, "-m", "tests.faults", *sys.argv[1:]])
             os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
         print(f"without lost packets, names and full disks: {obstacle}")
     take_sigterm_as_ctrl_c()
-    os.environ[SECONDS] = str(arguments.SECONDS)
+    os.environ[SECONDS] = str(seconds)
     gathering = Gathering()
-    status = pytest.main(
-        ["tests/faults/test_faults.py", "-q", "-n2", *to_pytest], plugins=[gathering]
-    )
+    status = pytest.main(["tests/faults/test_faults.py", "-q", "-n2"], plugins=[gathering])
     from tests.faults.cells import APART, CELLS  # after pytest, which rewrites what it imports
 
     order = [cell.what for cell in (*CELLS, *APART)]
     cells = [gathering.cells[what] for what in order if what in gathering.cells]
-    if status == pytest.ExitCode.OK and not to_pytest:  # which may choose among them
-        write(ROOT / "reports", arguments.SECONDS, cells)
+    if status == pytest.ExitCode.OK:
+        write(ROOT / "reports", seconds, cells)
     print(table(cells))
     return int(status)
 

@@ -71,7 +71,7 @@ async def one(cell: Cell, place: Place, traffic: Traffic, lasts: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
-    parser.add_argument("SEED", nargs="?", default="", help="one is drawn if it is empty")
+    parser.add_argument("SEED", nargs="?", default="", help="drawn where it is empty")
     parser.add_argument("MINUTES", nargs="?", type=a_while, default=10.0)
     arguments = parser.parse_args()
     seed, minutes = arguments.SEED or secrets.token_hex(4), arguments.MINUTES

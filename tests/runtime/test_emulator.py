@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from tests.conftest import eventually
 from tests.events import http_api
-from tests.runtime.emulator import Emulator, binary, emulator
+from tests.runtime.emulator import Emulator, emulator
 
-pytestmark = pytest.mark.skipif(binary() is None, reason="the emulator runs on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator runs on Linux only")
 
 READ = http_api("GET", "/orders/1")
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
