@@ -67,7 +67,7 @@ async def disk_full(place: Place) -> AsyncIterator[None]:
 @asynccontextmanager
 async def disk_full_of_log(place: Place) -> AsyncIterator[None]:
     """The log (WAL) finds no place for its next file either. Postgres crashes, and there is no room
-    to recover in. Then it ends; or, about one time in eight, Postgres 18.4 is left without the
+    to recover in. Then it ends; or, in 16 of 88 runs, Postgres 18.4 is left without the
     process that recovers and never notices: it refuses every login ("not yet accepting
     connections") until it is shut down, room or no room. Either way somebody has to start it."""
     postgres, refused = place.stack.postgres, False
