@@ -142,7 +142,8 @@ class cold_runtime:  # noqa: N801  # reads as a context manager
         return lambda event: self.thread.submit(self.main.handler, event, None).result()
 
     def __exit__(self, *_: object) -> None:
-        self.thread.submit(self.main._loop.run, handler.engine.dispose).result()
+        for work in (handler.engine.dispose, let_go):
+            self.thread.submit(self.main._loop.run, work).result()
         self.thread.submit(self.main._loop.close).result()
         self.thread.shutdown()
 
@@ -164,9 +165,13 @@ def psycopg_url(settings: Settings, **query: str) -> URL:
 
 
 async def let_go() -> None:
-    """After a login that was refused: asyncpg leaves the transport closing, and a loop that ends
-    first leaves it to the next test as a warning."""
-    await asyncio.sleep(0.05)
+    """Until the loop watches no socket but its own. asyncpg leaves the TLS of a login that was
+    refused to the loop, which closes it when the server has: a loop that ended first would leave it
+    to another test as a warning."""
+    watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]  # no public way
+    async with asyncio.timeout(10):
+        while len(watched) > 1:  # noqa: ASYNC110  # it rings no bell
+            await asyncio.sleep(0.005)
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:

@@ -15,6 +15,7 @@ from infra.aws import migration, rotation
 from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
+from tests.conftest import let_go
 from tests.integration import test_roles
 
 Answers = list[dict[str, Any]]
@@ -82,7 +83,13 @@ def verifier(stack: Stack) -> str:
 
 
 def through_pooler(stack: Stack, password: str) -> str:
-    return asyncio.run(test_roles.through_pooler(stack, password))
+    async def ask() -> str:
+        try:
+            return await test_roles.through_pooler(stack, password)
+        finally:
+            await let_go()
+
+    return asyncio.run(ask())
 
 
 def test_an_empty_database_gets_roles_lookup_and_tables_and_cloudformation_hears_of_it(

@@ -22,7 +22,7 @@ from handler.settings import load
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
 from infra.local.wire import Relay
-from tests.conftest import Lambda, cold_runtime, log_lines, run
+from tests.conftest import Lambda, cold_runtime, let_go, log_lines, run
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -346,6 +346,7 @@ async def test_ten_connections_at_once_read_the_secret_once(
         assert len(own_vault.reads) == reads
         if reads == 1:
             await asyncio.to_thread(rotated, own_stack, own_vault)
+    await let_go()
 
 
 async def test_a_token_is_the_one_that_boto3_makes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ async def door(
             yield proxy
         finally:
             await engine.dispose()
-            await let_go()
+    await let_go()
 
 
 async def test_over_its_life_the_engine_asks_nothing_that_pins(
@@ -149,4 +149,4 @@ async def test_the_door_is_as_strict_as_its_documents(
         login |= {"user": APP, "database": DATABASE, "ssl": "require", **arguments}
         with pytest.raises(asyncpg.PostgresError, match=said):
             await asyncpg.connect(**login)
-        await let_go()
+    await let_go()

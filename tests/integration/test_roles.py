@@ -95,11 +95,11 @@ async def test_a_new_password_of_any_characters_counts_at_once(own_stack: Stack)
             assert await through_pooler(own_stack, new) == roles.APP
             with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
                 await through_pooler(own_stack, old)
-            await let_go()
             assert new not in own_stack.postgres.said()
             old = new
     finally:
         await admin.close()
+        await let_go()
 
 
 async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
