@@ -1,5 +1,6 @@
 """AWS's runtime interface emulator with our handler in it, one process tree per `Emulator`."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,7 +12,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Iterator[Emulator]:
     """`seconds`: the function's time-out."""
     program, port, api = binary(), free_port(), free_port()
@@ -103,6 +103,7 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
         yield Emulator(process, port)
     finally:
         for each in psutil.Process(process.pid).children(recursive=True):
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may be ending
+                each.kill()
         process.kill()
         process.wait()
