@@ -1,1 +1,1 @@
-"""What runs in AWS Lambda: copy this folder, keep the engine, replace the Order."""
+"""A service on AWS Lambda: `warm` is the engine to keep, the other files a sample to replace."""

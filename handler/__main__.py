@@ -1,12 +1,12 @@
-"""`python -m handler 1`: one order on stdout, straight from the engine, without Lambda or HTTP."""
+"""`python -m handler 1`: print one order, read through the engine without Lambda or HTTP."""
 
 import argparse
 import asyncio
 import logging
 import sys
 
-from handler import engine, failures, orders
-from handler.settings import SettingsError
+from handler import orders
+from handler.warm import DatabaseError, SettingsError, dispose
 
 
 def order_id(text: str) -> int:
@@ -22,7 +22,7 @@ async def show(number: int) -> str:
     try:
         order = await orders.find(number)
     finally:
-        await engine.dispose()
+        await dispose()
     if order is None:
         return "Order not found."
     return f"Order {order.id}: {order.customer_name} — {order.status}"
@@ -30,13 +30,14 @@ async def show(number: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m handler", description="Print one order.")
-    parser.epilog = "Which database: DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASS, DB_SSLMODE, …"
+    parser.epilog = "Environment: DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASS, DB_SSLMODE, …"
     parser.add_argument("order_id", type=order_id, metavar="ID", help="the order's id")
     arguments = parser.parse_args()
-    logging.getLogger("handler").addHandler(logging.NullHandler())  # one line is said, at the end
+    # Without log lines the error is printed once, at the end.
+    logging.getLogger("handler").addHandler(logging.NullHandler())
     try:
         print(asyncio.run(show(arguments.order_id)))
-    except (SettingsError, failures.DatabaseError) as error:
+    except (SettingsError, DatabaseError) as error:
         print(f"handler: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

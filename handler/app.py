@@ -1,44 +1,73 @@
-"""The HTTP surface: FastAPI routes.
+"""The HTTP routes and their request and response models.
 
-Owns what a caller may ask and what is answered. Leaves queries to `orders` and everything but
-success to `problems`. Add authentication here: this app lets anybody in.
+The app accepts every request: authenticate callers at the gateway, or add authentication here.
 """
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Header, HTTPException, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from handler import engine, logs, orders, problems
+from handler import orders
+from handler.warm import (
+    add_documentation,
+    caller,
+    dispose,
+    install,
+    ping,
+    prewarm,
+    problem_responses,
+)
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """For a host that lives on, such as uvicorn. Lambda's does not run it."""
-    await engine.prewarm()
+    """Open and close the engine on a long-running host such as uvicorn; not used on Lambda."""
+    await prewarm()
     yield
-    await engine.dispose()
+    await dispose()
 
 
-# An order is some 200 bytes; without a limit one request could take up the sandbox's memory.
-app = FastAPI(title="Warm Engine", version="0.1.0", lifespan=lifespan, max_body_size=16 * 1024)
-app.add_middleware(logs.note_who_asks_for_sql)  # 1 µs a request; a dependency would be 17
-problems.install(app)
+# An order is about 200 bytes; without a limit one request could exhaust the sandbox's memory.
+app = FastAPI(
+    title="Warm Engine",
+    version="1",
+    lifespan=lifespan,
+    max_body_size=16 * 1024,
+    docs_url=None,
+    redoc_url=None,
+)
+install(app)
+# The interactive pages load scripts from a CDN, so on Lambda they are off unless API_DOCS=on.
+# `/openapi.json` is always served.
+if os.environ.get("API_DOCS", "" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else "on") == "on":
+    add_documentation(app)
 
-OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID)]
-#: Postgres' text cannot hold NUL; lone surrogates pydantic refuses by itself.
+
+def _canonical(text: str) -> str:
+    """Reject spellings that `int` accepts, such as `1_0`, `01` or `+1`: an order has one URL."""
+    if not re.fullmatch(r"-?(0|[1-9][0-9]*)", text):
+        raise PydanticCustomError("canonical", "Input should be an integer written in digits only")
+    return text
+
+
+OrderId = Annotated[int, Path(ge=1, le=orders.MAX_ID), BeforeValidator(_canonical)]
+#: Postgres text cannot store NUL. Pydantic already rejects lone surrogates.
 NO_NUL = r"^[^\x00]*$"
 Status = Annotated[str, Field(min_length=1, max_length=32, pattern=NO_NUL)]
 IdempotencyKey = Annotated[str, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]*$")]
 
 
 class OrderIn(BaseModel):
-    """An order to be placed."""
+    """The body of `POST /orders`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +76,7 @@ class OrderIn(BaseModel):
 
 
 class OrderOut(BaseModel):
-    """An order as callers see it."""
+    """An order in a response."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -57,13 +86,13 @@ class OrderOut(BaseModel):
 
 
 class OrderPage(BaseModel):
-    """Orders by id. `next` is the next page, relative to this one, or null after the last."""
+    """Orders by id. `next` is the relative URL of the next page, null on the last page."""
 
     orders: list[OrderOut]
     next: str | None
 
 
-@app.get("/orders/{order_id}", response_model=OrderOut, responses=problems.described(404, 422))
+@app.get("/orders/{order_id}", response_model=OrderOut, responses=problem_responses(404, 422))
 async def read_order(order_id: OrderId) -> orders.Order:
     order = await orders.find(order_id)
     if order is None:
@@ -71,13 +100,13 @@ async def read_order(order_id: OrderId) -> orders.Order:
     return order
 
 
-@app.get("/orders", response_model=OrderPage, responses=problems.described(422))
+@app.get("/orders", response_model=OrderPage, responses=problem_responses(422))
 async def list_orders(
     status: Annotated[Status | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[int, Query(ge=0, le=orders.MAX_ID)] = 0,
 ) -> dict[str, Any]:
-    # One more than is shown tells whether there is a next page.
+    # One row more than the page shows whether there is a next page.
     found = await orders.page(status, after, limit + 1)
     if len(found) <= limit:
         return {"orders": found, "next": None}
@@ -86,19 +115,22 @@ async def list_orders(
     return {"orders": found[:limit], "next": f"?{following}"}
 
 
-_refusals = problems.described(400, 409, 413, 422)
+_refusals = problem_responses(400, 409, 413, 422)
 
 
 @app.post("/orders", status_code=201, response_model=OrderOut, responses=_refusals)
 async def place_order(
-    order: OrderIn, response: Response, idempotency_key: IdempotencyKey
+    order: OrderIn,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+    who: Annotated[str | None, Depends(caller)],
 ) -> dict[str, Any]:
-    """Place an order once: a request whose answer was lost may be sent again with the same key."""
+    """Place an order once: after a lost response, repeat the request with the same key."""
     body = order.model_dump()
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    placed = await orders.place(idempotency_key, digest, order.customer_name, order.status)
+    placed = await orders.place(who or "", idempotency_key, digest, **body)
     if not placed.is_same_body:
-        raise HTTPException(409, "That Idempotency-Key was used for another order. Use a new one.")
+        raise HTTPException(409, "This Idempotency-Key belongs to another order. Use a new key.")
     if not placed.is_new:
         response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"orders/{placed.order_id}"
@@ -107,12 +139,12 @@ async def place_order(
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """This runtime answers. Touches no database."""
+    """Report that the function responds; does not use the database."""
     return {"status": "ok"}
 
 
-@app.get("/ready", responses=problems.described())
+@app.get("/ready", responses=problem_responses())
 async def ready() -> dict[str, str]:
-    """This runtime answers and so does the database behind it."""
-    await engine.ping()
+    """Report that the function and its database respond."""
+    await ping()
     return {"status": "ready"}

@@ -1,21 +1,19 @@
-"""`Order` and its queries. Replace this file with your own tables; it knows no HTTP.
+"""`Order` and its queries. Replace this file with your own tables; it does not depend on HTTP.
 
-Each query is one statement, so in AUTOCOMMIT one round trip, with no transaction for a frozen
-sandbox to leave open. Each parameter is bounded before it comes here: one that fails in the driver
-fails between Parse and Sync, and PgBouncer keeps the server connection pinned to the client.
+Each query is one idempotent statement, so it runs in autocommit: one round trip. The routes
+validate every parameter first, because a value that does not fit its column would be a 500.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import DateTime, Index, Integer, String, bindparam, func, select, text
+from sqlalchemy import DateTime, Index, Integer, String, Text, bindparam, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from handler.engine import run
-from handler.pinned import Pinned
+from handler.warm import run, seconds_left
 
-#: The largest id that Postgres' integer holds.
+#: The largest value of Postgres' type integer.
 MAX_ID = 2_147_483_647
 
 
@@ -24,38 +22,44 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    """One order, as the table `orders` holds it."""
+    """A row of the table `orders`."""
 
     __tablename__ = "orders"
 
-    id: Mapped[int] = mapped_column(Pinned(Integer()), primary_key=True)
-    customer_name: Mapped[str] = mapped_column(Pinned(String(120)))
-    status: Mapped[str] = mapped_column(
-        Pinned(String(32)), default="pending", server_default="pending"
-    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer_name: Mapped[str] = mapped_column(String(120))
+    status: Mapped[str] = mapped_column(String(32), default="pending", server_default="pending")
 
-    # A page of one status reads its own rows in order, and no others.
+    # For a page of one status: its rows are read in the order of ids, and no others.
     __table_args__ = (Index("ix_orders_status_id", "status", "id"),)
 
 
 class OrderRequest(Base):
-    """An `Idempotency-Key` that was answered: with which order, to which body."""
+    """An `Idempotency-Key` that was used, with the order it created and a digest of the body.
+
+    Each key has two rows: one for the caller and key, and one for the key alone, which versions
+    before migration 0006 look up. In the second `caller` is NULL.
+    """
 
     __tablename__ = "order_requests"
 
-    key: Mapped[str] = mapped_column(Pinned(String(255)), primary_key=True)
-    body_sha256: Mapped[str] = mapped_column(Pinned(String(64)))
+    # COLLATE "C": with a locale's rules, an update of the C library may corrupt the unique index.
+    key: Mapped[str] = mapped_column(
+        String(255).with_variant(String(255, collation="C"), "postgresql"), primary_key=True
+    )
+    body_sha256: Mapped[str] = mapped_column(String(64))
     order_id: Mapped[int] = mapped_column(
-        Pinned(Integer()), server_default=text("nextval('orders_id_seq')")
+        Integer(), server_default=text("nextval('orders_id_seq')")
     )
     created_at: Mapped[datetime] = mapped_column(
-        Pinned(DateTime(timezone=True)), server_default=func.now(), index=True
+        DateTime(timezone=True), server_default=func.now(), index=True
     )
+    caller: Mapped[str | None] = mapped_column(Text())
 
 
 BY_ID = select(Order).where(Order.id == bindparam("id", type_=Integer))
 
-# By key, not by OFFSET: a page costs what it shows, however far down it is.
+# Keyset pagination: unlike with OFFSET, the cost of a page does not grow with its position.
 PAGE = (
     select(Order)
     .where(Order.id > bindparam("after", type_=Integer))
@@ -64,30 +68,24 @@ PAGE = (
 )
 PAGE_OF_STATUS = PAGE.where(Order.status == bindparam("status", type_=String))
 
-# Claims the key and places the order, or finds who claimed it: all or nothing, whoever else sends
-# the same key at the same time (ON CONFLICT DO UPDATE waits for him, and sees what he wrote; DO
-# NOTHING would not). An updated row has an xmax. The id is a default: nextval pins RDS Proxy.
+# Inserts the key and the order atomically, or returns the order that the key created. A database
+# function (migration 0006), because only that is one round trip and uses up no id for a known key.
 PLACE = text("""
-WITH claim AS (
-  INSERT INTO order_requests AS request (key, body_sha256)
-  VALUES (CAST(:key AS text), CAST(:body_sha256 AS text))
-  ON CONFLICT (key) DO UPDATE SET key = request.key
-  RETURNING request.order_id, request.body_sha256, request.xmax = 0 AS is_new
-), placed AS (
-  INSERT INTO orders (id, customer_name, status)
-  SELECT order_id, CAST(:customer_name AS text), CAST(:status AS text) FROM claim WHERE is_new
-)
-SELECT CAST(order_id AS integer) AS order_id, is_new,
-       body_sha256 = CAST(:body_sha256 AS text) AS is_same_body
-FROM claim
+SELECT order_id, is_new, is_same_body FROM place_order(
+  CAST(:caller AS text), CAST(:key AS text), CAST(:body_sha256 AS text),
+  CAST(:customer_name AS text), CAST(:status AS text))
 """)
 
-# A key is remembered for a day at the least: longer than any caller goes on retrying.
+#: How many keys one statement deletes, so that it stays below `statement_timeout`.
+BATCH = 1000
+#: Start no further batch with less than this left until the deadline, in seconds.
+FORGET_MARGIN = 2.0
+# A key is kept for at least a day, longer than callers retry.
 FORGET = text("""
 WITH forgotten AS (
   DELETE FROM order_requests WHERE key IN (
     SELECT key FROM order_requests WHERE created_at < now() - interval '24 hours'
-    ORDER BY created_at LIMIT 1000)
+    ORDER BY created_at LIMIT CAST(:batch AS integer))
   RETURNING key
 )
 SELECT CAST(count(*) AS integer) FROM forgotten
@@ -96,8 +94,8 @@ SELECT CAST(count(*) AS integer) FROM forgotten
 
 @dataclass(frozen=True)
 class Placed:
-    """What came of placing an order: `is_new` the first time a key is sent, `is_same_body` False
-    where the key stands for another order."""
+    """The result of placing an order. `is_new`: the key was not known. `is_same_body`: False if the
+    key was used for a different order."""
 
     order_id: int
     is_new: bool
@@ -105,25 +103,37 @@ class Placed:
 
 
 async def find(order_id: int) -> Order | None:
-    """The order of that id (1 to MAX_ID), or None."""
-    return await run(lambda session: session.scalar(BY_ID, {"id": order_id}))
+    """Return the order with that id (1 to MAX_ID), or None."""
+    values = {"id": order_id}
+    return await run(lambda s: s.scalar(BY_ID, values), autocommit=True, idempotent=True)
 
 
 async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
-    """Up to `limit` orders with ids above `after`, by id; of one status, or of any."""
+    """Return up to `limit` orders with ids above `after`, by id; `status` None: of any status."""
     query = PAGE if status is None else PAGE_OF_STATUS
     values = {"after": after, "limit": limit, "status": status}
-    return await run(lambda session: session.scalars(query, values).all())
+    return await run(lambda s: s.scalars(query, values).all(), autocommit=True, idempotent=True)
 
 
-async def place(key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
-    """Place an order once for each `key`, however often it is sent, for a day at least."""
+async def place(caller: str, key: str, body_sha256: str, customer_name: str, status: str) -> Placed:
+    """Place one order per `caller` and `key`, however often it is called, for at least a day.
+
+    `caller` is empty for unauthenticated callers.
+    """
     order = {"customer_name": customer_name, "status": status}
-    sent = {"key": key, "body_sha256": body_sha256, **order}
-    row = await run(lambda session: session.execute(PLACE, sent).one())
+    sent = {"caller": caller, "key": key, "body_sha256": body_sha256, **order}
+    row = await run(lambda s: s.execute(PLACE, sent).one(), autocommit=True, idempotent=True)
     return Placed(row.order_id, row.is_new, row.is_same_body)
 
 
 async def forget_old_requests() -> int:
-    """Drop up to 1,000 keys older than a day; how many it was."""
-    return int(await run(lambda session: session.execute(FORGET).scalar_one()))
+    """Delete keys older than a day until shortly before the deadline; return how many."""
+    forgotten = 0
+    while (seconds := seconds_left()) is None or seconds > FORGET_MARGIN:
+        count = await run(
+            lambda s: s.scalar(FORGET, {"batch": BATCH}), autocommit=True, idempotent=True
+        )
+        forgotten += count
+        if count < BATCH:
+            break
+    return forgotten

@@ -1,0 +1,1 @@
+"""The Lambda side: events, the event loop, SnapStart and shutdown."""

@@ -1,0 +1,76 @@
+"""Shutdown: receives SIGTERM and exits the process."""
+
+import http.client
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+log = logging.getLogger(__name__)
+
+#: How long a clean shutdown may take, in seconds: less than the 0.3 that Lambda allows if there are
+#: external extensions.
+SHUTDOWN_TIMEOUT = 0.25
+
+
+def call_at_shutdown(shut_down: Callable[[], None]) -> None:
+    """Call `shut_down` and exit when Lambda ends the execution environment.
+
+    Call it on the main thread during init. It does nothing outside of Lambda.
+
+    Lambda sends SIGTERM only if there is an extension, so this process registers as an internal
+    one. A thread reads the signal from the wake-up descriptor, because a Python handler does not
+    run while the runtime client waits for an event. See docs/decisions/shutdown-extension.md.
+    """
+    api = os.environ.get("AWS_LAMBDA_RUNTIME_API")
+    if api is None:
+        return
+    _register_extension(api)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(reading, 64):
+            pass
+        try:
+            shut_down()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # the stream may be closed
+                    stream.flush()
+            os._exit(0)  # sys.exit would wait for threads and may hang
+
+    threading.Thread(target=watch, name="shutdown", daemon=True).start()
+
+
+def _register_extension(api: str) -> None:
+    """Register an internal extension. Of several processes only the first can use the name."""
+    # Without a timeout, because after a lost response the extension would be registered but not
+    # wait for its next event. The runtime client calls the same service without a timeout.
+    connection = http.client.HTTPConnection(api)
+    headers = {"Lambda-Extension-Name": "warm-engine", "Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/2020-01-01/extension/register", '{"events": []}', headers)
+        response = connection.getresponse()
+        response.read()
+    except OSError as error:
+        log.warning("registering the extension failed, no clean shutdown: %s", error)
+        return
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        log.info("extension not registered, no clean shutdown: status %d", response.status)
+        return
+    identity = {"Lambda-Extension-Identifier": response.headers["Lambda-Extension-Identifier"]}
+
+    def wait_for_next_event() -> None:
+        # Init ends only when the extension waits for an event. None comes: it subscribed to none.
+        connection.request("GET", "/2020-01-01/extension/event/next", headers=identity)
+        connection.getresponse()
+
+    threading.Thread(target=wait_for_next_event, name="extension", daemon=True).start()

@@ -1,0 +1,1 @@
+"""The database side: how connections are made, kept, checked and used."""

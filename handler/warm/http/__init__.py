@@ -1,0 +1,1 @@
+"""The HTTP side: problem documents, deadlines, methods and the documentation pages."""
