@@ -1,1 +1,1 @@
-"""The deployment on AWS: SAM templates, a connection budget, and what runs while deploying."""
+"""The deployment on AWS: SAM templates, the connection budget and the deployment scripts."""

@@ -1,9 +1,8 @@
-"""The connection budget: whether this fleet can exhaust that database, in one table.
+"""The connection budget: whether the fleet can exhaust the database, as a table.
 
-`python -m infra.aws.budget [NAME=VALUE …]`; exits with 1 where it could, naming what to change.
-Owns the arithmetic. Leaves the numbers to where they are set: the templates' parameters and
-`pgbouncer/pgbouncer.ini`. Every count is of the worst moment: a deploy, with both fleets alive and
-old and new PgBouncers side by side, and one zone lost.
+`python -m infra.aws.budget [NAME=VALUE …]` exits with status 1 if it can, and says what to change.
+The numbers are read from the templates' parameters and `pgbouncer/pgbouncer.ini`. The worst case
+counts: during a deployment, with old and new sandboxes and PgBouncers, and one zone lost.
 """
 
 from __future__ import annotations
@@ -27,33 +26,36 @@ MEMORY = {
     "db.r7g.xlarge": 32,
     "db.r7g.2xlarge": 64,
 }
-#: What Postgres keeps for superusers, and RDS for its own: `superuser_reserved_connections` and
-#: `rds.rds_superuser_reserved_connections`, at their defaults.
+#: Reserved connections: the defaults of `superuser_reserved_connections` and
+#: `rds.rds_superuser_reserved_connections`.
 SUPERUSERS, RDS = 3, 2
-#: The migration and the rotation of a password: a connection each, beside all others.
+#: One connection each for a migration and the rotation of a password.
 TASKS = 2
-#: `max_user_connections` of PgBouncer's lookup role, in the site.ini of each task.
+#: `max_user_connections` of PgBouncer's lookup role, in each task's site.ini.
 LOOKUP = 2
-#: A version that goes and one that comes: until the last sandbox of the old one is reclaimed.
+#: During a deployment the old version's sandboxes exist beside the new one's.
 FLEETS = 2
-#: Lambda wants these left to functions without a reservation.
+#: Lambda keeps these for functions without a reservation: "Configuring reserved concurrency", AWS
+#: Lambda Developer Guide. With a new account's quota of 10, no reservation is possible.
 UNRESERVED = 100
+#: Numbers that may be zero.
+OPTIONAL = {"HumanConnections", "reserve_pool_size"}
 
 
 def max_connections(gib: float) -> int:
-    """What RDS makes of `LEAST({DBInstanceClassMemory/9531392}, 5000)`, at the least.
+    """Return a lower bound of RDS's `LEAST({DBInstanceClassMemory/9531392}, 5000)`.
 
-    DBInstanceClassMemory is what the operating system and RDS leave of the class's memory, and
-    nobody publishes how much that is. 300 MiB and a fortieth less stays below every value that was
-    published for an instance, by no more than a tenth.
+    DBInstanceClassMemory is the class's memory less that of the operating system and RDS, which is
+    not published. Subtracting 300 MiB and a fortieth gives at most the published values of
+    instances, and at least nine tenths of them.
     """
-    left = gib * 2**30 * 39 / 40 - 300 * 2**20
-    return min(int(left / 9531392), 5000)
+    usable = gib * 2**30 * 39 / 40 - 300 * 2**20
+    return min(int(usable / 9531392), 5000)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Each field is called what it is called where it is set."""
+    """The inputs; each field has the name of the setting."""
 
     # Parameters of template.yaml.
     Connection: str
@@ -63,7 +65,7 @@ class Budget:
     PoolerTasks: int
     ProxyMaxConnectionsPercent: int
     InstanceClass: str
-    # Its metadata: facts that no resource carries.
+    # Metadata of template.yaml: facts that are in no resource.
     ProcessesPerSandbox: int
     AccountConcurrency: int
     HumanConnections: int
@@ -76,10 +78,15 @@ class Budget:
     max_client_conn: int
 
     @property
+    def sandboxes(self) -> int:
+        """The maximum number of sandboxes: the reservation or, without one, the quota."""
+        return self.ReservedConcurrency or self.AccountConcurrency
+
+    @property
     def clients(self) -> int:
-        """Connections that the fleet may hold."""
+        """The maximum number of connections of the fleet."""
         each = self.ProcessesPerSandbox * (self.PoolSize + self.MaxOverflow)
-        return FLEETS * self.ReservedConcurrency * each
+        return FLEETS * self.sandboxes * each
 
     @property
     def servers_per_task(self) -> int:
@@ -92,30 +99,38 @@ class Budget:
 
 @dataclass(frozen=True)
 class Limit:
-    """`of` gives what there is and what is used of it. `mend`: what may be changed; the last of
-    them is what has to grow with the fleet."""
+    """A limit with its capacity and use. `adjustable` are the inputs that can be changed; the last
+    one has to grow with the fleet."""
 
-    what: str
-    of: Callable[[Budget], tuple[int, int]]
-    mend: tuple[str, ...]
-    why: str
+    title: str
+    capacity_and_use: Callable[[Budget], tuple[int, int]]
+    adjustable: tuple[str, ...]
+    reason: str
 
-    def left(self, budget: Budget) -> int:
-        there, used = self.of(budget)
+    def headroom(self, budget: Budget) -> int:
+        there, used = self.capacity_and_use(budget)
         return there - used
 
 
 def _lambda(b: Budget) -> tuple[int, int]:
+    if b.ReservedConcurrency == 0:
+        return b.AccountConcurrency, b.sandboxes
     return b.AccountConcurrency - UNRESERVED, b.ReservedConcurrency
 
 
+def _lambda_reason(b: Budget) -> str:
+    if b.ReservedConcurrency == 0:
+        return "no reservation: this fleet may take the account's whole quota"
+    return f"the account's quota less {UNRESERVED} for other functions; this fleet's reservation"
+
+
 def _clients(b: Budget) -> tuple[int, int]:
-    # One task's zone is lost: the load balancer gives its clients to the others.
+    # With one zone lost, the load balancer sends its clients to the other tasks.
     return (b.PoolerTasks - 1) * b.max_client_conn, b.clients
 
 
 def _files(b: Budget) -> tuple[int, int]:
-    return b.OpenFiles, b.max_client_conn + b.servers_per_task + 50  # and its own, rounded up
+    return b.OpenFiles, b.max_client_conn + b.servers_per_task + 50  # its own files, rounded up
 
 
 def _database(b: Budget) -> tuple[int, int]:
@@ -123,7 +138,7 @@ def _database(b: Budget) -> tuple[int, int]:
     others = TASKS + b.HumanConnections
     if b.Connection == "rds-proxy":
         return there, b.max_connections * b.ProxyMaxConnectionsPercent // 100 + others
-    tasks = b.PoolerTasks * b.MaximumPercent // 100  # at their most, during a rolling deploy
+    tasks = b.PoolerTasks * b.MaximumPercent // 100  # during a rolling deployment
     return there, tasks * b.servers_per_task + others
 
 
@@ -133,11 +148,14 @@ def limits(budget: Budget) -> list[Limit]:
         "Lambda concurrency",
         _lambda,
         ("ReservedConcurrency", "AccountConcurrency"),
-        f"the account's quota less {UNRESERVED} for other functions; this fleet's reservation",
+        _lambda_reason(budget),
     )
     if budget.Connection == "rds-proxy":
-        mend: tuple[str, ...] = ("ProxyMaxConnectionsPercent", "InstanceClass")
-        return [account, Limit("Postgres connections", _database, mend, _why_database(budget))]
+        adjustable: tuple[str, ...] = ("ProxyMaxConnectionsPercent", "InstanceClass")
+        return [
+            account,
+            Limit("Postgres connections", _database, adjustable, _database_reason(budget)),
+        ]
     return [
         account,
         Limit(
@@ -145,7 +163,7 @@ def limits(budget: Budget) -> list[Limit]:
             _clients,
             (*fleet, "PoolerTasks", "max_client_conn"),
             f"{budget.max_client_conn} × {budget.PoolerTasks - 1}, a task being lost; "
-            f"{FLEETS} fleets × {budget.ReservedConcurrency} × {budget.ProcessesPerSandbox} "
+            f"{FLEETS} fleets × {budget.sandboxes} × {budget.ProcessesPerSandbox} "
             f"× ({budget.PoolSize} + {budget.MaxOverflow})",
         ),
         Limit(
@@ -158,12 +176,12 @@ def limits(budget: Budget) -> list[Limit]:
             "Postgres connections",
             _database,
             ("PoolerTasks", "default_pool_size", "reserve_pool_size", "InstanceClass"),
-            _why_database(budget),
+            _database_reason(budget),
         ),
     ]
 
 
-def _why_database(b: Budget) -> str:
+def _database_reason(b: Budget) -> str:
     there = f"{b.InstanceClass}: {b.max_connections} − {SUPERUSERS} superusers − {RDS} RDS"
     rest = f"migration, rotation + {b.HumanConnections} humans"
     if b.Connection == "rds-proxy":
@@ -174,7 +192,7 @@ def _why_database(b: Budget) -> str:
 
 
 def from_templates(**overrides: Any) -> Budget:
-    """The defaults, `overrides` before them. Raises ValueError for a name or a value unknown."""
+    """Return the templates' values, with `overrides`. Raises ValueError for an invalid override."""
     root = template_file.read("template")
     pooler = template_file.read("pooler")["Resources"]
     ini = (template_file.FOLDER.parents[1] / "pgbouncer/pgbouncer.ini").read_text()
@@ -189,7 +207,7 @@ def from_templates(**overrides: Any) -> Budget:
     names = {field.name: field.type for field in fields(Budget)}
     for name, value in overrides.items():
         if name not in names:
-            raise ValueError(f"{name} is no part of the budget. Parts: {', '.join(names)}")
+            raise ValueError(f"{name} is not part of the budget. Parts: {', '.join(names)}")
         values[name] = value
     chosen: dict[str, Any]
     try:
@@ -197,14 +215,27 @@ def from_templates(**overrides: Any) -> Budget:
             name: (int if kind == "int" else str)(values[name]) for name, kind in names.items()
         }
     except ValueError as error:
-        raise ValueError(f"a number is needed: {error}") from None
+        raise ValueError(f"not a number: {error}") from None
+    for name, value in chosen.items():
+        _check(name, value, root["Parameters"].get(name, {}))
     if chosen["InstanceClass"] not in MEMORY:
-        raise ValueError(f"InstanceClass is one of {', '.join(MEMORY)}")
+        raise ValueError(f"InstanceClass must be one of {', '.join(MEMORY)}")
     return Budget(**chosen)
 
 
+def _check(name: str, value: Any, declared: dict[str, Any]) -> None:
+    """Raise ValueError for a value that the template rejects or a number that is too small."""
+    if isinstance(value, int):
+        lowest = declared.get("MinValue", 0 if name in OPTIONAL else 1)
+        if not lowest <= value <= declared.get("MaxValue", value):
+            most = f" to {declared['MaxValue']}" if "MaxValue" in declared else " or more"
+            raise ValueError(f"{name}={value} is not allowed: {lowest}{most}")
+    elif value not in declared.get("AllowedValues", [value]):
+        raise ValueError(f"{name} is one of {', '.join(declared['AllowedValues'])}")
+
+
 def _candidates(budget: Budget, name: str) -> Iterator[Any]:
-    """Other values for `name`, nearest first."""
+    """Yield other values for `name`, nearest first."""
     now = getattr(budget, name)
     if name == "InstanceClass":
         yield from sorted(MEMORY, key=MEMORY.__getitem__)
@@ -217,27 +248,27 @@ def _candidates(budget: Budget, name: str) -> Iterator[Any]:
         yield from range(now - 1, -1 if name == "MaxOverflow" else 0, -1)
 
 
-def remedies(budget: Budget, limit: Limit) -> list[str]:
-    """Each change that alone would mend `limit` and break nothing that holds."""
-    holds = [each for each in limits(budget) if each.left(budget) >= 0]
+def suggestions(budget: Budget, limit: Limit) -> list[str]:
+    """Return each single change that keeps `limit` and all limits that are kept now."""
+    holds = [each for each in limits(budget) if each.headroom(budget) >= 0]
     found = []
-    for name in limit.mend:
+    for name in limit.adjustable:
         for value in _candidates(budget, name):
             changed = replace(budget, **{name: value})
-            if limit.left(changed) >= 0 and all(each.left(changed) >= 0 for each in holds):
+            if limit.headroom(changed) >= 0 and all(each.headroom(changed) >= 0 for each in holds):
                 found.append(f"{name}={value}")
                 break
     return found
 
 
-def grown(budget: Budget) -> Budget | None:
-    """`budget` with all that has to grow with its fleet; None where nothing is large enough."""
+def grow_to_fit(budget: Budget) -> Budget | None:
+    """Return `budget` with everything grown to its fleet; None if no value is large enough."""
     for limit in limits(budget):
-        if limit.left(budget) >= 0:
+        if limit.headroom(budget) >= 0:
             continue
-        for value in _candidates(budget, limit.mend[-1]):
-            changed = replace(budget, **{limit.mend[-1]: value})
-            if limit.left(changed) >= 0:
+        for value in _candidates(budget, limit.adjustable[-1]):
+            changed = replace(budget, **{limit.adjustable[-1]: value})
+            if limit.headroom(changed) >= 0:
                 budget = changed
                 break
         else:
@@ -245,30 +276,42 @@ def grown(budget: Budget) -> Budget | None:
     return budget
 
 
-def difference(old: Budget, new: Budget) -> str:
+def changed_values(old: Budget, new: Budget) -> str:
     names = [field.name for field in fields(Budget)]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     return ", ".join(f"{name}={getattr(new, name)}" for name in changed)
 
 
 def table(budget: Budget) -> str:
-    """The limits, each with what is used and what is left; under one that is not kept, the ways
-    to keep it."""
+    """Format the limits with their use and, for an exceeded limit, the changes that keep it."""
     lines = [f"{'':22}{'there is':>9}{'used':>8}{'left':>8}"]
     for limit in limits(budget):
-        there, used = limit.of(budget)
-        lines.append(f"{limit.what:22}{there:9}{used:8}{there - used:8}")
-        lines.append(f"  {limit.why}")
+        there, used = limit.capacity_and_use(budget)
+        lines.append(f"{limit.title:22}{there:9}{used:8}{there - used:8}")
+        lines.append(f"  {limit.reason}")
         if used > there:
-            # Where no change helps by itself, several together do.
-            together = grown(budget)
-            options = remedies(budget, limit) or [difference(budget, together) if together else ""]
+            # If no single change is enough, suggest several together.
+            together = grow_to_fit(budget)
+            combined = changed_values(budget, together) if together else ""
+            options = suggestions(budget, limit) or [combined]
             lines.append(f"  change {' or '.join(filter(None, options)) or 'all of it'}")
     return "\n".join(lines)
 
 
+def if_pinned(b: Budget) -> str:
+    """Describe the case that RDS Proxy pins clients of the extended protocol (not verified)."""
+    shared = b.max_connections * b.ProxyMaxConnectionsPercent // 100
+    fitting = shared // (FLEETS * b.ProcessesPerSandbox * (b.PoolSize + b.MaxOverflow))
+    return (
+        f"Multiplexed, {b.clients} clients share {shared} server connections. If each is pinned to "
+        f"one (unproven, see\ndocs/aws-reference.md), {min(b.clients, shared)} have one and "
+        f"{max(0, b.clients - shared)} time out; ReservedConcurrency={fitting}"
+        " then\nkeeps a deployment within them."
+    )
+
+
 def fits(budget: Budget) -> bool:
-    return all(limit.left(budget) >= 0 for limit in limits(budget))
+    return all(limit.headroom(budget) >= 0 for limit in limits(budget))
 
 
 def main() -> int:
@@ -280,11 +323,13 @@ def main() -> int:
     except ValueError as error:
         print(f"budget: {error}", file=sys.stderr)
         return 2
-    print(f"At the worst moment of a deploy, through {budget.Connection}:\n\n{table(budget)}\n")
+    print(f"Worst case during a deployment, through {budget.Connection}:\n\n{table(budget)}\n")
     huge = replace(budget, ReservedConcurrency=10_000)
-    enough = grown(huge)
-    print(f"The same with 10,000 sandboxes, which needs {difference(huge, enough or huge)}:\n")
+    enough = grow_to_fit(huge)
+    print(f"The same with 10,000 sandboxes, which needs {changed_values(huge, enough or huge)}:\n")
     print(f"{table(enough or huge)}\n")
+    if budget.Connection == "rds-proxy":
+        print(f"{if_pinned(budget)}\n")
     print("It fits." if fits(budget) else "It does not fit: this fleet could exhaust a limit.")
     return 0 if fits(budget) else 1
 

@@ -1,7 +1,7 @@
-"""PgBouncer's certificate, of a CA that signs it and nothing else, ever: its key is thrown away.
+"""PgBouncer's certificate, signed by a CA whose key is then discarded.
 
-A private CA that AWS keeps costs more than all the rest together, and a load balancer cannot speak
-TLS for PgBouncer: Postgres' clients ask for it in a packet of their own first.
+AWS Private CA would cost more than the rest of the deployment, and a load balancer cannot terminate
+TLS for PgBouncer, because clients of Postgres negotiate it within the protocol.
 """
 
 import datetime
@@ -15,7 +15,7 @@ YEARS = 10
 
 
 def make(host: str) -> dict[str, str]:
-    """`certificate` and `key` for PgBouncer at `host`, `ca` for who connects to it; all PEM."""
+    """Return `certificate` and `key` for PgBouncer at `host` and `ca` for its clients, as PEM."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = _name("Warm Engine pooler CA")
     ca = (
@@ -60,7 +60,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
+        .not_valid_before(now - datetime.timedelta(hours=1))  # tolerates clock differences
         .not_valid_after(now + datetime.timedelta(days=365 * YEARS))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )

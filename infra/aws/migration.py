@@ -1,43 +1,52 @@
-"""What CloudFormation calls before a new version: roles, the pooler's lookup, migrations.
+"""Prepares the database before a new version: roles, the pooler's lookup, migrations.
 
-`handler` is a Lambda function's, for a custom resource: it answers to the address in the event.
-Safe to run again: it mends what is not as it should be; a password that holds keeps its verifier.
-Leaves what roles and tables are to `infra.database`, and the application's next password to
-`rotation`.
+`handler` is the Lambda function of a CloudFormation custom resource. `main` runs in a Fargate task,
+for migrations that take longer than Lambda allows: `python -m infra.aws.migration [SQL]`. Both can
+be repeated. `infra.database` defines roles and tables, `rotation` changes passwords.
 """
 
 import asyncio
+import csv
 import json
 import logging
 import os
 import ssl
+import sys
 import urllib.request
 from typing import Any
 
+import asyncpg
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
-from handler.settings import load
+from handler.warm.settings import Settings, SettingsError, load_settings
 from infra.database import roles, schema
+from infra.database.check import differences
 
 log = logging.getLogger(__name__)
 
 
 def secret(arn: str, **which: str) -> dict[str, str]:
-    """The JSON of a secret: `username`, `password`."""
+    """Return the fields of a secret: `username` and `password`."""
     value = boto3.client("secretsmanager").get_secret_value(SecretId=arn, **which)
     fields: dict[str, str] = json.loads(value["SecretString"])
     return fields
 
 
+def settings(user: str = roles.OWNER, password: str = "") -> Settings:
+    """Return the settings of the environment for `user`; on Lambda a password must be given."""
+    return load_settings(user=user, password=password)
+
+
 def arguments(user: str, password: str) -> dict[str, Any]:
-    """asyncpg's, for `user`, at the database of the environment and without its name."""
-    settings = load()
+    """Return asyncpg's arguments for `user`, without the name of a database."""
+    given = settings()
     tls: ssl.SSLContext | bool = False
-    if settings.effective_sslmode != "disable":
-        tls = ssl.create_default_context(cafile=settings.sslrootcert)
+    if given.effective_sslmode != "disable":
+        tls = ssl.create_default_context(cafile=given.sslrootcert)
     return {
-        "host": settings.host,
-        "port": settings.port,
+        "host": given.host,
+        "port": given.port,
         "user": user,
         "password": password,
         "ssl": tls,
@@ -50,25 +59,34 @@ def administrator() -> dict[str, Any]:
     return arguments(admin["username"], admin["password"])
 
 
+async def check() -> list[str]:
+    return await differences(administrator(), settings().name)
+
+
 async def migrate() -> None:
     passwords = {
         roles.OWNER: secret(os.environ["OWNER_SECRET_ARN"])["password"],
         roles.APP: secret(os.environ["APP_SECRET_ARN"])["password"],
         roles.LOOKUP: secret(os.environ["LOOKUP_SECRET_ARN"])["password"],
     }
-    await roles.bootstrap(administrator(), load().name, passwords)
-    await schema.migrate(load(user=roles.OWNER, password=passwords[roles.OWNER]))
+    await roles.bootstrap(administrator(), settings().name, passwords)
+    await schema.migrate(settings(roles.OWNER, passwords[roles.OWNER]))
 
 
-def handler(event: dict[str, Any], context: Any) -> None:
-    """Create and Update migrate; Delete leaves the database as it is."""
+def handler(event: dict[str, Any], context: Any) -> Any:
+    """Migrate for Create and Update; do nothing for Delete.
+
+    Invoke it with `{"RequestType": "Check"}` to get the differences of the roles.
+    """
+    if event["RequestType"] == "Check":
+        return {"differences": asyncio.run(check())}
     reason = ""
     try:
         if event["RequestType"] != "Delete":
             asyncio.run(migrate())
     except Exception as error:
         log.exception("the migration failed")
-        # Anybody who may look at the stack reads this; an error's own text may quote a row.
+        # The error's text, which may contain a row, must not be visible in the stack's events.
         reason = f"{type(error).__name__}: see the function's log"
     answer = {
         "Status": "FAILED" if reason else "SUCCESS",
@@ -79,5 +97,40 @@ def handler(event: dict[str, Any], context: Any) -> None:
     request = urllib.request.Request(  # noqa: S310  # an https address, by CloudFormation
         event["ResponseURL"], json.dumps(answer).encode(), {"Content-Type": ""}, method="PUT"
     )
-    # Unanswered, CloudFormation would wait until the resource's ServiceTimeout.
+    # Without a response CloudFormation waits until the resource's ServiceTimeout.
     urllib.request.urlopen(request, timeout=30).close()  # noqa: S310  # as above
+    return None
+
+
+async def run(statement: str) -> None:
+    """Run one statement as the administrator without a transaction; print its rows as CSV."""
+    connection = await asyncpg.connect(**administrator(), database=settings().name)
+    try:
+        prepared = await connection.prepare(statement)
+        rows = await prepared.fetch()
+        lines = csv.writer(sys.stdout)
+        if names := [attribute.name for attribute in prepared.get_attributes()]:
+            lines.writerows([names, *rows])
+        print(prepared.get_statusmsg())
+    finally:
+        await connection.close()
+
+
+def main() -> int:
+    try:
+        asyncio.run(run(sys.argv[1]) if sys.argv[1:] else migrate())
+    except (
+        SettingsError,
+        roles.ForeignRoleError,
+        asyncpg.PostgresError,
+        BotoCoreError,
+        ClientError,
+        OSError,
+    ) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""A new password for the application, each month: what Secrets Manager calls, in four steps.
+"""Rotates the password of the application or the owner: the function that Secrets Manager calls.
 
-Owns when the password changes. Leaves how to `roles.set_password`, which tells Postgres and the
-pooler's lookup at the same instant. On RDS nobody may read `pg_authid`, so a password changed in
-any other way (ALTER ROLE by hand, RDS's own rotation) is one that PgBouncer never hears of.
+`roles.set_password` changes the password in Postgres and in PgBouncer's lookup in one transaction.
+PgBouncer does not know a password that is changed in another way (ALTER ROLE, RDS's own rotation),
+because on RDS nobody may read `pg_authid`.
 """
 
 import asyncio
@@ -14,8 +14,7 @@ from typing import Any
 import asyncpg
 import boto3
 
-from handler.settings import load
-from infra.aws.migration import administrator, arguments, secret
+from infra.aws.migration import administrator, arguments, secret, settings
 from infra.database import roles
 
 log = logging.getLogger(__name__)
@@ -25,20 +24,20 @@ def handler(event: dict[str, str], context: Any) -> None:
     arn, token, step = event["SecretId"], event["ClientRequestToken"], event["Step"]
     versions = boto3.client("secretsmanager").describe_secret(SecretId=arn)["VersionIdsToStages"]
     if "AWSCURRENT" in versions.get(token, []):
-        return  # done, and called once more
+        return  # a repeated call
     if step == "createSecret":
-        create(arn, token)
+        create_secret(arn, token)
     elif step == "finishSecret":
-        finish(arn, token, versions)
-    # setSecret and testSecret: nothing. Between the password's change and the label's, a new
-    # connection with the old one is refused; done in one step that is some ten milliseconds.
+        finish_secret(arn, token, versions)
+    # finishSecret also changes the password, so that only a few milliseconds are between that and
+    # the new label. setSecret and testSecret do nothing.
 
 
-def create(arn: str, token: str) -> None:
+def create_secret(arn: str, token: str) -> None:
     client = boto3.client("secretsmanager")
     with contextlib.suppress(client.exceptions.ResourceNotFoundException):
         secret(arn, VersionId=token, VersionStage="AWSPENDING")
-        return  # made by an earlier try, and maybe in use already
+        return  # created by an earlier attempt, and possibly in use
     password = client.get_random_password(PasswordLength=40, ExcludeCharacters='"')
     pending = {**secret(arn), "password": password["RandomPassword"]}
     client.put_secret_value(
@@ -49,33 +48,36 @@ def create(arn: str, token: str) -> None:
     )
 
 
-def finish(arn: str, token: str, versions: dict[str, list[str]]) -> None:
-    new = secret(arn, VersionId=token, VersionStage="AWSPENDING")["password"]
+def finish_secret(arn: str, token: str, versions: dict[str, list[str]]) -> None:
+    new = secret(arn, VersionId=token, VersionStage="AWSPENDING")
     current = next(version for version, stages in versions.items() if "AWSCURRENT" in stages)
-    asyncio.run(change(new))
+    asyncio.run(change_password(new["username"], new["password"]))
     boto3.client("secretsmanager").update_secret_version_stage(
         SecretId=arn,
         VersionStage="AWSCURRENT",
         MoveToVersionId=token,
         RemoveFromVersionId=current,
     )
-    log.info("the application's password is a new one")
+    log.info("the password of %s was changed", new["username"])
 
 
-async def change(password: str) -> None:
-    connection = await asyncpg.connect(**administrator(), database=load().name)
+async def change_password(role: str, password: str) -> None:
+    if role not in (roles.APP, roles.OWNER):
+        # Otherwise anyone who may change the secret could change any role's password.
+        raise ValueError(f"the secret's username is neither {roles.APP} nor {roles.OWNER}")
+    connection = await asyncpg.connect(**administrator(), database=settings().name)
     try:
-        await roles.set_password(connection, roles.APP, password)
+        await roles.set_password(connection, role, password, through_pooler=role == roles.APP)
     finally:
         await connection.close()
-    if not await opens(roles.APP, password):
-        raise RuntimeError("Postgres does not take the new password")
+    if not await can_log_in(role, password):
+        raise RuntimeError("Postgres does not accept the new password")
 
 
-async def opens(user: str, password: str) -> bool:
-    """Whether `password` lets `user` in."""
+async def can_log_in(user: str, password: str) -> bool:
+    """Return whether Postgres accepts `password` for `user`."""
     try:
-        connection = await asyncpg.connect(**arguments(user, password), database=load().name)
+        connection = await asyncpg.connect(**arguments(user, password), database=settings().name)
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
         return False
     await connection.close()

@@ -1,7 +1,4 @@
-"""Reads a CloudFormation template as plain data: `!Ref X` becomes `{"Ref": "X"}`.
-
-Owns the short forms of intrinsic functions. Leaves what a template means to SAM and CloudFormation.
-"""
+"""Reads a CloudFormation template as plain data: `!Ref X` becomes `{"Ref": "X"}`."""
 
 from functools import cache
 from pathlib import Path
@@ -13,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's tags."""
+    """A YAML loader for CloudFormation's tags."""
 
 
 def _intrinsic(loader: _Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
@@ -34,7 +31,7 @@ _Loader.add_multi_constructor("!", _intrinsic)
 
 @cache
 def read(name: str) -> dict[str, Any]:
-    """`infra/aws/<name>.yaml`. Shared by all who read it: leave it as it is."""
+    """Return the template `infra/aws/<name>.yaml`. It is cached: do not change it."""
     text = (FOLDER / f"{name}.yaml").read_text()
     template: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader with tags
     return template

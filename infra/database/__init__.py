@@ -1,1 +1,1 @@
-"""What the database must hold before the first invocation: roles, schema, sample orders."""
+"""Prepares the database: roles, schema and sample rows."""

@@ -1,21 +1,23 @@
-"""`python -m infra.database`: makes a database ready for the handler, from the network beside it.
+"""`python -m infra.database`: prepares a database for the handler, in a one-shot container.
 
-Owns where the passwords of a one-shot container come from: a file each. `migrate` does what an
-administrator does once and a deploy each time; `secrets` makes what has to be there before the
-first server starts, which `first_start` describes.
+`secrets` creates passwords and certificates before the first server starts (see `first_start`),
+`migrate` creates or updates roles and schema, `check` lists what roles have changed since. The
+passwords are read from files.
 """
 
 import argparse
 import asyncio
 import os
-import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
-from handler.settings import SettingsError, load
+from handler.warm.database.tls import tls_context
+from handler.warm.settings import Settings, SettingsError, load_settings
 from infra.database import first_start, roles, schema
+from infra.database.check import differences
 
 ADMIN = "postgres"
 
@@ -24,15 +26,24 @@ def password(role: str) -> str:
     return (Path(os.environ.get("SECRETS", "/run/secrets")) / f"{role}-password").read_text()
 
 
-async def migrate(sample: bool) -> None:
-    owner = load(user=roles.OWNER, password=password("owner"))
-    admin = {
-        "host": owner.host,
-        "port": owner.port,
+def administrator(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
         "user": ADMIN,
         "password": password("admin"),
-        "ssl": ssl.create_default_context(cafile=owner.sslrootcert),
+        "ssl": tls_context(settings),
     }
+
+
+async def check() -> list[str]:
+    settings = load_settings()
+    return await differences(administrator(settings), settings.name)
+
+
+async def migrate(sample: bool) -> None:
+    owner = load_settings(user=roles.OWNER, password=password("owner"))
+    admin = administrator(owner)
     passwords = {
         roles.OWNER: password("owner"),
         roles.APP: password("app"),
@@ -46,17 +57,21 @@ async def migrate(sample: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.database", description=__doc__)
-    parser.add_argument("what", choices=["secrets", "migrate"])
-    parser.add_argument("--sample", action="store_true", help="fill an empty table orders")
+    parser.add_argument("task", choices=["secrets", "migrate", "check"])
+    parser.add_argument("--sample", action="store_true", help="insert the rows of sample.sql")
     arguments = parser.parse_args()
-    what = arguments.what
+    task = arguments.task
     try:
-        if what == "secrets":
+        if task == "secrets":
             first_start.make(Path("/secrets"))
+        elif task == "check":
+            for line in (found := asyncio.run(check())):
+                print(line)
+            return 1 if found else 0
         else:
             asyncio.run(migrate(arguments.sample))
     except (SettingsError, OSError, asyncpg.PostgresError, roles.ForeignRoleError) as error:
-        print(f"{what}: {error}", file=sys.stderr)
+        print(f"{task}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,9 +1,8 @@
-"""What a stack of containers needs before its first server starts: passwords and certificates.
+"""Passwords and certificates that containers need before the first server starts.
 
-Owns who may read which of them, and who may come in to Postgres: each reader has a folder (a
-volume) of its own, and what is in it belongs to the account that the reader runs as. Everything is
-made at random, once, and stays until the volumes go. The CA's key is never written: what it signed
-here is all it will ever sign.
+Each container has its own folder (a volume) with only the files it needs, owned by the account that
+it runs as. The content is random, created once and kept until the volumes are removed. The CA's key
+is not stored, so the CA cannot sign anything else.
 """
 
 import os
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import trustme
 
-#: Reader → the number of the account that its container runs as.
+#: Container → the user id that it runs as.
 ACCOUNTS = {"postgres": 999, "pgbouncer": 998, "handler": 993, "admin": 993}
-#: Written last: without it a start was cut short, and everything is made anew.
+#: Written last: without it, creation was interrupted and is repeated.
 COMPLETE = "complete"
-#: From the network by TLS and password only, so that neither goes over it in clear; by the socket,
-#: whoever may enter the container.
+#: From the network only with TLS and SCRAM; over the socket, anyone who may enter the container.
 PG_HBA = b"""
 local    all  all       trust
 hostssl  all  all  all  scram-sha-256
@@ -25,8 +23,10 @@ hostssl  all  all  all  scram-sha-256
 
 
 def make(folder: Path) -> None:
-    """Fill a folder per reader below `folder`, unless they are full. As root: it gives files away.
-    Raises OSError."""
+    """Create a folder per container below `folder`, if they are not complete.
+
+    Run it as root, because it changes the owner of files. Raises OSError.
+    """
     if (folder / "admin" / COMPLETE).exists():
         return
     for reader, files in contents().items():
@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
 
 
 def contents() -> dict[str, dict[str, bytes]]:
-    """Reader → file name → what is in it."""
+    """Return the content of each file, by container and file name."""
     authority = trustme.CA(organization_name="Warm Engine")
     passwords = {
         f"{role}-password": secrets.token_urlsafe(24).encode()

@@ -1,11 +1,13 @@
-"""The roles and what each may do; the password lookup that PgBouncer asks.
+"""The roles, their settings and privileges, and the password lookup of PgBouncer.
 
-Owns everything an administrator does once per database. Leaves tables to the migrations, which
-the owner role runs. Needs CREATEROLE and CREATEDB, not a superuser: no managed Postgres has one.
+The administrator needs CREATEROLE and CREATEDB, but not to be a superuser, which a managed Postgres
+does not provide. Tables are created by the migrations, as the owner role. About the lookup:
+docs/decisions/auth-query.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -20,23 +22,26 @@ OWNER = "storefront_owner"
 APP = "appuser"
 LOOKUP = "pooler_lookup"
 
-#: Per role, because PgBouncer refuses startup parameters other than a handful (`unsupported
-#: startup parameter`) or, with `ignore_startup_parameters`, drops them in silence.
+#: Set on the role, because PgBouncer rejects most startup parameters (`unsupported startup
+#: parameter`) or, with `ignore_startup_parameters`, silently ignores them.
 OWNER_SETTINGS = {
-    # A migration that waits for its lock stops every read that comes after it. Rather try again.
+    # A migration that waits for a lock blocks all later reads. Better to fail and repeat it.
     "lock_timeout": "2s",
 }
 APP_SETTINGS = {
-    # The only certain end of a query: asyncpg's cancel is a connection of its own, which a full or
-    # load-balanced PgBouncer may never match to it. Below the function's time-out.
+    # The only guaranteed end of a query: asyncpg's cancel request uses another connection, which
+    # may reach another PgBouncer or be refused. Below the function's timeout.
     "statement_timeout": "5s",
-    # A sandbox frozen inside a transaction pins a server connection, and its locks, until this.
+    # A sandbox that is frozen inside a transaction holds its server connection and locks.
     "idle_in_transaction_session_timeout": "5s",
-    # Compiling a query takes longer than a read by primary key runs.
+    # The name that the engine logs in with. PgBouncer's reset after each transaction restores this
+    # value; if it differed, PgBouncer would set it again before each query (one round trip).
+    "application_name": "warm-engine",
+    # Compiling a query takes longer than a read by primary key.
     "jit": "off",
 }
 
-#: Characters that SASLprep forbids: RFC 4013, section 2.3, and those that Unicode 3.2 has not.
+#: Characters that SASLprep forbids: RFC 4013, section 2.3, and those not in Unicode 3.2.
 FORBIDDEN = (
     stringprep.in_table_a1,
     stringprep.in_table_c12,
@@ -53,63 +58,76 @@ FORBIDDEN = (
 LOOKUP_SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pooler;
 REVOKE ALL ON SCHEMA pooler FROM PUBLIC;
--- A table of verifiers instead of pg_authid, which no one may read on a managed Postgres. A
--- verifier is what SCRAM stores: it proves a password and does not reveal it.
+-- A table of SCRAM verifiers, because nobody may read pg_authid on a managed Postgres.
 CREATE TABLE IF NOT EXISTS pooler.verifiers (role name PRIMARY KEY, verifier text NOT NULL);
 REVOKE ALL ON pooler.verifiers FROM PUBLIC;
--- SECURITY DEFINER: the pooler's role may ask for one role at a time and never read the table.
+-- SECURITY DEFINER: the lookup role can query one role at a time but not read the table. As in
+-- Postgres, a role that may not log in (NOLOGIN, VALID UNTIL) has no verifier.
 CREATE OR REPLACE FUNCTION pooler.lookup(requested text, OUT role name, OUT verifier text)
   RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog
-  AS 'SELECT v.role, v.verifier FROM pooler.verifiers v WHERE v.role = requested';
+  AS 'SELECT v.role, v.verifier FROM pooler.verifiers v JOIN pg_roles r ON r.rolname = v.role
+      WHERE v.role = requested AND r.rolcanlogin
+      AND (r.rolvaliduntil IS NULL OR r.rolvaliduntil > now())';
 REVOKE ALL ON FUNCTION pooler.lookup(text) FROM PUBLIC;
 """
 
 
+#: Databases of every Postgres to which PUBLIC may connect, and where APP_SETTINGS do not apply.
+OTHER_DATABASES = ("postgres", "template1")
+#: Connections reserved for others: two for the lookup, a migration, an operator.
+OTHERS = 4
+LARGE_OBJECTS = """
+SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace
+AND (proname LIKE 'lo\\_%' OR proname IN ('loread', 'lowrite'))
+"""
+#: The settings of a role by database; NULL: of all databases.
+ROLE_SETTINGS = """
+SELECT datname, setconfig FROM pg_db_role_setting JOIN pg_roles ON pg_roles.oid = setrole
+LEFT JOIN pg_database ON pg_database.oid = setdatabase WHERE rolname = $1
+"""
+
+
 class ForeignRoleError(Exception):
-    """A role of that name serves something else."""
+    """A role with that name exists and was not created for this database."""
 
 
 async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, str]) -> None:
-    """Create or mend the roles, the database and the lookup. Safe to run again.
+    """Create or repair the roles, the database and the lookup. Can be repeated.
 
     `admin`: asyncpg connection arguments of the administrator, without a database. `passwords`:
-    role → password, for OWNER, APP and LOOKUP. Raises asyncpg's and the network's errors, and
-    ForeignRoleError where one was not made by us for this database: roles are the server's, and a
-    new password of one would lock out the pooler of another database.
+    role → password, for OWNER, APP and LOOKUP. Raises errors of asyncpg and the network, and
+    ForeignRoleError for a role that was not created for this database: roles belong to the server,
+    and a new password would lock out the pooler of another database.
     """
     connection = await asyncpg.connect(**admin, database="postgres")
     try:
-        ours = f"warm-engine: {database}"
-        for role in (OWNER, APP, LOOKUP):
-            found = await connection.fetchrow(
-                "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
-            )
-            if found is None:
-                async with connection.transaction():
-                    await connection.execute(f"CREATE ROLE {role} LOGIN")
-                    await connection.execute(f"COMMENT ON ROLE {role} IS '{ours}'")
-            elif found[0] != ours:
-                raise ForeignRoleError(
-                    f"the role {role} is there already, and not for the database {database}. Use a"
-                    " Postgres of its own; or, if nothing else logs in as it, and its password may"
-                    f" change: COMMENT ON ROLE {role} IS '{ours}'"
-                )
+        await _create_roles(connection, database)
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
-            # A managed Postgres' administrator may give a database only to a role it belongs to.
+            # On a managed Postgres the owner must be a role that the administrator is a member of.
             await connection.execute(f"GRANT {OWNER} TO CURRENT_USER")
-            await connection.execute(f'CREATE DATABASE "{database}" OWNER {OWNER}')
-        for role, settings in ((OWNER, OWNER_SETTINGS), (APP, APP_SETTINGS)):
-            for setting, value in settings.items():
+            await connection.execute(f"CREATE DATABASE {identifier(database)} OWNER {OWNER}")
+        async with connection.transaction():
+            await _set_roles(connection, database)
+        for other in OTHER_DATABASES:
+            # On a managed Postgres another role may own them; `check` reports that.
+            with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(
-                    f"ALTER ROLE {role} IN DATABASE \"{database}\" SET {setting} = '{value}'"
+                    f"GRANT CONNECT ON DATABASE {other} TO CURRENT_USER;"
+                    f"REVOKE ALL ON DATABASE {other} FROM PUBLIC"
                 )
     finally:
         await connection.close()
 
     connection = await asyncpg.connect(**admin, database=database)
     try:
-        await connection.execute(f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC')
-        await connection.execute(f'GRANT CONNECT ON DATABASE "{database}" TO {APP}, {LOOKUP}')
+        quoted = identifier(database)
+        await connection.execute(f"REVOKE ALL ON DATABASE {quoted} FROM PUBLIC")
+        await connection.execute(f"GRANT CONNECT ON DATABASE {quoted} TO {APP}, {LOOKUP}")
+        # By default every role may create large objects; only a superuser can revoke that.
+        with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+            functions = await connection.fetchval(LARGE_OBJECTS)
+            await connection.execute(f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC")
         await connection.execute(LOOKUP_SCHEMA)
         await connection.execute(f"GRANT USAGE ON SCHEMA pooler TO {LOOKUP}")
         await connection.execute(f"GRANT EXECUTE ON FUNCTION pooler.lookup(text) TO {LOOKUP}")
@@ -119,19 +137,73 @@ async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, s
         await connection.close()
 
 
+async def _create_roles(connection: asyncpg.Connection[Any], database: str) -> None:
+    """Create missing roles with a comment that names the database. Raises ForeignRoleError."""
+    comment = f"warm-engine: {database}"
+    for role in (OWNER, APP, LOOKUP):
+        found = await connection.fetchrow(
+            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
+        )
+        if found is None:
+            async with connection.transaction():
+                await connection.execute(f"CREATE ROLE {role} LOGIN")
+                await connection.execute(f"COMMENT ON ROLE {role} IS {literal(comment)}")
+        elif found[0] != comment:
+            raise ForeignRoleError(
+                f"the role {role} already exists, and not for the database {database}. Use a"
+                " separate Postgres; or, if nothing else logs in as this role and its password"
+                f" may change: COMMENT ON ROLE {role} IS {literal(comment)}"
+            )
+
+
+async def _set_roles(connection: asyncpg.Connection[Any], database: str) -> None:
+    """Reset the settings that a role may have changed itself, then apply those of this module."""
+    for role in (OWNER, APP, LOOKUP):
+        for name, _ in await connection.fetch(ROLE_SETTINGS, role):
+            where = "" if name is None else f" IN DATABASE {identifier(name)}"
+            await connection.execute(f"ALTER ROLE {role}{where} RESET ALL")
+    for role, settings in ((OWNER, OWNER_SETTINGS), (APP, APP_SETTINGS)):
+        for setting, value in settings.items():
+            await connection.execute(
+                f"ALTER ROLE {role} IN DATABASE {identifier(database)} SET {setting} = '{value}'"
+            )
+    # Without a limit the application could use up the connections of migrations and operators.
+    limit = await connection_limit(connection)
+    await connection.execute(f"ALTER ROLE {APP} CONNECTION LIMIT {limit}")
+
+
+async def connection_limit(connection: asyncpg.Connection[Any]) -> int:
+    """Return the application's limit: all connections but the server's reserve and OTHERS."""
+    free: int = await connection.fetchval(
+        "SELECT current_setting('max_connections')::int"
+        " - current_setting('superuser_reserved_connections')::int"
+        " - coalesce(current_setting('reserved_connections', true)::int, 0)"  # since 16
+    )
+    return max(free - OTHERS, 1)
+
+
+def identifier(name: str) -> str:
+    """Quote `name` as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Quote `text` as an SQL string, where parameters are not possible."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 async def set_password(
     connection: asyncpg.Connection[Any], role: str, password: str, *, through_pooler: bool = True
 ) -> None:
-    """Give `role` a password, in Postgres and in the pooler's lookup at the same instant, so that
-    both accept the new one from the next connection on. Only its SCRAM verifier leaves this
-    process: the password is in no log and no `pg_stat_activity`.
+    """Set the password of `role` in Postgres and in the lookup, in one transaction.
 
+    Only the SCRAM verifier is sent, so the password is in no log and not in `pg_stat_activity`.
     `connection` must be the administrator's, to the database with the lookup.
     """
     verifier = scram_verifier(password)
     known = await connection.fetchval("SELECT verifier FROM pooler.verifiers WHERE role = $1", role)
-    # A new verifier of an old password has another salt: with what PgBouncer kept of a warm
-    # sandbox's login it could open no further server connection.
+    # Keep the salt of an unchanged password: PgBouncer opens further server connections with the
+    # keys of earlier logins.
     if known and known == scram_verifier(password, salt_of(known)):
         verifier = known
     async with connection.transaction():
@@ -146,7 +218,7 @@ async def set_password(
 
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
-    """The text that Postgres and PgBouncer store for `password` (RFC 5803, Postgres' order)."""
+    """Return the SCRAM verifier of `password` in the format of Postgres."""
     salt = salt or os.urandom(16)
     salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, 4096)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
@@ -156,8 +228,7 @@ def scram_verifier(password: str, salt: bytes | None = None) -> str:
 
 
 def _prepared(password: str) -> str:
-    """SASLprep (RFC 4013) as Postgres and its clients have it: one that it forbids is not refused,
-    but counts as it is."""
+    """Apply SASLprep (RFC 4013) as Postgres does: a password that it forbids is used unchanged."""
     mapped = (
         " " if stringprep.in_table_c12(each) else each
         for each in password

@@ -1,47 +1,51 @@
-"""Run the migrations and fill in sample orders, as the owner role.
+"""Runs the migrations and inserts sample rows, as the owner role.
 
-Owns the calls into Alembic. `alembic upgrade head` from the command line does the same, with the
-owner in `DB_USER` and `DB_PASS`.
+`alembic upgrade head` does the same on the command line, with the owner in `DB_USER` and `DB_PASS`.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from handler.connection import connector
-from handler.engine import create_engine
-from handler.settings import Settings
+from handler.warm.database.connection import connector
+from handler.warm.database.engine import create_engine
+from handler.warm.settings import Settings
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
-#: An index on a large table takes longer than any request may, in seconds.
+#: The command timeout for migrations, in seconds: creating an index may take hours.
 LONG = 86_400.0
 
-#: A trading name for every id: 20 colours and 50 trades give 1,000 different ones.
-SAMPLE = """
-INSERT INTO orders (customer_name, status)
-SELECT color || ' ' || trade, (ARRAY['pending', 'paid', 'shipped'])[1 + (n - 1) % 3]
-FROM generate_series(1, 1000) AS n,
-LATERAL (SELECT
-  (string_to_array('Amber,Azure,Black,Blue,Bronze,Coral,Crimson,Golden,Green,Grey,Indigo,Ivory,'
-    'Jade,Lilac,Olive,Red,Silver,Teal,Violet,White', ','))[1 + (n - 1) % 20] AS color,
-  (string_to_array('Bakery,Bicycles,Books,Bottles,Boxes,Brushes,Buttons,Cables,Candles,Canvas,'
-    'Ceramics,Chairs,Clocks,Coffee,Compasses,Copper,Cork,Desks,Drums,Fabrics,Flutes,Frames,'
-    'Gardens,Glass,Hats,Hinges,Kettles,Kites,Ladders,Lamps,Leather,Lenses,Maps,Mirrors,Nails,'
-    'Oars,Paints,Paper,Pianos,Prints,Ropes,Sails,Seeds,Shoes,Soap,Spices,Tiles,Tools,Toys,Wool',
-    ','))[1 + (n - 1) / 20] AS trade) AS name
-WHERE NOT EXISTS (SELECT FROM orders)
-ORDER BY n
-"""
+#: Rows for a workstation; optional in a service.
+SAMPLE = Path(__file__).with_name("sample.sql")
 
 
-async def migrate(
-    owner: Settings, run: Callable[[Config], None] = lambda config: command.upgrade(config, "head")
-) -> None:
-    """Bring the schema to its newest revision, or `run` another of Alembic's commands, in one
-    transaction: it happens as a whole or not at all."""
+def upgrade(config: Config) -> None:
+    """Apply missing migrations; only log a warning if newer code has migrated the schema.
+
+    Older code meets a newer schema when, for example, CloudFormation rolls back: migrations are
+    not reverted.
+    """
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    context = MigrationContext.configure(config.attributes["connection"])
+    if unknown := set(context.get_current_heads()) - known:
+        log.warning(
+            "the schema is at revision %s, which this version does not know: newer code has "
+            "migrated it; nothing to do",
+            ", ".join(sorted(unknown)),
+        )
+        return
+    command.upgrade(config, "head")
+
+
+async def migrate(owner: Settings, run: Callable[[Config], None] = upgrade) -> None:
+    """Migrate to the newest revision, or `run` another Alembic command, in one transaction."""
     config = Config(toml_file=ROOT / "pyproject.toml")
 
     def on(connection: Connection) -> None:
@@ -58,9 +62,12 @@ async def migrate(
 
 
 async def load_sample(owner: Settings) -> None:
-    """1,000 orders with ids from 1 up, into an empty table only."""
+    """Run `sample.sql`, if it exists. It must not change a table that has rows."""
+    if not SAMPLE.exists():
+        return
     connection = await connector(owner)()
     try:
-        await connection.execute(SAMPLE)
+        # A statement at the end, since asyncpg cannot execute a file that has none.
+        await connection.execute(f"{SAMPLE.read_text()}\n; SELECT")
     finally:
         await connection.close()

@@ -1,4 +1,4 @@
-"""The laboratory: a real Postgres behind a real PgBouncer without Docker, and a Lambda service."""
+"""The lab: a real Postgres and PgBouncer without Docker, and a Lambda service."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ ROOT = Path(__file__).parents[2]
 
 
 class LabError(Exception):
-    """What stands in the way, for a person to read: one line with the fault and the way out."""
+    """An error for the user: one line with the problem and its solution."""

@@ -2,13 +2,13 @@
 
 import sys
 
-from infra.local.interruption import take_sigterm_as_ctrl_c
+from infra.local.signals import treat_sigterm_as_sigint
 
 
 def main() -> int:
-    take_sigterm_as_ctrl_c()
+    treat_sigterm_as_sigint()
     try:
-        from infra.local import commands  # half a second, in which Ctrl-C may come as well
+        from infra.local import commands  # takes half a second, so Ctrl-C is handled here too
 
         return commands.main()
     except KeyboardInterrupt:

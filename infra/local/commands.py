@@ -1,13 +1,17 @@
-"""The laboratory on the command line: `python -m infra.local --help`."""
+"""The command line of the lab: `python -m infra.local --help`."""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
-from handler.settings import SettingsError
-from infra.local import LabError, demo, postgres, stack
+from handler.warm.settings import SettingsError
+from infra.database.check import differences
+from infra.local import LabError, console, demo, postgres, service, signals, stack, status
 
 
 def psql(_: argparse.Namespace) -> int:
@@ -20,19 +24,52 @@ def psql(_: argparse.Namespace) -> int:
         "PGPASSWORD": up["admin"]["password"],
         "PGDATABASE": database,
     }
-    os.execv(postgres.binaries() / "psql", ["psql"])  # noqa: S606  # becomes psql
+    program = str(postgres.psql())
+    os.execv(program, [program])  # noqa: S606  # psql needs its path in argv[0]
 
 
-def env(_: argparse.Namespace) -> int:
-    for name, value in stack.read_endpoints()["env"].items():
+def env(arguments: argparse.Namespace) -> int:
+    for name, value in stack.read_endpoints()["owner" if arguments.owner else "env"].items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
 
-def churn(_: argparse.Namespace) -> int:
-    from infra.local.churn.command import churn  # draws: a second to import
+def check(_: argparse.Namespace) -> int:
+    up = stack.read_endpoints()
+    admin = {**up["postgres"], **up["admin"]}
+    found = signals.run_async(differences, admin, up["env"]["DB_NAME"])
+    for line in found:
+        print(line)
+    return 1 if found else 0
 
-    return churn()
+
+def churn(arguments: argparse.Namespace) -> int:
+    from infra.local.churn.command import churn  # takes a second to import matplotlib
+
+    return churn(service.find(arguments.root))
+
+
+def owner(arguments: argparse.Namespace) -> int:
+    """Run the service's interpreter with the owner's login to a new, migrated database."""
+    found = service.find(arguments.root)
+    # Without rows: they may be of a table that the command is about to create.
+    bare = [word for word in found.migrate if word != "--sample"]
+    with stack.Stack(service=dataclasses.replace(found, migrate=bare)) as up:
+        environment = {**os.environ, **up.owner_environment()}
+        command = [found.python, *arguments.words]
+        return subprocess.run(command, cwd=found.root, env=environment).returncode
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    from infra.local.serve import serve
+
+    return serve(service.find(arguments.root))
+
+
+def examine(_: argparse.Namespace) -> int:
+    from infra.local.examine.command import examine
+
+    return examine()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,24 +82,42 @@ def run(arguments: argparse.Namespace) -> int:
                 f"port {arguments.port} on 127.0.0.1: {error.strerror}. "
                 f"Choose another: make run PORT={arguments.port + 1}"
             ) from None
-        return demo.run(listener)
+        return demo.run(listener, service.find(arguments.root))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.local", description="The laboratory.")
+    parser = argparse.ArgumentParser(prog="python -m infra.local", description="The lab.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
-        ("demo", lambda _: demo.demo(), "one order, cold and warm; ends by itself"),
-        ("churn", churn, "exhaust Postgres with a churning fleet, and see PgBouncer prevent it"),
+        ("demo", lambda given: demo.demo(service.find(given.root)), "one request, cold and warm"),
+        ("churn", churn, "exhaust Postgres with a fleet, directly and through PgBouncer"),
+        ("examine", examine, "what a function does to its database, property by property"),
         ("run", run, "serve on HTTP until Ctrl-C"),
-        ("psql", psql, "a prompt on the Postgres of the stack that is up"),
-        ("env", env, "DB_* of the stack that is up, for eval in a shell"),
+        ("serve", serve, "a stack and a fleet for the pytest plugin, on stdin and stdout"),
+        ("owner", owner, "run Python with the owner's login to a migrated database"),
+        ("psql", psql, "psql on the Postgres of the running stack"),
+        ("check", check, "check the roles of the running stack for changes"),
+        ("status", lambda given: status.status(given.stack), "connections and locks"),
+        ("console", lambda given: console.prompt(given.stack), "a prompt on PgBouncer's console"),
+        ("env", env, "DB_* of the running stack, for eval in a shell"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
+        if name in ("demo", "run", "churn", "serve", "owner"):
+            command.add_argument(
+                "--root", type=Path, help="the folder of another service (default: the sample)"
+            )
+        if name == "owner":
+            command.add_argument("words", nargs="+", metavar="WORD")
+        if name == "env":
+            command.add_argument("--owner", action="store_true", help="the owner's, for Alembic")
         if name == "run":
             command.add_argument(
                 "--port", type=port, default=8000, help="on 127.0.0.1 (default: 8000)"
+            )
+        if name in ("status", "console"):
+            command.add_argument(
+                "--stack", choices=("run", "up"), help="which one, if both are running"
             )
     arguments = parser.parse_args()
     try:
@@ -78,5 +133,5 @@ def main() -> int:
 def port(text: str) -> int:
     number = int(text)
     if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError("1 to 65535 are ports")
+        raise argparse.ArgumentTypeError("ports are 1 to 65535")
     return number

@@ -1,7 +1,6 @@
-"""The stack of docker-compose.yml, as the laboratory sees it from a container in its network.
+"""The stack of docker-compose.yml, seen from a container in its network.
 
-Owns finding it. It has as much of `infra.local.stack.Stack` as a scenario needs; starting and
-ending it is Compose's business. Nothing here knows Docker.
+It has the part of `infra.local.stack.Stack` that scenarios need. Compose starts and stops it.
 """
 
 import os
@@ -14,14 +13,37 @@ import asyncpg
 import psycopg
 
 from infra.local.pgbouncer import console
-from infra.local.postgres import ADMIN
+from infra.local.postgres import ADMIN, administrator
+from infra.local.service import SAMPLE
 
 SECRETS = Path("/run/secrets")
 
 
-def is_here() -> bool:
-    """Whether this process is in a container beside one."""
+def is_inside_compose() -> bool:
+    """Return whether this process runs in a container of Compose."""
     return "LABORATORY_POSTGRES" in os.environ
+
+
+def admin_login() -> dict[str, Any]:
+    """Return asyncpg's arguments for the superuser."""
+    return {
+        "host": os.environ["LABORATORY_POSTGRES"],
+        "user": ADMIN,
+        "password": (SECRETS / "admin-password").read_text(),
+        "ssl": ssl.create_default_context(cafile=os.environ["DB_SSLROOTCERT"]),
+    }
+
+
+def console_login() -> dict[str, Any]:
+    """Return psycopg's arguments for PgBouncer's administrator."""
+    return {
+        "host": os.environ["DB_HOST"],
+        "port": int(os.environ["DB_PORT"]),
+        "user": "console",
+        "password": (SECRETS / "console-password").read_text(),
+        "sslmode": "verify-full",
+        "sslrootcert": os.environ["DB_SSLROOTCERT"],
+    }
 
 
 @dataclass(frozen=True)
@@ -31,51 +53,34 @@ class Postgres:
     version: str
 
     def administrator(self) -> psycopg.Connection[Any]:
-        """A connection of the superuser's, each statement by itself, for a thread that looks on."""
-        return psycopg.connect(
-            host=self.admin["host"],
-            user=self.admin["user"],
-            password=self.admin["password"],
-            dbname="postgres",
-            sslmode="verify-full",
-            sslrootcert=os.environ["DB_SSLROOTCERT"],
-            autocommit=True,
-        )
+        """Open a connection of the superuser in autocommit, for use on a thread."""
+        login = {name: self.admin[name] for name in ("host", "user", "password")}
+        ca = os.environ["DB_SSLROOTCERT"]
+        return administrator(**login, sslmode="verify-full", sslrootcert=ca)
 
 
 class PgBouncer:
-    def show(self, what: str) -> list[dict[str, Any]]:
-        """A table of the console: `show("POOLS")`."""
+    def show(self, table: str) -> list[dict[str, Any]]:
+        """Return a table of the console, such as `show("POOLS")`."""
         with self.console() as console:
-            return console.execute(f"SHOW {what}").fetchall()
+            return console.execute(f"SHOW {table}").fetchall()
 
     def console(self) -> psycopg.Connection[dict[str, Any]]:
-        return console(
-            host=os.environ["DB_HOST"],
-            port=int(os.environ["DB_PORT"]),
-            user="console",
-            password=(SECRETS / "console-password").read_text(),
-            sslmode="verify-full",
-            sslrootcert=os.environ["DB_SSLROOTCERT"],
-        )
+        return console(**console_login())
 
 
 class Stack:
-    """Made by `find`."""
+    """The servers, found by `find`."""
 
     def __init__(self, postgres: Postgres) -> None:
         self.postgres = postgres
         self.pgbouncer = PgBouncer()
+        self.service = SAMPLE
 
     @classmethod
     async def find(cls) -> "Stack":
-        """Raises asyncpg's and the network's errors."""
-        admin: dict[str, Any] = {
-            "host": os.environ["LABORATORY_POSTGRES"],
-            "user": ADMIN,
-            "password": (SECRETS / "admin-password").read_text(),
-            "ssl": ssl.create_default_context(cafile=os.environ["DB_SSLROOTCERT"]),
-        }
+        """Connect to Postgres and return the stack. Raises errors of asyncpg and the network."""
+        admin = admin_login()
         connection = await asyncpg.connect(**admin)
         try:
             limit = int(await connection.fetchval("SHOW max_connections"))
@@ -85,7 +90,7 @@ class Stack:
         return cls(Postgres(admin, limit, version))
 
     def environment(self, *, direct: bool = False) -> dict[str, str]:
-        """What a handler needs in its environment to go through PgBouncer or, `direct`, past it."""
+        """Return the handler's variables for PgBouncer or, with `direct`, Postgres."""
         given = {name: value for name, value in os.environ.items() if name.startswith("DB_")}
         given["DB_PASS"] = (SECRETS / "app-password").read_text()
         return given | (

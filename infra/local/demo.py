@@ -1,27 +1,35 @@
-"""What a person sees of the laboratory: `make demo` and `make run`."""
+"""Runs `make demo` and `make run`."""
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import asyncpg
 from aiohttp import web
 
-from infra.database.roles import APP
-from infra.local import LabError, compose, interruption
-from infra.local.fleet import Answer, Fleet, front_door
-from infra.local.stack import DATABASE, ENDPOINTS, Stack
+from infra.local import LabError, compose, signals
+from infra.local.fleet import InvocationResult, http_front_end
+from infra.local.service import SAMPLE, Service
+from infra.local.stack import ENDPOINTS, RunningStack, Stack
 
 WARM_INVOCATIONS = 4
 
-#: Which backend ran the order's query last, seen from Postgres itself.
+COMMAND_LINE = """\
+           eval "$(.venv/bin/python -m infra.local env)" && .venv/bin/python -m handler 1
+"""
+STOPPED = "stopped    the sandbox, PgBouncer and Postgres; nothing is left running"
+
+#: The backend that ran the most recent query.
 SERVED_BY = """
 SELECT pid FROM pg_stat_activity
-WHERE usename = $1 AND query LIKE '%FROM orders%' ORDER BY query_start DESC LIMIT 1
+WHERE usename = $1 ORDER BY query_start DESC LIMIT 1
 """
 BACKENDS = """
 SELECT usename, count(*) FROM pg_stat_activity
@@ -29,92 +37,133 @@ WHERE backend_type = 'client backend' GROUP BY usename ORDER BY usename
 """
 
 
-def demo() -> int:
-    """One cold invocation and some warm ones. Raises LabError when one is not answered."""
-    if compose.is_here():
-        found = interruption.run(compose.Stack.find)
-        at = found.postgres
-        print(f"stack      Compose's Postgres {at.version}, {at.max_connections} connections")
-        interruption.run(_invoke, found)
-        print("ended      the sandbox")
+def demo(service: Service = SAMPLE) -> int:
+    """Run one cold invocation and some warm ones. Raises LabError if one does not return 200."""
+    if compose.is_inside_compose():
+        compose_stack = signals.run_async(compose.Stack.find)
+        postgres = compose_stack.postgres
+        print(
+            f"stack      Compose's Postgres {postgres.version}, "
+            f"at most {postgres.max_connections} connections"
+        )
+        signals.run_async(_invoke, compose_stack)
+        print("stopped    the sandbox")
         return 0
-    with _stack() as stack:
-        interruption.run(_invoke, stack)
-    print("ended      the sandbox, PgBouncer and Postgres; nothing of them is left")
+    with _stack(service) as stack:
+        signals.run_async(_invoke, stack)
+    print(STOPPED)
     return 0
 
 
-def run(listener: socket.socket) -> int:
+def run(listener: socket.socket, service: Service = SAMPLE) -> int:
     """Serve on `listener` until Ctrl-C."""
-    with _stack() as stack, contextlib.suppress(KeyboardInterrupt):
-        interruption.run(_serve, stack, listener)
-    print("\nended      the sandbox, PgBouncer and Postgres; nothing of them is left")
+    with _stack(service) as stack, contextlib.suppress(KeyboardInterrupt):
+        signals.run_async(_serve, stack, listener)
+    print(f"\n{STOPPED}")
     return 0
 
 
 @contextlib.contextmanager
-def _stack() -> Iterator[Stack]:
-    begun = time.monotonic()
+def _stack(service: Service) -> Iterator[Stack]:
+    started = time.monotonic()
 
     def report(line: str) -> None:
         print(f"starting   {line}", flush=True)
 
-    with Stack(report=report) as stack, stack.published() as published:
-        bouncer = ".".join(map(str, stack.pgbouncer.program.version))
+    with Stack(service=service, report=report) as stack, stack.published() as published:
+        pgbouncer_version = ".".join(map(str, stack.pgbouncer.program.version))
         print(
-            f"stack      Postgres {stack.postgres.version}, {stack.postgres.max_connections} "
-            f"connections at most, behind PgBouncer {bouncer}: transaction pooling, SCRAM, "
-            f"TLS 1.3; up in {time.monotonic() - begun:.1f} s"
+            f"stack      Postgres {stack.postgres.version}, at most "
+            f"{stack.postgres.max_connections} connections, behind PgBouncer {pgbouncer_version}: "
+            f"transaction pooling, SCRAM, TLS 1.3; up in {time.monotonic() - started:.1f} s",
+            flush=True,
         )
         if not published:
-            print(f"           {ENDPOINTS.name} speaks of another stack that is up")
+            print(f"           {ENDPOINTS.name} belongs to another running stack")
         yield stack
 
 
-async def _invoke(stack: Stack | compose.Stack) -> None:
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def _invoke(stack: RunningStack) -> None:
+    service = stack.service
+    admin = await asyncpg.connect(**stack.postgres.admin, database=service.database)
     try:
-        async with Fleet(stack.environment()) as fleet:
-            client = f"awslambdaric {version('awslambdaric')}"
-            print(f"sandbox    a process of its own with {client}; this one is {os.getpid()}\n")
-            print(f"{'':11}{'ms':>8}  {'process':>8}  {'pg_backend_pid':>14}  answer")
-            for _ in range(1 + WARM_INVOCATIONS):
-                answer = await fleet.invoke(front_door.api_gateway_event("GET", "/orders/1"))
-                order = _order(answer)
-                served_by = await admin.fetchval(SERVED_BY, APP)
-                kind = "cold" if answer.cold else "warm"
+        with _sandboxes_log() as logs:
+            async with service.fleet(stack.environment(), logs=logs) as fleet:
+                client = f"awslambdaric {version('awslambdaric')}"
+                print(f"sandbox    a separate process with {client}; this one is {os.getpid()}\n")
                 print(
-                    f"{kind:11}{answer.ms:8.1f}  {answer.pid:8}  {served_by:14}  {order}",
+                    f"{'':11}{'ms':>8}  {'process':>8}  {'pg_backend_pid':>14}  response",
                     flush=True,
                 )
-            backends = dict(await admin.fetch(BACKENDS))
-            clients = [row for row in stack.pgbouncer.show("CLIENTS") if row["user"] == APP]
-            print(
-                f"\nPostgres   {sum(backends.values())} of {stack.postgres.max_connections} "
-                f"connections: {', '.join(f'{count} {user}' for user, count in backends.items())}"
-                f"\nPgBouncer  {len(clients)} client: {APP}"
-            )
+                for _ in range(1 + WARM_INVOCATIONS):
+                    result = await fleet.invoke(service.event)
+                    body = _body(result)
+                    backend_pid = await admin.fetchval(SERVED_BY, service.app)
+                    temperature = "cold" if result.cold else "warm"
+                    print(
+                        f"{temperature:11}{result.ms:8.1f}  {result.pid:8}  {backend_pid:14}  "
+                        f"{body}",
+                        flush=True,
+                    )
+                backends = dict(await admin.fetch(BACKENDS))
+                clients = [
+                    row for row in stack.pgbouncer.show("CLIENTS") if row["user"] == service.app
+                ]
+                counts = ", ".join(f"{count} {user}" for user, count in backends.items())
+                print(
+                    f"\nPostgres   {sum(backends.values())} of {stack.postgres.max_connections} "
+                    f"connections: {counts}\nPgBouncer  {len(clients)} client: {service.app}"
+                )
     finally:
         await admin.close()
 
 
-def _order(answer: Answer) -> str:
-    if answer.error or answer.payload.get("statusCode") != 200:
-        raise LabError(f"the invocation was not answered with an order: {answer.payload}")
-    return str(answer.payload["body"])
+@contextlib.contextmanager
+def _sandboxes_log() -> Iterator[Path]:
+    """Yield a folder for the sandboxes' output, and print the output after the block.
+
+    Otherwise it would be mixed with the rows of the table.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        finally:
+            print("\nlog        of the sandbox, one line for each invocation, without metrics:")
+            for log in sorted(Path(folder).glob("*.log")):
+                for line in log.read_text(errors="replace").splitlines():
+                    print(_without_metrics(line))
+            print()
+
+
+def _without_metrics(line: str) -> str:
+    try:
+        fields = json.loads(line)
+        del fields["_aws"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    return json.dumps(fields)
+
+
+def _body(result: InvocationResult) -> str:
+    if result.error or result.payload.get("statusCode") != 200:
+        raise LabError(f"the invocation did not return 200: {result.payload}")
+    return str(result.payload["body"])
 
 
 async def _serve(stack: Stack, listener: socket.socket) -> None:
-    async with Fleet(stack.environment(), concurrency=10) as fleet:
-        runner = web.AppRunner(front_door.application(fleet), access_log=None, shutdown_timeout=1)
+    service = stack.service
+    async with service.fleet(stack.environment(), concurrency=10) as fleet:
+        runner = web.AppRunner(
+            http_front_end.application(fleet), access_log=None, shutdown_timeout=1
+        )
         await runner.setup()
         await web.SockSite(runner, listener).start()
         port = listener.getsockname()[1]
+        address = f"http://127.0.0.1:{port}{service.path}"
         print(
-            f"\nserving    http://127.0.0.1:{port}/orders/1 until Ctrl-C; in another terminal:\n"
-            f"           curl http://127.0.0.1:{port}/orders/1\n"
-            '           eval "$(.venv/bin/python -m infra.local env)" && '
-            ".venv/bin/python -m handler 1\n"
+            f"\nserving    {address} until Ctrl-C; in another terminal:\n"
+            f"           curl {address}\n"
+            f"{COMMAND_LINE if service is SAMPLE else ''}"
             "           make psql\n",
             flush=True,
         )

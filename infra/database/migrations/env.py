@@ -1,7 +1,7 @@
-"""Alembic's environment: one asyncpg connection, made as the handler makes its own.
+"""Alembic's environment: one connection of the handler's engine.
 
-On the command line the settings come from `DB_*`: `DB_USER` must be the owner role, `DB_PORT`
-Postgres itself rather than the pooler.
+On the command line, `DB_USER` must be the owner role and `DB_PORT` the port of Postgres, not of
+PgBouncer.
 """
 
 import asyncio
@@ -9,9 +9,9 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
-from handler.engine import create_engine
 from handler.orders import Base
-from handler.settings import load
+from handler.warm.database.engine import create_engine
+from handler.warm.settings import load_settings
 from infra.database.schema import LONG
 
 
@@ -22,7 +22,7 @@ def run(connection: Connection) -> None:
 
 
 async def online() -> None:
-    engine = create_engine(load(command_timeout=LONG)).execution_options(
+    engine = create_engine(load_settings(command_timeout=LONG)).execution_options(
         isolation_level="READ COMMITTED"
     )
     try:

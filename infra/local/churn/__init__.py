@@ -1,7 +1,6 @@
-"""Connection exhaustion, provoked and measured: `make churn`.
+"""`make churn`: provokes and measures connection exhaustion.
 
-A fleet of sandboxes straight to Postgres and through PgBouncer, whose sandboxes end in each of the
-ways that one ends. `plan`: what is asked for, and whether this machine can; `run`: one path and one
-ending; `watch`: what Postgres and PgBouncer hold meanwhile; `report`: what came of it, and which
-promise it broke; `plot`: the picture of it.
+A fleet connects directly to Postgres and through PgBouncer, and its sandboxes end in every possible
+way. `plan` has the size of the run, `run` one row, `monitor` the samples of connections, `report`
+the results and broken promises, `plot` the diagram.
 """

@@ -1,4 +1,4 @@
-"""`make churn`: every path and ending in turn, with progress, and a verdict at the end."""
+"""`make churn`: runs all rows with progress, writes the reports and returns the exit status."""
 
 import asyncio
 import contextlib
@@ -12,82 +12,92 @@ from tqdm import tqdm
 
 from infra.local import compose, network
 from infra.local.churn import plot, report
-from infra.local.churn.plan import Path, Plan, Row, from_environment
-from infra.local.churn.run import Result, Run
-from infra.local.interruption import run as run_async
+from infra.local.churn.plan import ConnectionPath, EndingScenario, Plan, from_environment
+from infra.local.churn.result import Result
+from infra.local.churn.run import Run
+from infra.local.service import SAMPLE, Service
+from infra.local.signals import run_async
 
 
-def churn() -> int:
-    """Runs itself again in a network of its own where it can. 1 where a promise was broken."""
+def churn(service: Service = SAMPLE) -> int:
+    """Run all rows, in a network namespace if possible; return 1 if a promise was broken."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     plan = from_environment()
-    if compose.is_here():
+    if compose.is_inside_compose():
         found = run_async(compose.Stack.find)
         plan = replace(plan, max_connections=found.postgres.max_connections)
-    if not network.is_own():
-        if (obstacle := network.obstacle()) is None:
-            inside = network.command([sys.executable, "-m", "infra.local", "churn"])
+    if not network.is_isolated():
+        if (reason := network.unavailable_reason()) is None:
+            again = [sys.executable, "-m", "infra.local", "churn", "--root", str(service.root)]
+            inside = network.isolated_command(again)
             os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
-        left_out = ", ".join(row for row in Row if row.needs_filter)
-        print(f"left out   {left_out}: no packets can be dropped here ({obstacle})")
-    begun = time.monotonic()
+        left_out = ", ".join(row for row in EndingScenario if row.needs_filter)
+        print(f"skipped    {left_out}: packets cannot be dropped here ({reason})")
+    started = time.monotonic()
     results: list[Result] = []
     servers: dict[str, str] = {}
     try:
-        run_async(_all, plan, results, servers)
+        run_async(_all, service, plan, results, servers)
     finally:
         if results:
-            complete = len(results) == len(plan.rows) * len(Path)
-            report.write(results, plan, servers, partial=not complete)
-            plot.draw()
+            complete = len(results) == len(plan.rows) * len(ConnectionPath)
+            folder = service.root / report.REPORTS.name
+            report.write(results, plan, servers, partial=not complete, folder=folder)
+            plot.draw(folder)
             print(
                 f"\nwritten    {report.REPORTS.name}/churn.json, .md, .png"
-                f"{'' if complete else ' (partial)'} after {time.monotonic() - begun:.0f} s"
+                f"{'' if complete else ' (partial)'} after {time.monotonic() - started:.0f} s"
             )
-    faults = [fault for result in results for fault in report.broken(result, plan)]
-    for fault in faults:
-        print(f"broken     {fault}")
-    if not faults:
-        pooled = [result for result in results if result.path == Path.PGBOUNCER]
-        direct = [result for result in results if result.path == Path.DIRECT]
+    failures = [failure for result in results for failure in report.broken_promises(result, plan)]
+    for failure in failures:
+        print(f"broken     {failure}")
+    if not failures:
+        pooled = [result for result in results if result.path == ConnectionPath.PGBOUNCER]
+        direct = [result for result in results if result.path == ConnectionPath.DIRECT]
         print(
-            f"kept       through PgBouncer 0 of {sum(each.invocations for each in pooled)} failed,"
-            f" on {max(each.peak_backends for each in pooled)} backends at most;"
-            f" straight to Postgres {sum(each.failed for each in direct)} of"
-            f" {sum(each.invocations for each in direct)}"
+            f"kept       through PgBouncer 0 of {sum(row.invocations for row in pooled)} failed,"
+            f" on {max(row.peak_backends for row in pooled)} backends at most;"
+            f" directly to Postgres {sum(row.failed for row in direct)} of"
+            f" {sum(row.invocations for row in direct)}"
         )
-    return 1 if faults else 0
+    return 1 if failures else 0
 
 
-async def _all(plan: Plan, results: list[Result], servers: dict[str, str]) -> None:
-    """One row after the other. What a row's ended sandboxes hold is waited for while the next one
-    runs, where its Postgres and PgBouncer are its own."""
-    rows = [(path, row) for path in Path for row in plan.rows]
+async def _all(
+    service: Service, plan: Plan, results: list[Result], servers: dict[str, str]
+) -> None:
+    """Run the rows one after the other. Outside of Compose, where each row has its own servers, the
+    next row starts while ended sandboxes of the previous one are released."""
+    rows = [(path, row) for path in ConnectionPath for row in plan.rows]
     print(
         f"churn      {len(rows)} rows of {plan.sandboxes} sandboxes on {plan.max_connections}"
         f" connections, replaced {plan.deploys}×;"
         f" about {len(rows) * plan.sandboxes * 1.05:.0f} s on two cores\n"
     )
-    with tqdm(total=len(rows), bar_format="{bar:20} {n}/{total} rows {elapsed}  {desc}") as bar:
+    layout = "{bar:20} {n}/{total} rows {elapsed}  {desc}"
+    # disable=None: no progress bar without a terminal.
+    with tqdm(total=len(rows), bar_format=layout, disable=None) as bar:
         async with asyncio.TaskGroup() as waiting:
             for path, row in rows:
 
-                def say(what: str, label: str = f"{path}, {row}") -> None:
-                    bar.set_description_str(f"{label}: {what}")
+                def report_progress(message: str, label: str = f"{path}, {row}") -> None:
+                    bar.set_description_str(f"{label}: {message}")
 
                 async with contextlib.AsyncExitStack() as undo:
-                    run = await undo.enter_async_context(Run(path, row, plan, say))
-                    servers |= run.watch.versions
+                    run = await undo.enter_async_context(
+                        Run(path, row, plan, report_progress, service)
+                    )
+                    servers |= run.monitor.versions
                     await run.churn()
-                    finishing = waiting.create_task(_finish(run, undo.pop_all(), results, bar))
-                    if compose.is_here():
-                        say("what ended sandboxes hold")
-                        await finishing
+                    releasing = waiting.create_task(_release(run, undo.pop_all(), results, bar))
+                    if compose.is_inside_compose():
+                        report_progress("waiting for connections of ended sandboxes")
+                        await releasing
     order = {(path.value, row.value): number for number, (path, row) in enumerate(rows)}
     results.sort(key=lambda result: order[result.path, result.ending])
 
 
-async def _finish(
+async def _release(
     run: Run, undo: contextlib.AsyncExitStack, results: list[Result], bar: "tqdm[Any]"
 ) -> None:
     async with undo:
@@ -95,7 +105,7 @@ async def _finish(
         results.append(run.result)
     result = run.result
     tqdm.write(
-        f"{result.path:10} {result.ending:9} {result.ok:5} ok {result.failed:5} failed"
+        f"{result.path:10} {result.ending:12} {result.succeeded:5} ok {result.failed:5} failed"
         f" {result.peak_backends:3} backends  {result.causes}"
     )
     bar.update()

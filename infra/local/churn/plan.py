@@ -1,4 +1,4 @@
-"""What is asked of the laboratory, and whether this machine can do it."""
+"""The size of a churn run, and whether this machine can run it."""
 
 import os
 from dataclasses import dataclass
@@ -9,67 +9,65 @@ import psutil
 from infra.local import LabError, network
 from infra.local.fleet import Ending
 
-#: What one sandbox takes, in bytes.
+#: The memory of a sandbox, in bytes.
 SANDBOX_MEMORY = 70 * 2**20
 
 
-class Path(StrEnum):
-    """From a sandbox to Postgres."""
+class ConnectionPath(StrEnum):
+    """How sandboxes connect to Postgres."""
 
     DIRECT = "direct"
     PGBOUNCER = "pgbouncer"
 
 
-class Row(StrEnum):
-    """How a row's sandboxes end: as in `Ending`, or with nobody having called `dispose()`."""
+class EndingScenario(StrEnum):
+    """How the sandboxes of a row end: an `Ending`, or without the extension."""
 
     GRACEFUL = "graceful"
     KILL = "kill"
     FREEZE = "freeze"
     VANISH = "vanish"
-    #: The same handler without its extension, taken away as Lambda takes one away.
-    FORGOT = "forgot"
+    #: The handler without its extension, ended as Lambda ends such a sandbox.
+    NO_EXTENSION = "no_extension"
 
     @property
     def ending(self) -> Ending:
-        return Ending.VANISH if self is Row.FORGOT else Ending(self.value)
+        return Ending.VANISH if self is EndingScenario.NO_EXTENSION else Ending(self.value)
 
     @property
     def needs_filter(self) -> bool:
-        return self in (Row.FREEZE, Row.VANISH, Row.FORGOT)
+        return self in (EndingScenario.FREEZE, EndingScenario.VANISH, EndingScenario.NO_EXTENSION)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`sandboxes`: the fleet's size. `max_connections`: Postgres' limit. `deploys`: how often the
-    whole fleet is replaced."""
+    """The size of the fleet, the limit of Postgres, and how often the fleet is replaced."""
 
     sandboxes: int = 24
     max_connections: int = 20
     deploys: int = 1
 
-    #: Whether sandboxes are forked from one that has imported everything: so many real cold starts
-    #: at once would take this machine minutes.
+    #: Many real cold starts at once would take minutes.
     @property
-    def forked(self) -> bool:
+    def uses_fork_server(self) -> bool:
         return self.sandboxes > 50
 
-    #: Sandboxes replaced at a time: old and new live side by side for so long.
+    #: How many sandboxes are replaced at the same time.
     @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         return max(1, self.sandboxes // 4)
 
     @property
-    def rows(self) -> list[Row]:
-        return [row for row in Row if network.is_own() or not row.needs_filter]
+    def rows(self) -> list[EndingScenario]:
+        return [row for row in EndingScenario if network.is_isolated() or not row.needs_filter]
 
 
 def from_environment() -> Plan:
-    """SANDBOXES, MAX_CONNECTIONS and DEPLOYS. Raises LabError with a bad one's fault."""
+    """Read SANDBOXES, MAX_CONNECTIONS and DEPLOYS. Raises LabError for a bad value."""
     sizes = {}
     for name, least, most, default in (
         ("SANDBOXES", 2, 500, 24),
-        # PgBouncer's pool of 13, two lookups, three for superusers and two to look on.
+        # PgBouncer's pool of 13, two lookups, three reserved and two for the monitor.
         ("MAX_CONNECTIONS", 20, 1000, 20),
         ("DEPLOYS", 1, 10, 1),
     ):
@@ -78,12 +76,12 @@ def from_environment() -> Plan:
             raise LabError(f"{name} is {given!r}: not a number from {least} to {most}")
         sizes[name.lower()] = int(given)
     plan = Plan(**sizes)
-    # Two batches more: one being replaced, and what the row before left frozen.
-    needed = (2 * plan.sandboxes + plan.batch) * SANDBOX_MEMORY
+    # Two fleets and a batch: the one being replaced, and sandboxes the previous row left frozen.
+    needed = (2 * plan.sandboxes + plan.batch_size) * SANDBOX_MEMORY
     free = psutil.virtual_memory().available
     if needed > free:
         raise LabError(
             f"{plan.sandboxes} sandboxes need about {needed >> 20} MiB and {free >> 20} are free. "
-            f"Ask for fewer: SANDBOXES={max(2, int(free / SANDBOX_MEMORY / 2.5))} make churn"
+            f"Use fewer: SANDBOXES={max(2, int(free / SANDBOX_MEMORY / 2.5))} make churn"
         )
     return plan

@@ -1,37 +1,40 @@
-"""The picture of a churn: backends over time, one panel per path, one line per ending."""
+"""The diagram of a churn run: backends over time, a panel per path, a line per ending."""
 
 import json
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from infra.local.churn.plan import Path
+from infra.local.churn.plan import ConnectionPath
 from infra.local.churn.report import POOL, REPORTS
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # after the choice of its backend
+from matplotlib import pyplot  # after the backend is chosen
 
-#: Colours that the colour-blind tell apart (Okabe and Ito), and strokes that are seen where lines
-#: lie on one another.
+#: Colours for colour-blind readers (Okabe and Ito), and styles that stay visible where lines
+#: overlap.
 STYLES: dict[str, dict[str, Any]] = {
     "graceful": {"color": "#009E73", "linewidth": 6, "alpha": 0.45},
     "kill": {"color": "#56B4E9", "linewidth": 4},
     "freeze": {"color": "#0072B2", "linewidth": 2},
     "vanish": {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 4))},
-    "forgot": {"color": "#000000", "linewidth": 1.5, "linestyle": (0, (1, 3))},
+    "no_extension": {"color": "#000000", "linewidth": 1.5, "linestyle": (0, (1, 3))},
 }
 RED = "#B00000"
-TITLES = {Path.DIRECT: "straight to Postgres", Path.PGBOUNCER: "through PgBouncer"}
+TITLES = {
+    ConnectionPath.DIRECT: "straight to Postgres",
+    ConnectionPath.PGBOUNCER: "through PgBouncer",
+}
 
 
-def draw(folder: File = REPORTS) -> None:
-    """`churn.png` from `churn.json`."""
+def draw(folder: Path = REPORTS) -> None:
+    """Draw `churn.png` from `churn.json`."""
     report = json.loads((folder / "churn.json").read_text())
     limit = report["max_connections"]
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for panel, path in zip(panels, Path, strict=True):
+    for panel, path in zip(panels, ConnectionPath, strict=True):
         runs = [run for run in report["runs"] if run["path"] == path]
         _panel(panel, path, runs, limit)
     panels[0].set_ylabel("the application's Postgres backends")
@@ -46,13 +49,13 @@ def draw(folder: File = REPORTS) -> None:
     draft.replace(folder / "churn.png")
 
 
-def _panel(panel: Any, path: Path, runs: list[dict[str, Any]], limit: int) -> None:
+def _panel(panel: Any, path: ConnectionPath, runs: list[dict[str, Any]], limit: int) -> None:
     failed = sum(run["failed"] for run in runs)
     invocations = sum(run["invocations"] for run in runs)
     panel.set_title(f"{TITLES[path]}: {failed:,} of {invocations:,} invocations failed")
     panel.axhline(limit, color="black", linewidth=1)
     panel.text(0.2, limit + 0.2, f"max_connections = {limit}, 3 of them reserved", fontsize=8)
-    if path is Path.PGBOUNCER:
+    if path is ConnectionPath.PGBOUNCER:
         panel.axhline(POOL, color="grey", linewidth=1, linestyle=":")
         panel.text(0.2, POOL + 0.2, f"PgBouncer's pool and reserve = {POOL}", fontsize=8)
     for run in runs:

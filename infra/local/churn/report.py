@@ -1,59 +1,64 @@
-"""What came of a churn: the promises it kept or broke, the table and the files.
-
-Owns `reports/churn.json` (schema 1) and `churn.md`. Leaves the picture to `plot`.
-"""
+"""The results of a churn run: broken promises, `reports/churn.json` (schema 2) and `churn.md`."""
 
 import json
 import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from infra.local import ROOT
-from infra.local.churn.plan import Path, Plan, Row
-from infra.local.churn.run import CLIENT_IDLE_TIMEOUT, HORIZON, MAX_IDLE, RATE, Result
+from infra.local.churn.plan import ConnectionPath, EndingScenario, Plan
+from infra.local.churn.result import Result
+from infra.local.churn.run import (
+    CLIENT_IDLE_TIMEOUT_S,
+    INVOCATIONS_PER_S,
+    MAX_IDLE_S,
+    RELEASE_TIMEOUT_S,
+)
 
 REPORTS = ROOT / "reports"
-#: What pgbouncer.ini allows the application towards Postgres: pool and reserve.
+#: The pool and reserve of pgbouncer.ini.
 POOL = 10 + 3
 
 
-def broken(result: Result, plan: Plan) -> list[str]:
-    """The promises that a row broke, in words; none where all were kept."""
+def broken_promises(result: Result, plan: Plan) -> list[str]:
+    """Return the promises that a row broke."""
     row = f"{result.path}, {result.ending}"
-    if result.path == Path.DIRECT:
+    if result.path == ConnectionPath.DIRECT:
         if result.failed:
             return []
         return [
-            f"{row}: nothing failed, so the provocation does not work: {plan.sandboxes} sandboxes"
-            f" do not fill {plan.max_connections} connections. Ask for more SANDBOXES or for"
-            " fewer MAX_CONNECTIONS"
+            f"{row}: nothing failed, so the test proves nothing: {plan.sandboxes} sandboxes do not"
+            f" exhaust {plan.max_connections} connections. Use more SANDBOXES or fewer"
+            " MAX_CONNECTIONS"
         ]
-    faults = []
+    failures = []
     if result.failed:
-        causes = ", ".join(f"{count} × {cause}" for cause, count in result.failures.items())
-        faults.append(
+        causes = ", ".join(
+            f"{count} × {cause}" for cause, count in result.failures_by_cause.items()
+        )
+        failures.append(
             f"{row}: {result.failed} of {result.invocations} invocations failed: {causes}"
         )
     if result.peak_backends > POOL:
-        faults.append(
+        failures.append(
             f"{row}: {result.peak_backends} backends at the peak, above PgBouncer's pool and"
             f" reserve of {POOL}"
         )
-    if result.ending == Row.GRACEFUL and result.unclean_closes:
-        faults.append(f"{row}: {result.unclean_closes} clients left without a goodbye")
-    held = result.release_seconds is None and result.release_bound_seconds < HORIZON
-    if held or (result.release_seconds or 0) > result.release_bound_seconds:
-        took = "longer" if held else f"{result.release_seconds} s"
-        faults.append(
-            f"{row}: what ended sandboxes held was free after {took}, not after"
-            f" {result.release_bound_seconds:g} s at most"
+    if result.ending == EndingScenario.GRACEFUL and result.unclean_closes:
+        failures.append(f"{row}: {result.unclean_closes} clients did not close their connections")
+    held = result.release_s is None and result.release_limit_s < RELEASE_TIMEOUT_S
+    if held or (result.release_s or 0) > result.release_limit_s:
+        took = "longer" if held else f"{result.release_s} s"
+        failures.append(
+            f"{row}: connections of ended sandboxes were closed after {took}, not within"
+            f" {result.release_limit_s:g} s"
         )
-    return faults
+    return failures
 
 
 def write(
@@ -62,12 +67,12 @@ def write(
     servers: dict[str, str],
     *,
     partial: bool,
-    folder: File = REPORTS,
+    folder: Path = REPORTS,
 ) -> None:
-    """Both files, each at once or not at all. `servers`: their versions."""
+    """Write both files atomically. `servers`: the versions of the servers."""
     folder.mkdir(exist_ok=True)
     environment = _environment() | servers
-    report: dict[str, Any] = {"schema": 1}
+    report: dict[str, Any] = {"schema": 2}
     if partial:
         report["partial"] = True
     report |= {
@@ -75,14 +80,14 @@ def write(
         "max_connections": plan.max_connections,
         "sandboxes": plan.sandboxes,
         "deploys": plan.deploys,
-        "forked": plan.forked,
+        "used_fork_server": plan.uses_fork_server,
         "runs": [asdict(result) for result in results],
     }
     replace(folder / "churn.json", json.dumps(report) + "\n")
     replace(folder / "churn.md", _markdown(results, plan, environment, partial))
 
 
-def replace(path: File, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     draft = path.with_suffix(f"{path.suffix}.tmp")
     draft.write_text(text)
     draft.replace(path)
@@ -95,9 +100,9 @@ def _environment() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "kernel": platform.release(),
         **{name: version(name) for name in ("sqlalchemy", "asyncpg", "mangum", "awslambdaric")},
-        "client_idle_timeout_s": CLIENT_IDLE_TIMEOUT,
-        "max_idle_s": MAX_IDLE,
-        "horizon_s": HORIZON,
+        "client_idle_timeout_s": CLIENT_IDLE_TIMEOUT_S,
+        "max_idle_s": MAX_IDLE_S,
+        "release_timeout_s": RELEASE_TIMEOUT_S,
     }
 
 
@@ -116,16 +121,16 @@ def _markdown(results: list[Result], plan: Plan, environment: dict[str, Any], pa
         f"`SANDBOXES={plan.sandboxes} MAX_CONNECTIONS={plan.max_connections} "
         f"DEPLOYS={plan.deploys} make churn`",
         "",
-        f"Each row has a Postgres and a PgBouncer of its own and {plan.sandboxes} sandboxes: a cold"
-        f" burst of all at once, {RATE} invocations a second, then each sandbox replaced"
-        f" {plan.deploys} time(s), {plan.batch} at a time, the new ones first. Time-lapse: an idle"
-        f" client is dropped after {CLIENT_IDLE_TIMEOUT} s instead of 300, `DB_MAX_IDLE` is"
-        f" {MAX_IDLE} s instead of 240. What is held is counted when the traffic ends, and waited"
-        f" for {HORIZON:g} s."
+        f"Each row has its own Postgres and PgBouncer and {plan.sandboxes} sandboxes: a cold"
+        f" burst of all at once, {INVOCATIONS_PER_S} invocations a second, then each sandbox"
+        f" replaced {plan.deploys} time(s), {plan.batch_size} at a time, the new ones first."
+        f" Shortened: an idle client is dropped after {CLIENT_IDLE_TIMEOUT_S} s instead of 300,"
+        f" `DB_MAX_IDLE` is {MAX_IDLE_S} s instead of 240. Connections of ended sandboxes are"
+        f" counted when the traffic ends, and then waited for up to {RELEASE_TIMEOUT_S:g} s."
         + (
-            " **Sandboxes were forked from one that had imported everything: how long their"
-            " starts took is no figure of a cold start.**"
-            if plan.forked
+            " **Sandboxes were forked from a process that had imported everything, so their start"
+            " times are not those of cold starts.**"
+            if plan.uses_fork_server
             else ""
         ),
         "",
@@ -135,15 +140,15 @@ def _markdown(results: list[Result], plan: Plan, environment: dict[str, Any], pa
         "|" + "---|" * len(COLUMNS.split("|")),
     ]
     for result in results:
-        seconds = result.release_seconds
+        seconds = result.release_s
         failed = f"{result.failed} ({result.causes})" if result.failed else "0"
-        released = f"{seconds:g}" if seconds is not None else f"not within {HORIZON:g}"
+        released = f"{seconds:g}" if seconds is not None else f"not within {RELEASE_TIMEOUT_S:g}"
         lines.append(
             f"| {result.path} | {result.ending} | {result.invocations} "
             f"| {failed} | {result.peak_backends} "
-            f"| {result.backends_after}, {result.clients_after} "
-            f"| {released} ({result.release_bound_seconds:g}) "
+            f"| {result.held_backends}, {result.held_clients} "
+            f"| {released} ({result.release_limit_s:g}) "
             f"| {'?' if result.unclean_closes is None else result.unclean_closes} "
-            f"| {result.cold_ms['p50']:.0f} | {result.warm_ms['p50']:.1f} |"
+            f"| {result.cold_latency_ms['p50']:.0f} | {result.warm_latency_ms['p50']:.1f} |"
         )
     return "\n".join([*lines, ""])

@@ -1,126 +1,43 @@
-"""One row: a stack and a fleet of its own, a cold burst, warm traffic, deploys, and what is left.
+"""One row of the churn: a stack and a fleet, a cold burst, warm traffic, and deployments.
 
-Owns the order of events and the counting of invocations. Endings hit idle sandboxes.
+Sandboxes end while they are idle.
 """
 
 import asyncio
 import contextlib
-import itertools
-import json
 import re
-import statistics
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from pathlib import Path as Folder
+from pathlib import Path
 
-from infra.database.roles import APP
 from infra.local import compose
-from infra.local.churn.plan import Path, Plan, Row
-from infra.local.churn.watch import Watch
-from infra.local.fleet import Answer, Fleet, Sandbox
-from infra.local.fleet.front_door import api_gateway_event
-from infra.local.fleet.nursery import Nursery
+from infra.local.churn.monitor import Monitor
+from infra.local.churn.plan import ConnectionPath, EndingScenario, Plan
+from infra.local.churn.result import InvocationLog, Result
+from infra.local.fleet import Fleet, Sandbox
+from infra.local.fleet.fork_server import ForkServer
 from infra.local.network import Filter
-from infra.local.stack import Stack
+from infra.local.service import SAMPLE, Service
+from infra.local.stack import RunningStack, Stack
 
-#: Invocations per second while nothing else happens, and how many callers there are.
-RATE, CALLERS = 60, 8
-WARM_SECONDS = 3.0
-#: How long is waited for what ended sandboxes hold, in seconds.
-HORIZON = 25.0
-#: Time-lapse: the limits of an idle client (300 and 240 seconds), so that a run sees its end.
-CLIENT_IDLE_TIMEOUT, MAX_IDLE = 20, 16
-#: What a goodbye may take to be seen from outside, in seconds.
-SLACK = 1.0
-#: PgBouncer's words and Postgres' for a client that left without a goodbye.
-UNCLEAN = re.compile(f"/{APP}@.*client unexpected eof|unexpected EOF on client connection")
-#: Linux' own patience with a silent peer, where nobody sets another.
-KERNEL_KEEPALIVE = 7200 + 9 * 75
-
-
-@dataclass
-class Result:
-    """One row of the report; fields as in `churn.json`, schema 1."""
-
-    path: str
-    ending: str
-    invocations: int = 0
-    ok: int = 0
-    failed: int = 0
-    in_flight_at_ending: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    peak_backends: int = 0
-    peak_clients: int = 0
-    backends_after: int = 0
-    clients_after: int = 0
-    #: None where the servers' logs cannot be read (Compose).
-    unclean_closes: int | None = None
-    release_seconds: float | None = None
-    release_bound_seconds: float = 0
-    cold_ms: dict[str, float] = field(default_factory=dict)
-    warm_ms: dict[str, float] = field(default_factory=dict)
-    samples: list[tuple[float, int, int]] = field(default_factory=list)
-    #: Invocations a second in the warm phase.
-    warm_rate: float = 0
-
-    @property
-    def causes(self) -> str:
-        return ", ".join(f"{count} × {cause}" for cause, count in self.failures.items())
-
-
-class Ledger:
-    """Every invocation, by how it ended."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        #: Requests that ran in a sandbox which was ended under them.
-        self.interrupted: set[str] = set()
-
-    def note(self, answer: Answer) -> None:
-        self.answers.append(answer)
-
-    @staticmethod
-    def is_ok(answer: Answer) -> bool:
-        return answer.error is None and answer.payload.get("statusCode") == 200
-
-    def write(self, result: Result, logs: Folder) -> None:
-        causes = _causes(logs)
-        counted = [each for each in self.answers if each.request_id not in self.interrupted]
-        good = [answer for answer in counted if self.is_ok(answer)]
-        bad = [answer for answer in counted if not self.is_ok(answer)]
-        result.invocations, result.ok, result.failed = len(counted), len(good), len(bad)
-        result.in_flight_at_ending = len(self.interrupted)
-        result.failures = dict(
-            Counter(answer.error or causes.get(answer.request_id, "?") for answer in bad)
-        )
-        result.cold_ms = _percentiles([answer.ms for answer in good if answer.cold])
-        result.warm_ms = _percentiles([answer.ms for answer in good if not answer.cold])
-
-
-def _causes(logs: Folder) -> dict[str, str]:
-    """Request → SQLSTATE or words, of those that failed, by the handler's own log."""
-    causes = {}
-    for log in logs.glob("*.log"):
-        for text in log.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and "fault" in line:
-                    causes[line["request_id"]] = line.get("sqlstate") or line["fault"]
-    return causes
-
-
-def _percentiles(ms: list[float]) -> dict[str, float]:
-    if len(ms) < 2:
-        return {"p50": round(ms[0], 1) if ms else 0.0, "p95": round(ms[0], 1) if ms else 0.0}
-    cuts = statistics.quantiles(ms, n=20, method="inclusive")
-    return {"p50": round(cuts[9], 1), "p95": round(cuts[18], 1)}
+#: The rate of warm traffic, and the number of callers.
+INVOCATIONS_PER_S, CALLERS = 60, 8
+WARM_PHASE_S = 3.0
+#: How long to wait for connections of ended sandboxes, in seconds.
+RELEASE_TIMEOUT_S = 25.0
+#: Shortened from 300 and 240 seconds, so that a run sees the effect.
+CLIENT_IDLE_TIMEOUT_S, MAX_IDLE_S = 20, 16
+#: How long a close may take to be seen by the monitor, in seconds.
+TOLERANCE_S = 1.0
+#: The log messages of PgBouncer and Postgres for a client that disconnected without a close.
+UNCLEAN_CLOSE = "/{app}@.*client unexpected eof|unexpected EOF on client connection"
+#: How long Linux by default takes to close a connection to a silent peer.
+KERNEL_KEEPALIVE_S = 7200 + 9 * 75
 
 
 @contextlib.asynccontextmanager
-async def _in_a_thread(stack: Stack) -> AsyncIterator[Stack]:
-    """The stack for the time of the block; the loop goes on while it starts and stops."""
+async def _started_in_thread(stack: Stack) -> AsyncIterator[Stack]:
+    """Start the stack for the block; starting and stopping do not block the loop."""
     starting = asyncio.create_task(asyncio.to_thread(stack.__enter__))
     try:
         yield await asyncio.shield(starting)
@@ -131,15 +48,23 @@ async def _in_a_thread(stack: Stack) -> AsyncIterator[Stack]:
 
 
 class Run:
-    """`async with Run(…) as run: await run.churn()`, then `await run.release()` whenever there is
-    time; the stack and what was left frozen stay until the block's end. `say`: gets what happens.
+    """A row: `async with Run(…) as run: await run.churn()`, then `await run.release()`.
+
+    The stack and frozen sandboxes exist until the end of the block.
     """
 
-    def __init__(self, path: Path, row: Row, plan: Plan, say: Callable[[str], None]) -> None:
-        self.path, self.row, self.plan, self._say = path, row, plan, say
+    def __init__(
+        self,
+        path: ConnectionPath,
+        row: EndingScenario,
+        plan: Plan,
+        report_progress: Callable[[str], None],
+        service: Service = SAMPLE,
+    ) -> None:
+        self._service = service
+        self.path, self.row, self.plan, self._report_progress = path, row, plan, report_progress
         self.result = Result(path.value, row.value)
-        self._ledger = Ledger()
-        self._numbers = itertools.count()
+        self._invocations = InvocationLog()
 
     async def __aenter__(self) -> "Run":
         self._undo = contextlib.AsyncExitStack()
@@ -154,57 +79,76 @@ class Run:
         await self._undo.aclose()
 
     async def _start(self) -> None:
-        self._say("Postgres and PgBouncer")
-        if compose.is_here():
-            self.stack: Stack | compose.Stack = await compose.Stack.find()
-        else:
-            own = Stack(max_connections=self.plan.max_connections)
-            self.stack = await self._undo.enter_async_context(_in_a_thread(own))
+        self._report_progress("Postgres and PgBouncer")
+        self.stack = await self._find_stack()
         console = self._undo.enter_context(self.stack.pgbouncer.console())
         self._undo.callback(console.execute, "RELOAD")
-        console.execute(f"SET client_idle_timeout = {CLIENT_IDLE_TIMEOUT}")
-        self.watch = self._undo.enter_context(Watch(self.stack, self.path))
-        self._undo.callback(self.watch.clear)
-        self._logs = Folder(self._undo.enter_context(tempfile.TemporaryDirectory()))
-        nursery = None
-        if self.plan.forked:
-            nursery = await self._undo.enter_async_context(Nursery())
-        environment = self.stack.environment(direct=self.path is Path.DIRECT)
-        self._fleet = Fleet(
-            environment | {"DB_MAX_IDLE": str(MAX_IDLE)},
+        console.execute(f"SET client_idle_timeout = {CLIENT_IDLE_TIMEOUT_S}")
+        if self.path is ConnectionPath.DIRECT:
+            self._lift_connection_limit()
+        self.monitor = self._undo.enter_context(Monitor(self.stack, self.path))
+        self._undo.callback(self.monitor.terminate_backends)
+        self._logs = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
+        self._fleet = await self._undo.enter_async_context(await self._new_fleet())
+
+    async def _find_stack(self) -> RunningStack:
+        if compose.is_inside_compose():
+            return await compose.Stack.find()
+        own = Stack(max_connections=self.plan.max_connections, service=self._service)
+        return await self._undo.enter_async_context(_started_in_thread(own))
+
+    async def _new_fleet(self) -> Fleet:
+        fork_server = None
+        if self.plan.uses_fork_server:
+            fork_server = await self._undo.enter_async_context(
+                ForkServer(root=self._service.root, python=self._service.python)
+            )
+        environment = self.stack.environment(direct=self.path is ConnectionPath.DIRECT)
+        return self._service.fleet(
+            environment | {"DB_MAX_IDLE": str(MAX_IDLE_S)},
             concurrency=2 * self.plan.sandboxes + CALLERS,
-            extensions=self.row is not Row.FORGOT,
+            extensions=self.row is not EndingScenario.NO_EXTENSION,
             logs=self._logs,
             packet_filter=Filter() if self.row.needs_filter else None,
-            nursery=nursery,
+            fork_server=fork_server,
         )
-        await self._undo.enter_async_context(self._fleet)
+
+    def _lift_connection_limit(self) -> None:
+        """Remove the role's connection limit, which most deployments do not have."""
+        admin = self._undo.enter_context(self.stack.postgres.administrator())
+        app = self._service.app
+        row = admin.execute(
+            "SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [app]
+        ).fetchone()
+        assert row is not None  # noqa: S101  # created by bootstrap
+        self._undo.callback(admin.execute, f"ALTER ROLE {app} CONNECTION LIMIT {row[0]}")
+        admin.execute(f"ALTER ROLE {app} CONNECTION LIMIT -1")
 
     async def churn(self) -> None:
-        """The burst, the traffic and the deploys. What came of the invocations is in `result`."""
-        self._say(f"a cold burst of {self.plan.sandboxes}")
+        """Run the burst, the traffic and the deployments, and fill in `result`."""
+        self._report_progress(f"a cold burst of {self.plan.sandboxes}")
         await asyncio.gather(*(self._invoke(cold=True) for _ in range(self.plan.sandboxes)))
         async with self._traffic():
-            self._say(f"warm traffic, {RATE} a second")
-            before = len(self._ledger.answers)
-            await asyncio.sleep(WARM_SECONDS)
-            rate = (len(self._ledger.answers) - before) / WARM_SECONDS
-            self.result.warm_rate = round(rate, 1)
+            self._report_progress(f"warm traffic, {INVOCATIONS_PER_S} a second")
+            before = len(self._invocations.answers)
+            await asyncio.sleep(WARM_PHASE_S)
+            rate = (len(self._invocations.answers) - before) / WARM_PHASE_S
+            self.result.warm_invocations_per_s = round(rate, 1)
             for number in range(1, self.plan.deploys + 1):
                 await self._deploy(number)
             await asyncio.sleep(0.5)
-        self._say("the last of the old sandboxes")
-        self.result.backends_after, self.result.clients_after = self.watch.held
+        self._report_progress("ending the last sandboxes")
+        self.result.held_backends, self.result.held_clients = self.monitor.held_by_ended
         for sandbox in list(self._fleet.sandboxes):
             await self._fleet.retire(sandbox)
-        self._ledger.write(self.result, self._logs)
+        self._invocations.write(self.result, self._logs)
 
     async def _deploy(self, number: int) -> None:
-        """Replace every sandbox by a new one, a batch at a time: the new ones come first."""
+        """Replace all sandboxes in batches; the new ones of a batch start first."""
         old = list(self._fleet.sandboxes)
         replaced = 0
-        while batch := old[replaced : replaced + self.plan.batch]:
-            self._say(f"deploy {number}: {replaced} of {len(old)} replaced")
+        while batch := old[replaced : replaced + self.plan.batch_size]:
+            self._report_progress(f"deploy {number}: {replaced} of {len(old)} replaced")
             await asyncio.gather(*(self._invoke(cold=True) for _ in batch))
             await asyncio.gather(*map(self._end, batch))
             replaced += len(batch)
@@ -212,25 +156,24 @@ class Run:
     async def _end(self, sandbox: Sandbox) -> None:
         had = sandbox.connections()
         if not await self._fleet.retire(sandbox, self.row.ending) and sandbox.serving:
-            self._ledger.interrupted.add(sandbox.serving)
-        self.watch.ended([client for client, _ in had])
+            self._invocations.interrupted.add(sandbox.serving)
+        self.monitor.record_ending([client for client, _ in had])
 
     async def _invoke(self, *, cold: bool = False) -> None:
-        event = api_gateway_event("GET", f"/orders/{next(self._numbers) % 5 + 1}")
-        self._ledger.note(await self._fleet.invoke(event, cold=cold))
+        self._invocations.record(await self._fleet.invoke(self._service.event, cold=cold))
 
     @contextlib.asynccontextmanager
     async def _traffic(self) -> AsyncIterator[None]:
-        """Callers who keep up RATE for the time of the block, and wait for their answers."""
+        """Run callers who send INVOCATIONS_PER_S during the block and wait for responses."""
         stopped = asyncio.Event()
 
         async def call(number: int) -> None:
             loop = asyncio.get_running_loop()
-            due = loop.time() + number / RATE
+            due = loop.time() + number / INVOCATIONS_PER_S
             while not stopped.is_set():
                 await asyncio.sleep(due - loop.time())
                 await self._invoke()
-                due = max(due + CALLERS / RATE, loop.time())
+                due = max(due + CALLERS / INVOCATIONS_PER_S, loop.time())
 
         async with asyncio.TaskGroup() as callers:
             for number in range(CALLERS):
@@ -239,30 +182,35 @@ class Run:
             stopped.set()
 
     async def release(self) -> None:
-        """Wait until nothing of the ended sandboxes is left, or HORIZON is over."""
+        """Wait for the connections of ended sandboxes to close, and fill in `result`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HORIZON):
-                while self.watch.release_seconds is None:  # noqa: ASYNC110  # it rings no bell
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                while self.monitor.release_s is None:  # noqa: ASYNC110  # polled, set on a thread
                     await asyncio.sleep(0.1)
-        result, seconds = self.result, self.watch.release_seconds
-        result.release_seconds = None if seconds is None else round(seconds, 2)
-        result.release_bound_seconds = self._bound()
-        result.samples = self.watch.samples
+        result, seconds = self.result, self.monitor.release_s
+        result.release_s = None if seconds is None else round(seconds, 2)
+        result.release_limit_s = self._release_limit()
+        result.samples = self.monitor.samples
         result.peak_backends = max(backends for _, backends, _ in result.samples)
         result.peak_clients = max(clients for _, _, clients in result.samples)
         if isinstance(self.stack, Stack):
-            server = self.stack.pgbouncer if self.path is Path.PGBOUNCER else self.stack.postgres
-            said = server.said().splitlines()
-            result.unclean_closes = sum(bool(UNCLEAN.search(line)) for line in said)
+            server = (
+                self.stack.pgbouncer
+                if self.path is ConnectionPath.PGBOUNCER
+                else self.stack.postgres
+            )
+            output = server.log_since_start().splitlines()
+            unclean = re.compile(UNCLEAN_CLOSE.format(app=self._service.app))
+            result.unclean_closes = sum(bool(unclean.search(line)) for line in output)
 
-    def _bound(self) -> float:
-        """What the settings promise for `release_seconds`."""
-        if self.row in (Row.GRACEFUL, Row.KILL):
-            return SLACK
-        if self.path is Path.DIRECT:
-            return KERNEL_KEEPALIVE + SLACK
+    def _release_limit(self) -> float:
+        """Return the upper limit of `release_s` by the settings."""
+        if self.row in (EndingScenario.GRACEFUL, EndingScenario.KILL):
+            return TOLERANCE_S
+        if self.path is ConnectionPath.DIRECT:
+            return KERNEL_KEEPALIVE_S + TOLERANCE_S
         config = {row["key"]: row["value"] for row in self.stack.pgbouncer.show("CONFIG")}
         probed = float(config["tcp_keepidle"]) + float(config["tcp_keepintvl"]) * float(
             config["tcp_keepcnt"]
         )
-        return min(float(config["client_idle_timeout"]), probed) + SLACK
+        return min(float(config["client_idle_timeout"]), probed) + TOLERANCE_S

@@ -1,37 +1,42 @@
 """A Lambda service on this machine.
 
-Owns which sandbox gets which event: one event at a time to each, a new one (a cold start) where
-none is idle, none above the reserved concurrency. Leaves the processes to `sandbox`, their API to
-`runtime_api`, HTTP to `front_door`. What is real in it and what is played: `infra/local/LAMBDA.md`.
+The fleet assigns events to sandboxes: one event at a time to each, a new sandbox (a cold start) if
+none is idle, up to the reserved concurrency. `infra/local/LAMBDA.md` says what is real and what is
+emulated.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
 
 from infra.local import ROOT
-from infra.local.fleet.nursery import Nursery
-from infra.local.fleet.runtime_api import Answer
+from infra.local.fleet.fork_server import ForkServer
+from infra.local.fleet.runtime_api import InvocationResult
 from infra.local.fleet.sandbox import Ending, Sandbox
 from infra.local.network import Filter
 
-__all__ = ["THROTTLED", "Answer", "Ending", "Fleet", "Sandbox"]
+__all__ = ["THROTTLED", "Ending", "Fleet", "InvocationResult", "Sandbox"]
 
-#: Lambda's error type for an event that finds no sandbox and no room for another.
+#: Lambda's error type above the reserved concurrency.
 THROTTLED = "TooManyRequestsException"
 
 
 class Fleet:
-    """`environment`: what the function is configured with (`DB_*`). `concurrency`: how many
-    sandboxes may live at once (reserved concurrency); an event beyond that is throttled. `timeout`:
-    the function's, in seconds. `idle`: seconds after which an idle sandbox is shut down; None:
-    never. `extensions`: False refuses every registration. `logs`: a folder for what sandboxes
-    print; None: here. `root`: the folder with the code, as /var/task. `packet_filter`: for a hard
-    freeze, see `Sandbox`. `nursery`: forks them.
+    """A function with its sandboxes.
+
+    `environment`: the function's variables (`DB_*`). `concurrency`: the reserved concurrency, above
+    which events are throttled. `timeout`: the function's, in seconds. `idle`: after how many idle
+    seconds a sandbox is shut down; None: never. `extensions`: False rejects every registration.
+    `logs`: a folder for the sandboxes' output; None: inherited. `root`: the folder with the code,
+    as /var/task; only it is on the path. `python`: the interpreter with the code's packages.
+    `packet_filter`: see `Sandbox`. `fork_server`: forks the sandboxes with its own root and
+    interpreter.
     """
 
     def __init__(
@@ -45,29 +50,34 @@ class Fleet:
         extensions: bool = True,
         logs: Path | None = None,
         root: Path = ROOT,
+        python: str = sys.executable,
         packet_filter: Filter | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
-        self._environment = environment
-        self._handler = handler
         self._concurrency = concurrency
         self._timeout = timeout
         self._idle_seconds = idle
-        self._extensions = extensions
         self._logs = logs
-        self._root = root
-        self._filter = packet_filter
-        self._nursery = nursery
-        self._numbers = itertools.count(1)
+        self._start_sandbox = functools.partial(
+            Sandbox.start,
+            handler,
+            environment,
+            extensions=extensions,
+            root=root,
+            python=python,
+            packet_filter=packet_filter,
+            fork_server=fork_server,
+        )
+        self._sandbox_numbers = itertools.count(1)
         self._starting = 0
         self._idle: list[Sandbox] = []
         self._reapers: dict[Sandbox, asyncio.TimerHandle] = {}
         self._reaped: set[asyncio.Task[bool]] = set()
-        #: Every sandbox that lives, idle or not; but for those left frozen.
+        #: All sandboxes, idle or not, except those left frozen.
         self.sandboxes: set[Sandbox] = set()
-        #: Those that are to end after the event they have.
+        #: Sandboxes that end after their current event.
         self._retiring: dict[Sandbox, asyncio.Event] = {}
-        self._left_frozen: set[Sandbox] = set()
+        self._frozen_for_good: set[Sandbox] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,52 +85,45 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.shield(self.end())
 
-    async def invoke(self, event: Any, *, cold: bool = False) -> Answer:
-        """The function's answer to `event`, any JSON. Failures are answers too, as on Lambda.
-        `cold`: by a new sandbox, though an idle one is there; of a new version, on Lambda."""
-        begun = time.monotonic()
+    async def invoke(self, event: Any, *, cold: bool = False) -> InvocationResult:
+        """Invoke the function; failures are results, as on Lambda. `cold`: in a new sandbox even
+        if one is idle."""
+        started = time.monotonic()
         if not cold and (sandbox := await self._take_idle()):
             return await self._invoke(sandbox, event)
         if self._starting + len(self.sandboxes) >= self._concurrency:
             payload = {"message": "Rate Exceeded.", "Type": "User"}
-            return Answer("", payload, THROTTLED, 0, 0.0)
+            return InvocationResult("", payload, THROTTLED, 0, 0.0)
         self._starting += 1
         try:
-            number = next(self._numbers)
-            sandbox = await Sandbox.start(
-                self._handler,
-                self._environment,
-                extensions=self._extensions,
-                log=self._logs and self._logs / f"sandbox-{number}.log",
-                root=self._root,
-                packet_filter=self._filter,
-                nursery=self._nursery,
-            )
+            number = next(self._sandbox_numbers)
+            log = self._logs and self._logs / f"sandbox-{number}.log"
+            sandbox = await self._start_sandbox(log=log)
             self.sandboxes.add(sandbox)
         finally:
             self._starting -= 1
         answer = await self._invoke(sandbox, event)
-        return dataclasses.replace(answer, cold=True, ms=(time.monotonic() - begun) * 1000)
+        return dataclasses.replace(answer, cold=True, ms=(time.monotonic() - started) * 1000)
 
     async def _take_idle(self) -> Sandbox | None:
-        """The one that was used last: the others may grow old, and be reaped."""
+        """Take the most recently used sandbox, so that the others can time out."""
         while self._idle:
             sandbox = self._idle.pop()
             if reaper := self._reapers.pop(sandbox, None):
                 reaper.cancel()
             if await sandbox.settled():
                 return sandbox
-            await self._remove(sandbox)  # it died after its last answer
+            await self._remove(sandbox)  # it exited after its last event
         return None
 
-    async def _invoke(self, sandbox: Sandbox, event: Any) -> Answer:
+    async def _invoke(self, sandbox: Sandbox, event: Any) -> InvocationResult:
         try:
             answer = await sandbox.invoke(event, self._timeout)
         except BaseException:
             await self._remove(sandbox)
             raise
-        if rest := self._retiring.get(sandbox):
-            rest.set()
+        if idle_again := self._retiring.get(sandbox):
+            idle_again.set()
         elif sandbox.alive and sandbox in self.sandboxes:
             self._idle.append(sandbox)
             if self._idle_seconds is not None:
@@ -136,16 +139,15 @@ class Fleet:
         task.add_done_callback(self._reaped.discard)
 
     async def retire(self, sandbox: Sandbox, how: Ending = Ending.GRACEFUL) -> bool:
-        """End a sandbox; it gets no event any more. One that has an event is waited for, but no
-        longer than a second: whether it was idle."""
+        """End a sandbox, after waiting up to a second for its event. Return whether it was idle."""
         if sandbox in self._idle:
             self._idle.remove(sandbox)
             idle = True
         else:
-            rest = self._retiring[sandbox] = asyncio.Event()
+            idle_again = self._retiring[sandbox] = asyncio.Event()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(rest.wait(), 1)
-            idle = rest.is_set()
+                await asyncio.wait_for(idle_again.wait(), 1)
+            idle = idle_again.is_set()
             del self._retiring[sandbox]
         if reaper := self._reapers.pop(sandbox, None):
             reaper.cancel()
@@ -155,16 +157,16 @@ class Fleet:
     async def _remove(self, sandbox: Sandbox, how: Ending = Ending.GRACEFUL) -> None:
         self.sandboxes.discard(sandbox)
         if how is Ending.FREEZE:
-            self._left_frozen.add(sandbox)
+            self._frozen_for_good.add(sandbox)
         await sandbox.end(how)
 
     async def end(self) -> None:
-        """Shut down every sandbox, and kill those left frozen."""
+        """Shut down all sandboxes and kill those left frozen."""
         for reaper in self._reapers.values():
             reaper.cancel()
         self._idle.clear()
         await asyncio.gather(
             *map(self._remove, list(self.sandboxes)),
-            *(sandbox.end(Ending.KILL) for sandbox in self._left_frozen),
+            *(sandbox.end(Ending.KILL) for sandbox in self._frozen_for_good),
             *self._reaped,
         )

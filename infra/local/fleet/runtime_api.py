@@ -1,8 +1,8 @@
-"""What Lambda serves to one sandbox: the Runtime API and the Extensions API.
+"""The Runtime API and the Extensions API of one sandbox.
 
-Owns the protocol and who is parked in `next`. On a port of its own, since the runtime client takes
-a host and a port and no path. Sources: "Using the Lambda runtime API for custom runtimes" and
-"Using the Lambda Extensions API", AWS Lambda Developer Guide.
+Each sandbox has its own port, because the runtime client's setting is a host and port without path.
+Sources: "Using the Lambda runtime API for custom runtimes" and "Using the Lambda Extensions API",
+AWS Lambda Developer Guide.
 """
 
 import asyncio
@@ -14,41 +14,44 @@ from typing import Any
 
 from aiohttp import web
 
-#: The largest event and answer of a synchronous invocation, in bytes.
+from infra.local.fleet.peer import ours_alone
+
+#: The size limit of events and responses of synchronous invocations, in bytes.
 PAYLOAD_LIMIT = 6 * 2**20
 ARN = "arn:aws:lambda:eu-central-1:000000000000:function:warm-engine"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an invocation came to."""
+class InvocationResult:
+    """The result of an invocation."""
 
     request_id: str
     payload: Any
-    #: Lambda's error type, where it failed.
+    #: Lambda's error type, if it failed.
     error: str | None
     #: The process that served it.
     pid: int
-    #: From the event's arrival to the answer, a cold start included.
+    #: From the event to the response, including a cold start.
     ms: float
     cold: bool = False
 
 
 @dataclass
 class Invocation:
-    """One event on its way. `timeout`: the function's, in seconds."""
+    """An event in progress. `timeout`: the function's, in seconds."""
 
     event: bytes
     timeout: float
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: The payload, and Lambda's error type if it is one.
-    answered: asyncio.Future[tuple[Any, str | None]] = field(default_factory=asyncio.Future)
+    outcome: asyncio.Future[tuple[Any, str | None]] = field(default_factory=asyncio.Future)
 
 
 class RuntimeApi:
-    """Serves the runtime and the extensions of one sandbox from `start` to `close`. `processes`:
-    how many the runtime is; several on Managed Instances, and none yet where it is to be restored
-    from a snapshot."""
+    """The server for the runtime and extensions of one sandbox, from `start` to `close`.
+
+    `processes`: the number of runtime processes; several on Managed Instances, 0 before a restore.
+    """
 
     def __init__(self, may_register: bool = True, processes: int = 1) -> None:
         self._may_register = may_register
@@ -56,20 +59,21 @@ class RuntimeApi:
         self._events: asyncio.Queue[Invocation] = asyncio.Queue()
         self._current: dict[str, Invocation] = {}
         self._runtimes_parked = 0
-        #: Set once the runtime waits to be restored: where Lambda takes the snapshot.
+        #: Set when the runtime waits for a restore: then Lambda takes the snapshot.
         self.snapshot = asyncio.Event()
         self._restores = asyncio.Semaphore(0)
-        #: Registered extensions: identifier → whether it is parked in `next`.
+        #: Registered extensions: identifier → whether it waits in `next`.
         self.extensions: dict[str, bool] = {}
-        #: Set while the runtime and all extensions are parked: where Lambda freezes a sandbox.
+        #: Set while the runtime and all extensions wait in `next`: then Lambda freezes a sandbox.
         self.parked = asyncio.Event()
-        #: What the runtime reported instead of getting ready.
+        #: The error that the runtime reported for its init phase.
         self.init_error: asyncio.Future[dict[str, Any]] = asyncio.Future()
         self._runner: web.AppRunner | None = None
         self.address, self.port = "", 0
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=2**30)
+        # Other users must not receive events or send responses.
+        app = web.Application(client_max_size=2**30, middlewares=[ours_alone()])
         runtime, extension = "/2018-06-01/runtime", "/2020-01-01/extension"
         app.add_routes(
             [
@@ -83,7 +87,7 @@ class RuntimeApi:
                 web.get(f"{extension}/event/next", self._extension_next),
             ]
         )
-        # handler_cancellation: a runtime that died is not parked any more.
+        # handler_cancellation: a runtime that exited no longer waits in `next`.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0
         )
@@ -98,7 +102,7 @@ class RuntimeApi:
             await self._runner.cleanup()
 
     def hand_over(self, invocation: Invocation) -> None:
-        """Give the runtime its next event. It must be parked."""
+        """Send the next event to the runtime, which must wait in `next`."""
         self._events.put_nowait(invocation)
         self.parked.clear()
 
@@ -107,7 +111,7 @@ class RuntimeApi:
             self.parked.set()
 
     def restore(self) -> None:
-        """Have one more copy of the snapshot go on."""
+        """Restore one more copy of the snapshot."""
         self._processes += 1
         self.parked.clear()
         self._restores.release()
@@ -133,7 +137,7 @@ class RuntimeApi:
                 "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
                 "Lambda-Runtime-Deadline-Ms": str(int((time.time() + invocation.timeout) * 1000)),
                 "Lambda-Runtime-Invoked-Function-Arn": ARN,
-                "Lambda-Runtime-Trace-Id": f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]}",
+                "Lambda-Runtime-Trace-Id": _trace_header(),
             },
         )
 
@@ -143,7 +147,7 @@ class RuntimeApi:
             message = f"Exceeded maximum allowed payload size ({PAYLOAD_LIMIT} bytes)."
             error = "Function.ResponseSizeTooLarge"
             self._answer(request, {"errorType": error, "errorMessage": message}, error)
-            return _refused(413, "RequestEntityTooLarge", message)
+            return _refuse(413, "RequestEntityTooLarge", message)
         return self._answer(request, json.loads(body or b"null"), None)
 
     async def _error(self, request: web.Request) -> web.Response:
@@ -153,27 +157,27 @@ class RuntimeApi:
     def _answer(self, request: web.Request, payload: Any, error: str | None) -> web.Response:
         invocation = self._current.pop(request.match_info["id"], None)
         if invocation is None:
-            return _refused(400, "InvalidRequestID", "that invocation is not under way")
-        if not invocation.answered.done():
-            invocation.answered.set_result((payload, error))
-        return _accepted()
+            return _refuse(400, "InvalidRequestID", "no such invocation in progress")
+        if not invocation.outcome.done():
+            invocation.outcome.set_result((payload, error))
+        return _accept()
 
     async def _init_error(self, request: web.Request) -> web.Response:
         if not self.init_error.done():
             self.init_error.set_result(json.loads(await request.read() or b"{}"))
-        return _accepted()
+        return _accept()
 
     async def _register(self, request: web.Request) -> web.Response:
         name = request.headers.get("Lambda-Extension-Name", "")
         wanted = (await request.json()).get("events", [])
         if not self._may_register:
-            return _refused(403, "Extension.Forbidden", "no extensions in this sandbox")
+            return _refuse(403, "Extension.Forbidden", "no extensions in this sandbox")
         if self._runtimes_parked:
-            return _refused(403, "Extension.InvalidState", "registering ends with the init phase")
+            return _refuse(403, "Extension.InvalidState", "registering ends with the init phase")
         if name in (key.partition("/")[0] for key in self.extensions):
-            return _refused(403, "Extension.AlreadyRegistered", f"{name} is registered")
+            return _refuse(403, "Extension.AlreadyRegistered", f"{name} is registered")
         if "SHUTDOWN" in wanted:
-            return _refused(403, "ShutdownEventNotSupportedForInternalExtension", "SHUTDOWN")
+            return _refuse(403, "ShutdownEventNotSupportedForInternalExtension", "SHUTDOWN")
         identifier = f"{name}/{uuid.uuid4()}"
         self.extensions[identifier] = False
         return web.json_response(
@@ -184,16 +188,22 @@ class RuntimeApi:
     async def _extension_next(self, request: web.Request) -> web.Response:
         identifier = request.headers.get("Lambda-Extension-Identifier", "")
         if identifier not in self.extensions:
-            return _refused(403, "Extension.UnknownExtensionIdentifier", identifier)
+            return _refuse(403, "Extension.UnknownExtensionIdentifier", identifier)
         self.extensions[identifier] = True
         self._park()
-        await asyncio.Event().wait()  # no event that it may subscribe to is ever sent
+        await asyncio.Event().wait()  # it cannot subscribe to any event that is sent
         raise AssertionError("unreachable")
 
 
-def _accepted() -> web.Response:
+def _trace_header() -> str:
+    """Return an X-Ray trace header with the trace and Lambda's segment."""
+    root = f"1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]}"
+    return f"Root={root};Parent={uuid.uuid4().hex[:16]};Sampled=1"
+
+
+def _accept() -> web.Response:
     return web.json_response({"status": "OK"}, status=202)
 
 
-def _refused(status: int, kind: str, message: str) -> web.Response:
+def _refuse(status: int, kind: str, message: str) -> web.Response:
     return web.json_response({"errorType": kind, "errorMessage": message}, status=status)

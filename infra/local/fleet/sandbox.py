@@ -1,7 +1,7 @@
-"""One execution environment: a process with the real runtime interface client, and its end.
+"""One execution environment: a process with the real runtime interface client, and its life cycle.
 
-Owns the process. It shares with Lambda's what a handler can notice: the API, the environment, the
-deadline, when it is frozen, who is told of the end and how long before.
+It matches Lambda in what a handler can notice: the API, the environment, the deadline, the freeze,
+and the shutdown.
 """
 
 import asyncio
@@ -20,68 +20,71 @@ from typing import IO, Any
 import psutil
 
 from infra.local import ROOT, LabError
-from infra.local.fleet.nursery import Forked, Nursery
-from infra.local.fleet.runtime_api import Answer, Invocation, RuntimeApi
+from infra.local.fleet.fork_server import ForkedProcess, ForkServer
+from infra.local.fleet.interpreter import Mode, client_command
+from infra.local.fleet.runtime_api import Invocation, InvocationResult, RuntimeApi
 from infra.local.network import Filter, Ports
 
-#: Until a sandbox must be ready, in seconds of its own CPU time: on Lambda none shares it, here all
-#: share a machine's. And on the clock, for one that waits for nothing.
+#: Limits of the init phase in seconds: of the sandbox's CPU time, because all sandboxes share a
+#: machine, and of elapsed time, for one that only waits.
 INIT_CPU_SECONDS = 10.0
 INIT_SECONDS = 60.0
-
-
-#: A frozen sandbox does not notice that the laboratory was killed: the kernel ends it (Linux).
+#: Linux ends a sandbox whose parent was killed: a frozen one would not notice.
 _SETPRIV = shutil.which("setpriv")
-DIES_WITH_US = (_SETPRIV, "--pdeathsig", "KILL") if _SETPRIV else ()
+KILLED_WITH_PARENT = (_SETPRIV, "--pdeathsig", "KILL") if _SETPRIV else ()
 
-Process = asyncio.subprocess.Process | Forked
+Process = asyncio.subprocess.Process | ForkedProcess
 
 
 class Ending(StrEnum):
-    """How a sandbox ceases to be."""
+    """How a sandbox ends."""
 
     #: Lambda's shutdown phase: SIGTERM and half a second, if it registered an extension.
     GRACEFUL = "graceful"
-    #: SIGKILL; its kernel says goodbye in its stead.
+    #: SIGKILL; the kernel closes its connections.
     KILL = "kill"
-    #: It is never thawed again. Its process stays, for whoever counts what it holds.
+    #: Never thawed again. The process stays, so that what it holds can be counted.
     FREEZE = "freeze"
-    #: Cut off, then SIGKILL: no FIN ever arrives. As a micro-VM that is taken away.
+    #: SIGKILL with its packets dropped, so that no FIN arrives, as when a micro-VM is removed.
     VANISH = "vanish"
 
 
-#: From SIGTERM to SIGKILL where an internal extension is registered; without one there is no
-#: SIGTERM at all. "Shutdown phase", Understanding the Lambda execution environment lifecycle.
+class State(StrEnum):
+    """Where a sandbox is in its life cycle."""
+
+    #: In the init phase, or it has an event.
+    RUNNING = "running"
+    #: After an event: it is frozen when the runtime and all extensions wait in `next`.
+    FREEZING = "freezing"
+    FROZEN = "frozen"
+    ENDING = "ending"
+
+
+#: From SIGTERM to SIGKILL, with an internal extension; without one there is no SIGTERM. "Shutdown
+#: phase", Understanding the Lambda execution environment lifecycle.
 SHUTDOWN_SECONDS = 0.5
 
 
 class Sandbox:
-    """Made by `start`. Serves one event at a time, until `end`.
+    """An execution environment, created by `start`, that serves one event at a time until `end`.
 
-    Between two events it is frozen, as soon as the runtime and all extensions are parked in `next`:
-    stopped, and with a `packet_filter` cut off as well, as a paused micro-VM is. Without one its
-    kernel goes on acknowledging and takes a FIN in its stead: a weaker freeze, of the process only.
+    Between events it is frozen: stopped and, with a `packet_filter`, its packets are dropped, as
+    for a paused micro-VM. Without a filter its kernel still acknowledges packets and accepts a FIN.
     """
 
-    def __init__(
-        self,
-        api: RuntimeApi,
-        process: Process,
-        packet_filter: Filter | None,
-    ) -> None:
+    def __init__(self, api: RuntimeApi, process: Process, packet_filter: Filter | None) -> None:
         self._api = api
         self._process = process
         self._filter = packet_filter
-        self._silent: list[Ports] = []
+        self._dropped_connections: list[Ports] = []
         self._sockets: set[str] = set()
         self._connections: list[Ports] = []
-        self._freezing: asyncio.Task[None] | None = None
-        #: Whether it is frozen now.
-        self.frozen = False
-        #: The request that it serves, or served last.
+        self.state = State.RUNNING
+        #: The task that freezes or ends the sandbox.
+        self._transition: asyncio.Task[None] | None = None
+        #: The current or latest request.
         self.serving: str | None = None
         self._exited = asyncio.create_task(process.wait())
-        self._ending: asyncio.Task[None] | None = None
         self.pid = process.pid
 
     @classmethod
@@ -93,30 +96,37 @@ class Sandbox:
         extensions: bool = True,
         log: Path | None = None,
         root: Path = ROOT,
+        python: str = sys.executable,
         packet_filter: Filter | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> "Sandbox":
-        """Begin the init phase of a new process. `extensions`: whether it may register any. `log`:
-        what it prints goes there, or here. `root`: the folder with the code. `nursery`: forks
-        it.
+        """Start the init phase of a new process.
 
-        `environment` may say that this is a Managed Instance (AWS_LAMBDA_MAX_CONCURRENCY processes)
-        or SnapStart (AWS_LAMBDA_INITIALIZATION_TYPE): then it is to be restored from a snapshot."""
+        `extensions`: whether it may register any. `log`: a file for its output (None: inherited).
+        `root`: the folder with the code. `python`: the interpreter with the code's packages.
+        `fork_server`: forks it with its own root and interpreter.
+
+        `environment` may select a Managed Instance (AWS_LAMBDA_MAX_CONCURRENCY processes) or
+        SnapStart (AWS_LAMBDA_INITIALIZATION_TYPE), which is restored from a snapshot.
+        """
         snap = environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
-        client = "infra.local.fleet.snapshot" if snap else "awslambdaric"
+        mode: Mode = "snapshot" if snap else "start"
         processes = 0 if snap else int(environment.get("AWS_LAMBDA_MAX_CONCURRENCY", 1))
+        if fork_server is not None:
+            root = fork_server.root
+        command = client_command(python, mode, handler)
         api = RuntimeApi(extensions, processes)
         await api.start()
         try:
-            given = _environment(handler, api.address, root) | environment
-            if nursery is not None:
-                process: Process = await nursery.fork(handler, given, log)
+            variables = _environment(handler, api.address, root) | environment
+            if fork_server is not None:
+                process: Process = await fork_server.fork(handler, variables, log)
             else:
                 with _output(log) as output:
                     process = await asyncio.create_subprocess_exec(
-                        *(*DIES_WITH_US, sys.executable, "-m", client, handler),
+                        *(*KILLED_WITH_PARENT, *command),
                         cwd=root,
-                        env=given,
+                        env=variables,
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=output,
                         stderr=output,
@@ -132,39 +142,46 @@ class Sandbox:
         return not self._exited.done()
 
     @property
+    def frozen(self) -> bool:
+        return self.state is State.FROZEN
+
+    @property
     def exit_status(self) -> int | None:
-        """0 if it left by itself, negative if a signal ended it, None while it lives."""
+        """The exit status, negative for a signal, None while the process runs."""
         return self._exited.result() if self._exited.done() else None
 
-    async def invoke(self, event: Any, limit: float) -> Answer:
-        """Hand over one event, after the init phase if need be, and wait for what comes of it.
-        Failures are answers, as on Lambda; after one of the process itself it is not `alive`.
-        `limit`: the function's time-out, in seconds."""
-        begun = time.monotonic()
+    async def invoke(self, event: Any, limit: float) -> InvocationResult:
+        """Send one event, after the init phase if necessary, and wait for the result.
+
+        Failures are results, as on Lambda; if the process fails, it is no longer `alive`. `limit`
+        is the function's timeout in seconds.
+        """
+        started = time.monotonic()
         await self._thaw()
         invocation = Invocation(json.dumps(event).encode(), limit)
         self.serving = invocation.request_id
         failed = await self._until(self._ready(), INIT_SECONDS)
         if failed is None:
             self._api.hand_over(invocation)
-            failed = await self._until(invocation.answered, limit)
-        payload, error = failed or invocation.answered.result()
-        ms = (time.monotonic() - begun) * 1000
-        if self.alive and self._ending is None:  # one that is shutting down is not frozen
-            self._freezing = asyncio.create_task(self._freeze())
-        return Answer(invocation.request_id, payload, error, self.pid, ms)
+            failed = await self._until(invocation.outcome, limit)
+        payload, error = failed or invocation.outcome.result()
+        ms = (time.monotonic() - started) * 1000
+        if self.alive and self.state is State.RUNNING:
+            self.state = State.FREEZING
+            self._transition = asyncio.create_task(self._freeze())
+        return InvocationResult(invocation.request_id, payload, error, self.pid, ms)
 
     async def invoke_all(self, events: list[Any], limit: float) -> list[Any]:
-        """What the processes of this sandbox say to `events`, each of which another one serves."""
+        """Send each of `events` to another process of this sandbox and return the results."""
         await self._ready()
         invocations = [Invocation(json.dumps(event).encode(), limit) for event in events]
         for invocation in invocations:
             self._api.hand_over(invocation)
         async with asyncio.timeout(limit):
-            return [(await invocation.answered)[0] for invocation in invocations]
+            return [(await invocation.outcome)[0] for invocation in invocations]
 
     async def restore(self, copies: int) -> None:
-        """SnapStart: once the snapshot is taken, restore it so often."""
+        """SnapStart: wait for the snapshot, then restore it `copies` times."""
         async with asyncio.timeout(INIT_SECONDS):
             await self._api.snapshot.wait()
             for _ in range(copies):
@@ -172,15 +189,14 @@ class Sandbox:
             await self._api.parked.wait()
 
     async def settled(self) -> bool:
-        """Once its last answer is behind it: whether it lives."""
+        """Wait until the latest event is completely done; return whether the process is alive."""
         parked = asyncio.ensure_future(self._api.parked.wait())
         await asyncio.wait({parked, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         parked.cancel()
         return self.alive
 
     async def _ready(self) -> None:
-        """Once the runtime and all extensions are parked. Cancelled, with the init phase over, when
-        that has cost too much."""
+        """Wait until the runtime and all extensions wait in `next`. Raises TimeoutError."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._api.parked.wait(), 1)
@@ -192,47 +208,52 @@ class Sandbox:
 
     async def _freeze(self) -> None:
         await self._api.parked.wait()
+        if self.state is not State.FREEZING:
+            return
         self._signal(signal.SIGSTOP)
-        self.frozen = True
+        self.state = State.FROZEN
         if self._filter is not None:
-            self._silent = self.connections()
-            self._filter.silence(self._silent)
+            self._dropped_connections = self.connections()
+            self._filter.drop(self._dropped_connections)
 
     def connections(self) -> list[Ports]:
-        """Those that it has, but to the Runtime API, which is part of a sandbox. Listing all
-        connections takes milliseconds, so it is done only when its sockets are others."""
+        """Return its connections except those to the Runtime API.
+
+        Listing connections takes milliseconds, so it is only done after its sockets changed.
+        """
         with contextlib.suppress(psutil.NoSuchProcess, OSError):
             links = [link.readlink().name for link in Path(f"/proc/{self.pid}/fd").iterdir()]
             sockets = {link for link in links if link.startswith("socket:")}
             if sockets != self._sockets:
                 self._connections = [
-                    (each.laddr.port, each.raddr.port)
-                    for each in psutil.Process(self.pid).net_connections("tcp")
-                    if each.raddr and each.raddr.port != self._api.port
+                    (connection.laddr.port, connection.raddr.port)
+                    for connection in psutil.Process(self.pid).net_connections("tcp")
+                    if connection.raddr and connection.raddr.port != self._api.port
                 ]
                 self._sockets = sockets
             return self._connections
         return []
 
     async def _thaw(self) -> None:
-        if self._freezing is not None:
-            self._freezing.cancel()
-            await asyncio.wait({self._freezing})
-            self._freezing = None
+        if self._transition is None or self.state is State.ENDING:
+            return
+        self._transition.cancel()
+        await asyncio.wait({self._transition})
         if self.frozen:
             self._restore()
             self._signal(signal.SIGCONT)
-            self.frozen = False
+        if self.state in (State.FREEZING, State.FROZEN):  # not if `end` was called meanwhile
+            self.state = State.RUNNING
 
     def _restore(self) -> None:
         if self._filter is not None:
-            self._filter.restore(self._silent)
-        self._silent = []
+            self._filter.restore(self._dropped_connections)
+        self._dropped_connections = []
 
     async def _until(
         self, wanted: Awaitable[Any], seconds: float
     ) -> tuple[dict[str, Any], str] | None:
-        """None once `wanted` has come; Lambda's error if the process fails or time is up first."""
+        """Wait for `wanted`; return Lambda's error if the process fails or times out first."""
         waiting = asyncio.ensure_future(wanted)
         first = {waiting, self._exited, self._api.init_error}
         await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -252,29 +273,30 @@ class Sandbox:
         return {"errorType": error, "errorMessage": message}, error
 
     async def end(self, how: Ending = Ending.GRACEFUL) -> None:
-        """End it; but for FREEZE, nothing of it is left. Safe to call again, and after FREEZE."""
+        """End the sandbox. It can be called again, also after FREEZE."""
         if how is Ending.FREEZE:
-            if self._freezing is not None:
-                await self._freezing
+            if self.state is State.FREEZING and self._transition is not None:
+                await self._transition
             return
-        if self._ending is None:
-            self._ending = asyncio.create_task(self._end(how))
-        await asyncio.shield(self._ending)
+        if self.state is not State.ENDING:
+            was_frozen, self.state = self.frozen, State.ENDING
+            self._transition = asyncio.create_task(self._end(how, was_frozen))
+        if self._transition is not None:
+            await asyncio.shield(self._transition)
 
-    async def _end(self, how: Ending) -> None:
+    async def _end(self, how: Ending, was_frozen: bool) -> None:
         if how is Ending.VANISH:
             if self._filter is None:
-                raise LabError("a sandbox vanishes only where packets can be dropped")
-            self._filter.silence(set(self.connections()) - set(self._silent))
-        elif how is Ending.GRACEFUL:
-            await self._thaw()
+                raise LabError("a sandbox can only vanish where packets can be dropped")
+            self._filter.drop(set(self.connections()) - set(self._dropped_connections))
+        else:
+            self._restore()
+        if how is Ending.GRACEFUL:
+            if was_frozen:
+                self._signal(signal.SIGCONT)
             if self._api.extensions and self.alive:
                 self._signal(signal.SIGTERM)
                 await asyncio.wait({self._exited}, timeout=SHUTDOWN_SECONDS)
-        else:
-            self._restore()
-        if self._freezing is not None:
-            self._freezing.cancel()
         self._signal(signal.SIGKILL)
         await self._exited
         await self._api.close()
@@ -285,7 +307,7 @@ class Sandbox:
 
 
 def _environment(handler: str, runtime_api: str, root: Path) -> dict[str, str]:
-    """What Lambda sets, as far as a handler or the runtime client looks at it. Source: "Defined
+    """Return the variables of Lambda that a handler or the runtime client reads. Source: "Defined
     runtime environment variables", AWS Lambda Developer Guide."""
     return {
         "PATH": os.defpath,

@@ -1,4 +1,4 @@
-"""The orders, and what the application's role may do with them."""
+"""Create the table orders and grant SELECT to the application's role."""
 
 import sqlalchemy as sa
 from alembic import op

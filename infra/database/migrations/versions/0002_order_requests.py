@@ -1,4 +1,4 @@
-"""Orders that are placed once: the keys that callers sent, and an index for pages by status."""
+"""Create order_requests for idempotency keys, and an index for pages by status."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.create_index("ix_orders_status_id", "orders", ["status", "id"])
     op.execute("GRANT INSERT ON orders TO appuser")
     op.execute("GRANT USAGE ON SEQUENCE orders_id_seq TO appuser")
-    # UPDATE of the key alone: ON CONFLICT DO UPDATE sets it to itself, to see whose it is.
+    # UPDATE only of the key: ON CONFLICT DO UPDATE sets it to itself, to return the existing row.
     op.execute("GRANT SELECT, INSERT, DELETE, UPDATE (key) ON order_requests TO appuser")
 
 

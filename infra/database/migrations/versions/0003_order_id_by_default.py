@@ -1,4 +1,4 @@
-"""A claim's order id is its default: a statement that says nextval pins RDS Proxy."""
+"""Draw order ids by a default, because RDS Proxy pins a connection that calls nextval."""
 
 from alembic import op
 

@@ -22,36 +22,38 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def take_sigterm_as_ctrl_c() -> None:
-    """For a process that ends in order on either, also as a background job, which ignores SIGINT.
-    As the same signal, since asyncio knows what to do with that one."""
+def treat_sigterm_as_sigint() -> None:
+    """Handle SIGTERM and SIGHUP like SIGINT, which asyncio supports, also in background jobs, which
+    ignore SIGINT by default."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is the second
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """What comes in the block takes effect after it. By handlers, not by a mask: a process started
-    in the block would inherit the mask, and could then not be stopped."""
+def deferred_signals() -> Iterator[None]:
+    """Deliver signals after the block. With handlers instead of a mask, which child processes would
+    inherit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in SIGNALS}
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda n, _: received.append(n)) for number in SIGNALS
+    }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 def run_program(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run`, but an interruption ends whatever the program itself has started, too."""
-    with held_back():
+    """Like `subprocess.run`, but an interruption also kills the program's child processes."""
+    with deferred_signals():
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -70,8 +72,10 @@ def run_program(command: Sequence[str | Path], **options: Any) -> subprocess.Com
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`asyncio.run`, interruptible only while `function` runs: by cancelling it."""
+def run_async(
+    function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Like `asyncio.run`, but signals only cancel `function`, not the cleanup of the loop."""
 
     async def main() -> T:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,0 +1,120 @@
+"""The AWS account and region of the scripts, and their error messages.
+
+The region is resolved once for boto3, SAM and the AWS CLI. botocore provides the credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import boto3
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+#: Error codes for expired or invalid credentials.
+_REJECTED = {
+    "AuthFailure",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+
+
+class OperatorError(Exception):
+    """A problem and how to solve it, for the operator."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """The identity, account number and region that a script works with."""
+
+    session: boto3.Session
+    region: str
+    number: str
+    arn: str
+
+
+def resolve_region() -> str:
+    """Return the region, and set it for all child processes.
+
+    AWS_REGION takes precedence, as in the AWS CLI. botocore and SAM read only AWS_DEFAULT_REGION
+    and would otherwise use the profile's region.
+    """
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    session = boto3.Session()
+    region = named or session.region_name
+    if not region:
+        raise OperatorError("no AWS region. Set one: export AWS_REGION=eu-central-1")
+    if region not in session.get_available_regions("lambda"):
+        raise OperatorError(f"there is no region {region}. Set one: export AWS_REGION=eu-central-1")
+    os.environ.update(AWS_REGION=region, AWS_DEFAULT_REGION=region)
+    return region
+
+
+def identify() -> Account:
+    """Return the account of the credentials. Raises OperatorError if there are none."""
+    try:
+        region = resolve_region()
+        session = boto3.Session(region_name=region)
+        who = session.client("sts").get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        raise OperatorError(explain(error)) from None
+    return Account(session, region, who["Account"], who["Arn"])
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_denied(error: ClientError) -> bool:
+    return error_code(error) in _DENIED
+
+
+def explain(error: BotoCoreError | ClientError) -> str:
+    """Return the problem and its solution in one line."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return (
+            "no AWS credentials. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
+            "with single sign-on run `aws sso login` first"
+        )
+    if isinstance(error, ProfileNotFound):
+        return f"{error}. Set AWS_PROFILE to one that `aws configure list-profiles` names"
+    if isinstance(error, SSOError | TokenRetrievalError | CredentialRetrievalError):
+        return f"the AWS credentials cannot be read: {one_line(error)}. Run `aws sso login`"
+    if isinstance(error, ClientError) and error_code(error) in _REJECTED:
+        return f"AWS refuses the credentials ({error_code(error)}). Renew them: `aws sso login`"
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def command(name: str, work: Callable[[], int]) -> int:
+    """Run a script's `work`; print an expected error and return exit status 1."""
+    try:
+        return work()
+    except OperatorError as error:
+        reason = str(error)
+    except (BotoCoreError, ClientError) as error:
+        reason = explain(error)
+    except OSError as error:
+        reason = one_line(error)
+    except KeyboardInterrupt:
+        return 130
+    print(f"{name}: {reason}", file=sys.stderr)
+    return 1

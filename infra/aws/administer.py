@@ -1,0 +1,80 @@
+"""`make administer`: one statement as the database's administrator, or the migrations, on AWS.
+
+`python -m infra.aws.administer [SQL]` runs the task of migration.yaml inside the VPC and prints its
+output. `STACK` is the stack, by default warm-engine. CloudTrail records the statement, and the
+task's log keeps the rows for a day, so do not put a password into it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import boto3
+
+from infra.aws import account, stacks
+from infra.aws.account import OperatorError
+
+#: Seconds between two polls of the task, and their maximum: the operator ends it with Ctrl-C.
+POLL, FOREVER = 6, 100_000
+
+
+def main() -> int:
+    return account.command("administer", lambda: administer(sys.argv[1:], stacks.chosen_name()))
+
+
+def administer(command: list[str], stack: str) -> int:
+    """Run the task with `command`, print its log and return its exit code."""
+    session = boto3.Session(region_name=account.resolve_region())
+    place, ecs = migration_outputs(session, stack), session.client("ecs")
+    started = ecs.run_task(
+        cluster=place["Cluster"],
+        taskDefinition=place["Task"],
+        launchType="FARGATE",
+        networkConfiguration={
+            "awsvpcConfiguration": {
+                "subnets": place["SubnetIds"].split(","),
+                "securityGroups": [place["SecurityGroup"]],
+                "assignPublicIp": "DISABLED",
+            }
+        },
+        overrides={"containerOverrides": [{"name": "administer", "command": command}]},
+    )
+    if not started["tasks"]:
+        raise OperatorError(f"ECS started no task: {started['failures']}")
+    arn = started["tasks"][0]["taskArn"]
+    print(f"task {arn}, in a minute or two …", file=sys.stderr, flush=True)
+    cluster, tasks = place["Cluster"], [arn]
+    ecs.get_waiter("tasks_stopped").wait(
+        cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL, "MaxAttempts": FOREVER}
+    )
+    print_log(session, place["TaskLog"], f"task/administer/{arn.rpartition('/')[2]}")
+    task = ecs.describe_tasks(cluster=cluster, tasks=tasks)["tasks"][0]
+    code = task["containers"][0].get("exitCode")
+    if code is None:  # the container never ran
+        raise OperatorError(f"the task did not start: {task.get('stoppedReason')}")
+    return int(code)
+
+
+def migration_outputs(session: boto3.Session, stack: str) -> dict[str, str]:
+    """Return the outputs of the nested stack of migration.yaml."""
+    found = stacks.client(session).describe_stack_resource(
+        StackName=stacks.get(session, stack).name, LogicalResourceId="Migration"
+    )
+    return stacks.get(session, found["StackResourceDetail"]["PhysicalResourceId"]).outputs
+
+
+def print_log(session: boto3.Session, group: str, stream: str) -> None:
+    client = session.client("logs")
+    try:
+        pages = client.get_paginator("filter_log_events").paginate(
+            logGroupName=group, logStreamNames=[stream]
+        )
+        for page in pages:
+            for event in page["events"]:
+                print(event["message"])
+    except client.exceptions.ResourceNotFoundException:
+        return  # no output
+
+
+if __name__ == "__main__":
+    sys.exit(main())

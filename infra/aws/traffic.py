@@ -1,0 +1,74 @@
+"""Tests a new version before CodeDeploy sends it traffic: a hook.
+
+With the status `Failed` all traffic stays on the old version. Later the alarms of function.yaml
+decide. CodeDeploy does not call it for the first deployment, which has no old version.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+log = logging.getLogger(__name__)
+
+#: The database through the pooler, and a read with the application's privileges.
+REQUESTS = (("/ready", ""), ("/orders", "limit=1"))
+#: Seconds to wait for a response, enough for a cold start; CodeDeploy waits for an hour.
+PATIENCE = 30
+
+
+def handler(event: dict[str, str], context: Any) -> None:
+    reasons = list(failures(os.environ["NEW_VERSION"]))
+    for reason in reasons:
+        log.error("%s", reason)
+    boto3.client("codedeploy").put_lifecycle_event_hook_execution_status(
+        deploymentId=event["DeploymentId"],
+        lifecycleEventHookExecutionId=event["LifecycleEventHookExecutionId"],
+        status="Failed" if reasons else "Succeeded",
+    )
+
+
+def failures(version: str) -> Iterator[str]:
+    """Send REQUESTS to `version` and yield each failure as a line."""
+    config = Config(read_timeout=PATIENCE, retries={"total_max_attempts": 1})
+    client = boto3.client("lambda", config=config)
+    for path, query in REQUESTS:
+        try:
+            answer = client.invoke(
+                FunctionName=version, Payload=json.dumps(request(path, query)).encode()
+            )
+            payload = json.load(answer["Payload"])
+        except Exception as error:  # report it: without a status CodeDeploy waits for an hour
+            yield f"GET {path}: {type(error).__name__}: {error}"
+            continue
+        if "FunctionError" in answer:
+            yield f"GET {path}: {payload.get('errorType')}, see the function's log"
+        elif payload.get("statusCode") != 200:
+            yield f"GET {path}: {payload.get('statusCode')} {payload.get('body')}"
+
+
+def request(path: str, query: str) -> dict[str, Any]:
+    """Return an HTTP API event in payload format 2.0."""
+    return {
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": path,
+        "rawQueryString": query,
+        "headers": {"host": "before-traffic", "user-agent": "warm-engine-before-traffic"},
+        "requestContext": {
+            "http": {
+                "method": "GET",
+                "path": path,
+                "protocol": "HTTP/1.1",
+                "sourceIp": "127.0.0.1",
+                "userAgent": "warm-engine-before-traffic",
+            },
+            "requestId": "before-traffic",
+            "stage": "$default",
+        },
+        "isBase64Encoded": False,
+    }

@@ -1,0 +1,114 @@
+"""The CAs that verify the servers: PgBouncer's own, and Amazon's for RDS and RDS Proxy.
+
+`make deploy` creates PgBouncer's first certificate and keeps it. `python -m infra.aws.trust`
+creates the next one, which no PgBouncer uses yet; STACK is the stack.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import boto3
+
+from infra.aws import account, certificate, stacks, template_file
+from infra.aws.account import OperatorError
+
+TRUST = template_file.FOLDER / ".trust"
+#: File in TRUST → its source. RDS's bundle is that of all regions, because the file is kept for
+#: later deployments to other regions.
+PAGES = {
+    "rds-global.pem": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
+    "proxy.pem": "https://www.amazontrust.com/repository/AmazonRootCA1.pem",
+}
+#: The versions of the secret whose CAs a function trusts: the current, the next and the previous.
+#: With the current one alone, logins would fail while PgBouncer's certificate is replaced.
+TRUSTED = ("AWSCURRENT", "AWSPENDING", "AWSPREVIOUS")
+
+
+def secret_name(stack: str) -> str:
+    return f"{stack}/pooler-tls"
+
+
+def pooler_host(stack: str) -> str:
+    """Return the host name in PgBouncer's certificate; pooler.yaml has its DNS record."""
+    return f"pooler.{stacks.prefix_of(stack)}.internal"
+
+
+def folder(session: boto3.Session, stack: str) -> Path:
+    """Return the folder of the stack's own CA, relative to the context of infra/aws/Dockerfile."""
+    return Path(".trust", str(session.region_name), stack)
+
+
+def prepare(session: boto3.Session, stack: str) -> str:
+    """Create PgBouncer's certificate once, write all CAs to `.trust`, and return its ARN."""
+    secrets, name = session.client("secretsmanager"), secret_name(stack)
+    try:
+        arn = secrets.describe_secret(SecretId=name)["ARN"]
+    except secrets.exceptions.ResourceNotFoundException:
+        made = json.dumps(certificate.make(pooler_host(stack)))
+        arn = secrets.create_secret(Name=name, SecretString=made)["ARN"]
+    target = TRUST.parent / folder(session, stack)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "pooler.pem").write_text("".join(_authorities(session, name)))
+    for file, page in PAGES.items():
+        _fetch(page, TRUST / file)
+    return str(arn)
+
+
+def _authorities(session: boto3.Session, name: str) -> list[str]:
+    """Return the distinct CAs of the secret's versions."""
+    secrets, found = session.client("secretsmanager"), []
+    for stage in TRUSTED:
+        try:
+            version = secrets.get_secret_value(SecretId=name, VersionStage=stage)
+        except secrets.exceptions.ResourceNotFoundException:
+            continue
+        found.append(json.loads(version["SecretString"])["ca"])
+    return list(dict.fromkeys(found))
+
+
+def renew(stack: str) -> int:
+    """Store PgBouncer's next certificate beside the current one, and print the next steps."""
+    session = account.identify().session
+    secrets, name = session.client("secretsmanager"), secret_name(stack)
+    versions = secrets.describe_secret(SecretId=name)["VersionIdsToStages"]
+    [current] = [version for version, stages in versions.items() if "AWSCURRENT" in stages]
+    made = certificate.make(pooler_host(stack))
+    put = secrets.put_secret_value(
+        SecretId=name, SecretString=json.dumps(made), VersionStages=["AWSPENDING"]
+    )
+    print(
+        f"PgBouncer's next certificate is version {put['VersionId']} of {name}.\n"
+        f"1. `make deploy STACK={stack}`: the function trusts both CAs.\n"
+        "2. `aws secretsmanager update-secret-version-stage "
+        f"--secret-id {name} --version-stage AWSCURRENT --move-to-version-id {put['VersionId']} "
+        f"--remove-from-version-id {current}`\n"
+        "3. `aws ecs update-service --force-new-deployment` with the outputs PoolerCluster and "
+        "PoolerService: new tasks read the new certificate"
+    )
+    return 0
+
+
+def main() -> int:
+    return account.command("trust", lambda: renew(stacks.chosen_name()))
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download a file of certificates, unless it exists: some networks need it copied by hand."""
+    if path.exists():
+        return
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # https, ours
+            text = answer.read()
+    except OSError as error:
+        raise OperatorError(f"{url} cannot be read: {error}. Save it as {path}") from None
+    if not text.startswith(b"-----BEGIN CERTIFICATE-----"):
+        raise OperatorError(f"{url} is not a certificate. Save it as {path}")
+    path.write_bytes(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Rejects connections from other users of this machine.
+
+Any local user can connect to the lab's ports, and the runtime client sends no token, but Linux
+lists the owner of each socket.
+"""
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from aiohttp import web
+
+#: On other systems there is no check: see `infra/local/LAMBDA.md`.
+CAN_TELL = sys.platform == "linux"
+_TABLE = Path("/proc/net/tcp")
+
+
+def _hexadecimal(address: tuple[str, int]) -> str:
+    """Format an address and a port as in the kernel's table."""
+    (number,) = struct.unpack("=I", socket.inet_aton(address[0]))
+    return f"{number:08X}:{address[1]:04X}"
+
+
+def owner(peer: tuple[str, int], here: tuple[str, int]) -> int | None:
+    """Return the user of the socket at `peer` that is connected to ours at `here`, or None if it is
+    closed: the kernel lists closed sockets as root's, with inode 0."""
+    wanted = [_hexadecimal(peer), _hexadecimal(here)]
+    for line in _TABLE.read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1:3] == wanted:
+            return int(fields[7]) if fields[9] != "0" else None
+    return None
+
+
+def ours_alone() -> Any:
+    """aiohttp middleware: 403 for other users. It checks each connection once."""
+    known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    @web.middleware
+    async def check(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        transport = request.transport
+        if CAN_TELL and transport is not None:
+            if transport not in known:
+                peer, here = (
+                    transport.get_extra_info("peername"),
+                    transport.get_extra_info("sockname"),
+                )
+                known[transport] = owner(peer[:2], here[:2]) == os.getuid()
+            if not known[transport]:
+                return web.json_response({"errorType": "Forbidden"}, status=403)
+        return await handler(request)
+
+    return check

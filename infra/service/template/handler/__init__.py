@@ -1,0 +1,1 @@
+"""[= title =]: keep `warm`, the engine; the other files are yours."""

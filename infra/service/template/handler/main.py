@@ -1,0 +1,9 @@
+"""The Lambda entry, `handler.main.handler`: connects the service to the engine."""
+
+from handler.warm import LambdaHandler, cheap_imports
+
+with cheap_imports():
+    from handler.app import app
+
+# `on_schedule=` takes an async function, called for the event of a schedule.
+handler = LambdaHandler(app)

@@ -1,0 +1,1 @@
+"""Where the service runs: its database, and AWS."""

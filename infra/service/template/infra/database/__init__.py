@@ -1,0 +1,1 @@
+../../../../../infra/database/__init__.py

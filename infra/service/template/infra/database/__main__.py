@@ -1,0 +1,1 @@
+../../../../../infra/database/__main__.py

@@ -1,0 +1,1 @@
+../../../../../infra/database/first_start.py

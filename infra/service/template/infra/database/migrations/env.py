@@ -1,0 +1,1 @@
+../../../../../../infra/database/migrations/env.py

@@ -1,0 +1,1 @@
+../../../../../../infra/database/migrations/script.py.mako
