@@ -1,4 +1,4 @@
-"""What tests share: one stack for the session, and named waits instead of sleeps."""
+"""Fixtures and helpers shared by all tests."""
 
 import asyncio
 import importlib
@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import asyncpg
 import pytest
@@ -20,50 +20,59 @@ from hypothesis import settings
 from sqlalchemy import URL, make_url
 from xdist.scheduler import LoadScopeScheduling
 
-import handler.engine
 import handler.main
-from handler.settings import Settings
+from handler.warm.database import engine
+from handler.warm.settings import Settings
 from infra.local import ROOT
-from infra.local.interruption import take_sigterm_as_ctrl_c
+from infra.local.fleet import sandbox
+from infra.local.signals import treat_sigterm_as_sigint
 from infra.local.stack import DATABASE, Stack
+from tests.network_namespace import pytest_runtest_protocol as pytest_runtest_protocol
 
-# The same examples in each run and on each machine, in whatever time those take.
+# Reproducible examples without a time limit, so that a slow machine does not fail a test.
 settings.register_profile("warm-engine", derandomize=True, deadline=None, database=None)
 settings.load_profile("warm-engine")
+
+if measured := os.environ.get("COVERAGE_PROCESS_CONFIG"):
+    # `make coverage`: a sandbox's environment is Lambda's, so coverage's variable is added to it.
+    lambda_environment = sandbox._environment
+    sandbox._environment = lambda *details: (
+        lambda_environment(*details) | {"COVERAGE_PROCESS_CONFIG": measured}
+    )
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
 
 def pytest_sessionstart() -> None:
-    take_sigterm_as_ctrl_c()  # so that fixtures end what they started
+    treat_sigterm_as_sigint()  # so that fixtures stop what they started
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: most tests wait, so one worker more than there are processors is faster."""
+    """Return one worker more than there are processors: most tests wait."""
     return (os.cpu_count() or 1) + 1
 
 
-class OneCompose(LoadScopeScheduling):  # type: ignore[misc]  # has no types
-    """Any test to any worker, but those on Compose to one: they share a stack."""
+class ComposeScheduling(LoadScopeScheduling):  # type: ignore[misc]  # no type hints
+    """Run all Compose tests on one worker, which owns the stack, and the others anywhere."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "compose" if "/test_compose" in nodeid else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneCompose:
-    return OneCompose(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ComposeScheduling:
+    return ComposeScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Shared by all: leave the schema and the servers as they are."""
+    """Share one stack among all tests. They must not change its schema or servers."""
     with Stack() as stack:
         yield stack
 
 
 @pytest.fixture
 def own_stack() -> Iterator[Stack]:
-    """For a test that changes the schema, a role or a server."""
+    """Start a stack for a test that changes the schema, a role or a server."""
     with Stack() as stack:
         yield stack
 
@@ -85,27 +94,27 @@ async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
 
 @pytest.fixture
 async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """A second administrator, to hold locks that queries wait for."""
+    """Open a second administrator connection, to hold locks that queries wait for."""
     async with administrator(stack) as connection:
         yield connection
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An AWS on this machine: moto's server, which stores what it is told and runs nothing. Its
-    address, which boto3 then uses for every service, with an account of nobody's."""
-    from moto.server import ThreadedMotoServer  # a second to import
+    """Start moto's server, point boto3 at it with dummy credentials, and return its URL."""
+    from moto.server import ThreadedMotoServer  # takes a second
 
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "eu-central-1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "testing")
-    # What it stores is the process's, and would be another test's, too.
-    urllib.request.urlopen(f"{address}/moto-api/reset", b"").close()  # noqa: S310  # ours
+    # moto keeps its state for the whole process.
+    urllib.request.urlopen(f"{address}/moto-api/reset", b"").close()
     yield address
     server.stop()
 
@@ -115,45 +124,60 @@ Lambda = Callable[[Any], dict[str, Any]]
 
 @pytest.fixture
 def lambda_handler(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
-    """`handler.main.handler` as a cold runtime has it, in this process, through the stack."""
-    for name, value in stack.environment().items():
-        monkeypatch.setenv(name, value)
-    with cold_runtime() as invoke:
+    """Import the handler in this process and invoke it through the shared stack."""
+    set_environment(monkeypatch, stack.environment())
+    with ColdHandler() as invoke:
         yield invoke
 
 
 @pytest.fixture
 def own_stack_handler(own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
-    """The same, through a stack that no other test writes to."""
-    for name, value in own_stack.environment().items():
-        monkeypatch.setenv(name, value)
-    with cold_runtime() as invoke:
+    """Do the same with a stack that no other test writes to."""
+    set_environment(monkeypatch, own_stack.environment())
+    with ColdHandler() as invoke:
         yield invoke
 
 
-class cold_runtime:  # noqa: N801  # reads as a context manager
-    """The handler freshly imported, with the environment as it is now; on a thread of its own, in
-    which no loop of the test's runs."""
+class ColdHandler:
+    """`with ColdHandler() as invoke`: the handler, imported anew with the current environment.
 
-    def __enter__(self) -> Lambda:
-        forget_engine()
-        self.thread = ThreadPoolExecutor(1)
-        self.main = self.thread.submit(importlib.reload, handler.main).result()
-        return lambda event: self.thread.submit(self.main.handler, event, None).result()
+    It has a thread of its own, where no event loop of a test runs.
+    """
+
+    def __enter__(self) -> Self:
+        reset_engine_cache()
+        self._thread = ThreadPoolExecutor(1)
+        self._handler = self._thread.submit(importlib.reload, handler.main).result().handler
+        return self
 
     def __exit__(self, *_: object) -> None:
-        for work in (handler.engine.dispose, let_go):
-            self.thread.submit(self.main._loop.run, work).result()
-        self.thread.submit(self.main._loop.close).result()
-        self.thread.shutdown()
+        for work in (engine.dispose, wait_for_transports_closed):
+            self.run(work)
+        self._thread.submit(self._handler.loop.close).result()
+        self._thread.shutdown()
+
+    def __call__(self, event: Any) -> dict[str, Any]:
+        return self.begin(event).result()
+
+    def begin(self, event: Any, context: Any = None) -> "Future[dict[str, Any]]":
+        return self._thread.submit(self._handler, event, context)
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run `work` on the handler's event loop."""
+        return self._thread.submit(self._handler.loop.run, work).result()
 
 
-def forget_engine() -> None:
-    handler.engine.engine.cache_clear()
+def set_environment(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def reset_engine_cache() -> None:
+    engine.get_engine.cache_clear()
 
 
 def psycopg_url(settings: Settings, **query: str) -> URL:
-    """Where a synchronous engine of its own goes."""
+    """Build the URL for a separate synchronous engine."""
     return make_url("postgresql+psycopg://").set(
         host=settings.host,
         port=settings.port,
@@ -164,18 +188,20 @@ def psycopg_url(settings: Settings, **query: str) -> URL:
     )
 
 
-async def let_go() -> None:
-    """Until the loop watches no socket but its own. asyncpg leaves the TLS of a login that was
-    refused to the loop, which closes it when the server has: a loop that ended first would leave it
-    to another test as a warning."""
-    watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]  # no public way
+async def wait_for_transports_closed() -> None:
+    """Wait until the loop watches no socket but its own.
+
+    asyncpg leaves the TLS connection of a rejected login to the loop. Ending the loop before it is
+    closed would raise a ResourceWarning in another test.
+    """
+    watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]  # there is no public API
     async with asyncio.timeout(10):
-        while len(watched) > 1:  # noqa: ASYNC110  # it rings no bell
+        while len(watched) > 1:
             await asyncio.sleep(0.005)
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The first true value of `condition`; fails where none comes in time."""
+    """Return the first true value of `condition`; fail if there is none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {seconds} s: {condition}"
@@ -184,14 +210,14 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 
 def log_lines(text: str) -> list[dict[str, Any]]:
-    """What the handler said of its invocations, among whatever else was printed."""
-    return [json.loads(line) for line in text.splitlines() if '"cold_start": ' in line]
+    """Parse the handler's log lines out of mixed output."""
+    return [json.loads(line) for line in text.splitlines() if '"coldStart": ' in line]
 
 
 def command(
     *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT, **more: Any
 ) -> "subprocess.Popen[str]":
-    """A command of the project as a user starts it, its output in one pipe."""
+    """Start a command of the project as a user does, with stdout and stderr in one pipe."""
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=cwd,
@@ -205,7 +231,7 @@ def command(
 
 
 def run(*words: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and output of a command of the project."""
+    """Run a command of the project and return its exit status and output."""
     process = command(*words, env=env)
     output, _ = process.communicate(timeout=60)
     return process.returncode, output

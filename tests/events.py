@@ -1,16 +1,18 @@
 """The same request as each service in front of a function would send it.
 
-Shapes from the examples in the AWS documentation: API Gateway's "Lambda proxy integrations" for
-REST (v1) and HTTP APIs (v2), "Using AWS Lambda with an Application Load Balancer", "Invoking Lambda
+Based on the examples in the AWS documentation: API Gateway's "Lambda proxy integrations" for REST
+(v1) and HTTP APIs (v2), "Using AWS Lambda with an Application Load Balancer", "Invoking Lambda
 function URLs".
 """
 
 import base64
 from typing import Any
 
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
 
 Event = dict[str, Any]
+#: API Gateway's default domain for an API.
+OWN_DOMAIN = "abc123.execute-api.eu-central-1.amazonaws.com"
 JSON = {"content-type": "application/json", "host": "example.test"}
 
 
@@ -25,8 +27,14 @@ def http_api_on_a_stage(
     method: str, path: str, query: str = "", body: str = "", **headers: str
 ) -> Event:
     event = http_api(method, f"/prod{path}", query, body, **headers)
-    event["requestContext"]["stage"] = "prod"
+    event["requestContext"] |= {"stage": "prod", "domainName": OWN_DOMAIN}
     return event
+
+
+def http_api_1_0(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
+    event = rest_api(method, f"/prod{path}", query, body, **headers)
+    event["requestContext"]["path"] = event["path"]
+    return event | {"version": "1.0"}
 
 
 def function_url(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
@@ -53,6 +61,7 @@ def rest_api(method: str, path: str, query: str = "", body: str = "", **headers:
             "httpMethod": method,
             "path": f"/prod{path}",
             "stage": "prod",
+            "domainName": OWN_DOMAIN,
             "identity": {"sourceIp": "127.0.0.1"},
         },
         "body": body or None,
@@ -87,6 +96,7 @@ def load_balancer_multi_value(
 ALL = [
     http_api,
     http_api_on_a_stage,
+    http_api_1_0,
     function_url,
     rest_api,
     load_balancer,

@@ -1,4 +1,4 @@
-"""What a command started, and whether it is gone with it."""
+"""Processes and folders that a command left behind."""
 
 import contextlib
 import re
@@ -6,8 +6,8 @@ import re
 import psutil
 
 
-def folders_of_stacks(pid: int) -> set[str]:
-    """Those of stacks whose servers run below that process."""
+def stack_folders(pid: int) -> set[str]:
+    """List the folders of the stacks whose servers run below that process."""
     words = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -15,7 +15,7 @@ def folders_of_stacks(pid: int) -> set[str]:
     return set(re.findall(r"\S*/warm-engine-stack-\w+", " ".join(words)))
 
 
-def runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

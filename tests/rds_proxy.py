@@ -1,9 +1,10 @@
-"""RDS Proxy's door, as its documentation and its users' reports describe it, in front of Postgres.
+"""A test double of RDS Proxy in front of Postgres, as its documentation describes it.
 
-Owns who is let in: TLS only, the password in clear within it, no `options`, no parameter but a few,
-no value in quotation marks. Then it hands everything on, and writes down what a client asks. What
-lies behind the real one's door, multiplexing, is not played. Sources: "Avoiding pinning an RDS
-Proxy", Amazon RDS User Guide; MagicStack/asyncpg#952 for the quotation marks.
+It accepts TLS only, a cleartext password within TLS, no `options`, few startup parameters and no
+quoted values. It forwards everything else and records which statements would pin a client, and why.
+It does not multiplex. Whether an unnamed Parse pins is unclear (older reports say so, AWS announced
+the opposite in 2023); here it does not. Sources: "Avoiding pinning an RDS Proxy", Amazon RDS User
+Guide; MagicStack/asyncpg#952 for quoted values.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ KNOWN = {"user", "database", "client_encoding", "application_name", "DateStyle",
 
 #: "Conditions that cause pinning for RDS for PostgreSQL".
 PINNING = re.compile(
-    r"^\s*(SET|RESET|DISCARD|DEALLOCATE|PREPARE|EXECUTE|LISTEN|UNLISTEN|LOAD|DECLARE)\b"
+    r"(^|;)\s*(SET|RESET|DISCARD|DEALLOCATE|PREPARE|EXECUTE|LISTEN|UNLISTEN|LOAD|DECLARE)\b"
     r"|\bset_config\b|\b(nextval|setval|currval|lastval)\b|\bpg_(try_)?advisory_lock"
     r"|\bCREATE\s+(OR\s+REPLACE\s+)?(LOCAL\s+|GLOBAL\s+)?TEMP",
     re.IGNORECASE,
@@ -34,23 +35,25 @@ PINNING = re.compile(
 
 
 class RdsProxy:
-    """`async with RdsProxy(stack, folder) as proxy:`. `admits`: whether a password opens it."""
+    """`accepts_password`: whether a password is valid."""
 
     host = "127.0.0.1"
 
-    def __init__(self, stack: Stack, folder: Path, admits: Callable[[str], bool]) -> None:
+    def __init__(self, stack: Stack, folder: Path, accepts_password: Callable[[str], bool]) -> None:
         self._postgres = stack.postgres
         self._password = stack.settings().password.get_secret_value()
-        self._admits = admits
+        self._accepts_password = accepts_password
         ca = trustme.CA()
         self.ca = folder / "ca.pem"
         ca.cert_pem.write_to_path(str(self.ca))
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         ca.issue_cert(self.host).configure_cert(self._tls)
         self.port = 0
-        #: What clients asked: the name a statement was given, and its text.
-        self.asked: list[tuple[str, str]] = []
+        #: The name and text of every prepared statement.
+        self.statements: list[tuple[str, str]] = []
         self.logins = 0
+        #: The reason for pinning each pinned client, by login number.
+        self.pins: dict[int, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -77,10 +80,10 @@ class RdsProxy:
         out.close()
 
     async def _serve(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> str | None:
-        """Why not, unless it is let in; then until it leaves."""
+        """Forward until the client disconnects. Return the reason if it is rejected."""
         _, code = struct.unpack("!ii", await client.readexactly(8))
         if code == CANCEL_REQUEST:
-            return None  # which RDS Proxy does not know
+            return None  # RDS Proxy does not support it
         if code != SSL_REQUEST:
             return "This RDS Proxy requires TLS connections"
         out.write(b"S")
@@ -100,16 +103,17 @@ class RdsProxy:
             return "no credentials for that role"
         out.write(b"R" + struct.pack("!ii", 8, 3))  # AuthenticationCleartextPassword
         _, body = await message(client)
-        if not self._admits(body.rstrip(b"\0").decode()):
+        if not self._accepts_password(body.rstrip(b"\0").decode()):
             return f"IAM authentication failed for the role {APP}"
         self.logins += 1
+        client_number = self.logins
         server, to_server = await asyncio.open_connection(self._postgres.host, self._postgres.port)
         try:
             await self._log_in(server, to_server, parameters)
             out.write(b"R" + struct.pack("!ii", 8, 0))  # AuthenticationOk
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._answers(server, out))
-                await self._questions(client, to_server)
+                group.create_task(self._forward_responses(server, out))
+                await self._forward_requests(client, to_server, client_number)
         finally:
             to_server.close()
         return None
@@ -128,17 +132,24 @@ class RdsProxy:
         scram.set_server_final((await message(server))[1][4:].decode())
         await message(server)  # AuthenticationOk
 
-    async def _answers(self, server: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+    async def _forward_responses(
+        self, server: asyncio.StreamReader, out: asyncio.StreamWriter
+    ) -> None:
         while data := await server.read(65536):
             out.write(data)
             await out.drain()
 
-    async def _questions(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+    async def _forward_requests(
+        self, client: asyncio.StreamReader, out: asyncio.StreamWriter, client_number: int
+    ) -> None:
         while True:
             kind, body = await message(client)
             if kind in b"QP":
                 words = body.decode().split("\0")
-                self.asked.append(("", words[0]) if kind == b"Q" else (words[0], words[1]))
+                name, statement = ("", words[0]) if kind == b"Q" else (words[0], words[1])
+                self.statements.append((name, statement))
+                if name or PINNING.search(statement):
+                    self.pins.setdefault(client_number, f"PREPARE {name}" if name else statement)
             out.write(framed(kind, body))
             await out.drain()
             if kind == b"X":

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from infra.local import LabError
-from infra.local.interruption import run, take_sigterm_as_ctrl_c
+from infra.local.signals import run_async, treat_sigterm_as_sigint
 from infra.local.stack import Stack
 from tests.benchmarks import cold, plot, report, scale, warm
 from tests.benchmarks.plan import (
@@ -21,8 +21,8 @@ from tests.benchmarks.plan import (
 
 
 def main() -> int:
-    take_sigterm_as_ctrl_c()
-    load, begun = os.getloadavg()[0], time.monotonic()
+    treat_sigterm_as_sigint()
+    load, started = os.getloadavg()[0], time.monotonic()
     scale.allow_many_sockets()
     steps = len(RTTS_MS) * TURNS + 2 + STARTS * 2 * len(HANDLERS) + len(SCALES)
     sizes: dict[str, str | int] = {
@@ -31,19 +31,22 @@ def main() -> int:
         "max_client_conn": max(clients for clients, _ in SCALES) + 100,
     }
     with (
-        tqdm(total=steps, bar_format="{bar:20} {n}/{total} {elapsed}  {desc}") as bar,
+        # disable=None: no bar without a terminal, where each redrawing would be a line of a log.
+        tqdm(total=steps, bar_format="{bar:20} {n}/{total} {elapsed}  {desc}", disable=None) as bar,
         Stack(max_connections=SERVER_CONNECTIONS + 10) as stack,
         stack.another_pgbouncer(tls=False, settings=sizes) as bouncer,
     ):
 
-        def done(what: str) -> None:
-            bar.set_description_str(what, refresh=False)
+        def report_progress(message: str) -> None:
+            if bar.disable:
+                print(message, flush=True)
+            bar.set_description_str(message, refresh=False)
             bar.update()
 
         rows = {
-            "warm": warm.measure(stack, bouncer, done),
-            "cold": run(cold.measure, stack, bouncer, done),
-            "scale": run(scale.measure, stack, bouncer, done),
+            "warm": warm.measure(stack, bouncer, report_progress),
+            "cold": run_async(cold.measure, stack, bouncer, report_progress),
+            "scale": run_async(scale.measure, stack, bouncer, report_progress),
         }
         servers = {
             "postgres": stack.postgres.version,
@@ -54,9 +57,9 @@ def main() -> int:
     plot.draw()
     print("\n".join(report.summary(made)))
     for target in made["targets"]:
-        kept = "reached" if target["measured"] <= target["reach"] else "missed"
-        print(f"{kept:8} {target['measured']:6} of {target['reach']:5}  {target['figure']}")
-    print(f"written  reports/bench.json, .md, .png after {time.monotonic() - begun:.0f} s")
+        kept = "reached" if target["measured"] <= target["target"] else "missed"
+        print(f"{kept:8} {target['measured']:6} of {target['target']:5}  {target['metric']}")
+    print(f"written  reports/bench.json, .md, .png after {time.monotonic() - started:.0f} s")
     return 0
 
 

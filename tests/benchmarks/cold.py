@@ -20,38 +20,40 @@ import psutil
 
 from infra.local import ROOT, LabError
 from infra.local.fleet import Fleet
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
-from infra.local.wire import Relay
-from tests.benchmarks.plan import COLD_SECONDS, HANDLERS, LEAST_STARTS, STARTS
+from infra.local.tcp_proxy import TcpProxy
+from tests.benchmarks.plan import COLD_TIME_LIMIT_S, HANDLERS, MIN_STARTS, STARTS
 
 Row = dict[str, Any]
 
 
-async def measure(stack: Stack, bouncer: PgBouncer, done: Callable[[str], None]) -> list[Row]:
+async def measure(
+    stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]
+) -> list[Row]:
     with (
         tempfile.TemporaryDirectory(prefix="warm-engine-bench-") as scratch,
-        Relay(bouncer.host, bouncer.port) as relay,
+        TcpProxy(bouncer.host, bouncer.port) as proxy,
     ):
         tasks = {compiled: Path(scratch) / str(compiled) for compiled in (True, False)}
         for compiled, folder in tasks.items():
-            done(f"cold: packages, {'compiled' if compiled else 'not compiled'}")
+            report_progress(f"cold: packages, {'compiled' if compiled else 'not compiled'}")
             _fill(folder, compiled)
         environment = stack.environment(bouncer) | {
-            "DB_PORT": str(relay.port),
+            "DB_PORT": str(proxy.port),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         seen: dict[tuple[str, bool], list[tuple[float, float, int]]] = {}
-        begun = time.monotonic()
+        started = time.monotonic()
         for number in range(STARTS):
-            if number >= LEAST_STARTS and time.monotonic() - begun > COLD_SECONDS:
+            if number >= MIN_STARTS and time.monotonic() - started > COLD_TIME_LIMIT_S:
                 break
             for compiled, folder in tasks.items():
                 for name in HANDLERS:
-                    start = await _start(HANDLERS[name], environment, folder, relay)
+                    start = await _start(HANDLERS[name], environment, folder, proxy)
                     seen.setdefault((name, compiled), []).append(start)
-                    done(f"cold: {number + 1} of {STARTS} starts of each")
+                    report_progress(f"cold: {number + 1} of {STARTS} starts of each")
     return [
         {
             "handler": name,
@@ -65,22 +67,22 @@ async def measure(stack: Stack, bouncer: PgBouncer, done: Callable[[str], None])
 
 
 async def _start(
-    module: str, environment: dict[str, str], folder: Path, relay: Relay
+    module: str, environment: dict[str, str], folder: Path, proxy: TcpProxy
 ) -> tuple[float, float, int]:
     logs = folder.parent
     async with Fleet(environment, handler=f"{module}.handler", logs=logs, root=folder) as fleet:
-        relay.reset()
-        begun = time.monotonic()
+        proxy.reset_counters()
+        started = time.monotonic()
         answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
-        wall = time.monotonic() - begun
+        wall = time.monotonic() - started
         if answer.error or answer.payload["statusCode"] != 200:
             raise LabError(f"the handler {module} did not serve: {answer.payload}")
         used = psutil.Process(answer.pid).cpu_times()
-        return wall, used.user + used.system, relay.round_trips
+        return wall, used.user + used.system, proxy.round_trips
 
 
 def _fill(folder: Path, compiled: bool) -> None:
-    """What the image's Dockerfile puts into /var/task, and the anchors."""
+    """What the image's Dockerfile puts into /var/task, and the baselines."""
     pinned = (ROOT / "handler/requirements.txt").read_text()
     for name in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==", pinned, re.M):
         for file in distribution(name).files or ():

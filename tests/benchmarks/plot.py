@@ -41,10 +41,10 @@ def draw() -> None:
         },
     )
     scale = report["scale"]
-    labels = [f"{row['clients']:,} clients,\n{row['busy']} busy" for row in scale]
+    labels = [f"{row['clients']:,} clients,\n{row['active_clients']} active" for row in scale]
     bars = panels[2].bar(labels, [row["requests_per_s"] for row in scale], color=COLOURS[0])
     panels[2].bar_label(bars, [f"{row['backends']} backends" for row in scale], fontsize=8)
-    panels[2].set_title("ours on one PgBouncer, requests a second")
+    panels[2].set_title("one PgBouncer, requests a second")
     panels[2].tick_params(axis="x", labelsize=8)
     figure.suptitle("GET /orders/{id}: what it costs")
     draft = REPORTS / "bench.png.tmp"
@@ -59,6 +59,7 @@ def _bars(panel: Any, title: str, series: dict[str, list[float]]) -> None:
         places = [place + number * width for place in range(len(heights))]
         bars = panel.bar(places, heights, width, label=label, color=COLOURS[number])
         panel.bar_label(bars, fmt="%.2f", fontsize=8)
-    panel.set_xticks([place + width / 2 for place in range(len(HANDLERS))], list(HANDLERS))
+    labels = [name.replace("_", "\n") for name in HANDLERS]
+    panel.set_xticks([place + width / 2 for place in range(len(HANDLERS))], labels, fontsize=8)
     panel.set_title(title)
     panel.legend(fontsize=8)

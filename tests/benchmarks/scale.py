@@ -14,16 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from handler import orders
-from handler.engine import create_engine
+from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
 from infra.local import LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
-from tests.benchmarks.plan import SCALES, SECONDS
+from tests.benchmarks.plan import SCALE_DURATION_S, SCALES
 
 Row = dict[str, Any]
 #: Logins and goodbyes at a time, so that none waits for its turn longer than a client waits.
-AT_ONCE = 20
+CONCURRENT_LOGINS = 20
 
 
 def allow_many_sockets() -> None:
@@ -34,70 +34,74 @@ def allow_many_sockets() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (5000, most))
 
 
-async def measure(stack: Stack, bouncer: PgBouncer, done: Callable[[str], None]) -> list[Row]:
+async def measure(
+    stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]
+) -> list[Row]:
     admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
-        return [await _one(stack, bouncer, admin, *scale, done) for scale in SCALES]
+        return [
+            await _measure_one(stack, bouncer, admin, *scale, report_progress) for scale in SCALES
+        ]
     finally:
         await admin.close()
 
 
-async def _one(
+async def _measure_one(
     stack: Stack,
     bouncer: PgBouncer,
     admin: "asyncpg.Connection[Any]",
     clients: int,
-    busy: int,
-    done: Callable[[str], None],
+    active_clients: int,
+    report_progress: Callable[[str], None],
 ) -> Row:
     settings = stack.settings(through=bouncer, connect_timeout=30, max_idle=600)
-    engines = [create_engine(settings) for _ in range(clients)]
+    engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(clients)]
     process = psutil.Process(bouncer.process.pid if bouncer.process else 0)
     try:
         before = process.memory_info().rss
-        await _each(_read, engines)
+        await _for_each(_read, engines)
         memory = (process.memory_info().rss - before) / clients
-        done(f"scale: {clients} clients, {busy} busy")
-        took: list[float] = []
-        begun = time.perf_counter()
-        end = begun + SECONDS
+        report_progress(f"scale: {clients} clients, {active_clients} active")
+        latencies_ms: list[float] = []
+        started = time.perf_counter()
+        end = started + SCALE_DURATION_S
 
-        async def ask() -> None:
+        async def send_requests() -> None:
             while time.perf_counter() < end:
                 engine = next(turns)
                 start = time.perf_counter()
                 await _read(engine)
-                took.append((time.perf_counter() - start) * 1000)
+                latencies_ms.append((time.perf_counter() - start) * 1000)
 
         # Each client has one connection: none is asked twice at a time.
         turns = _turns(engines)
-        await asyncio.gather(*(ask() for _ in range(busy)))
-        seconds = time.perf_counter() - begun
+        await asyncio.gather(*(send_requests() for _ in range(active_clients)))
+        seconds = time.perf_counter() - started
         backends = await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", APP
         )
         row = {
             "clients": clients,
-            "busy": busy,
-            "requests_per_s": round(len(took) / seconds),
-            "p99_ms": round(quantiles(took, n=100, method="inclusive")[98], 2),
+            "active_clients": active_clients,
+            "requests_per_s": round(len(latencies_ms) / seconds),
+            "p99_ms": round(quantiles(latencies_ms, n=100, method="inclusive")[98], 2),
             "backends": backends,
         }
         if clients >= 1000:  # of fewer, a page of memory says nothing
             row["pgbouncer_bytes_per_client"] = round(memory)
         return row
     finally:
-        await _each(AsyncEngine.dispose, engines)
+        await _for_each(AsyncEngine.dispose, engines)
 
 
-async def _each(
-    do: Callable[[AsyncEngine], Coroutine[Any, Any, None]], engines: list[AsyncEngine]
+async def _for_each(
+    action: Callable[[AsyncEngine], Coroutine[Any, Any, None]], engines: list[AsyncEngine]
 ) -> None:
-    some = asyncio.Semaphore(AT_ONCE)
+    some = asyncio.Semaphore(CONCURRENT_LOGINS)
 
     async def one(engine: AsyncEngine) -> None:
         async with some:
-            await do(engine)
+            await action(engine)
 
     await asyncio.gather(*map(one, engines))
 
@@ -112,7 +116,7 @@ def _turns(engines: list[AsyncEngine]) -> Any:
 async def _read(engine: AsyncEngine) -> None:
     def find(session: Session) -> None:
         with session:
-            order_id = random.randint(1, 1000)  # noqa: S311  # no secret depends on it
+            order_id = random.randint(1, 1000)
             if session.scalar(orders.BY_ID, {"id": order_id}) is None:
                 raise LabError(f"there is no order {order_id}")
 

@@ -12,7 +12,7 @@ from typing import Any
 from infra.local import ROOT, LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
-from infra.local.wire import Relay
+from infra.local.tcp_proxy import TcpProxy
 from tests.benchmarks.plan import HANDLERS, REQUESTS, RTTS_MS, TURNS
 
 Row = dict[str, Any]
@@ -48,40 +48,40 @@ class Worker:
             raise LabError(f"the handler {self.name} did not serve: see above")
         return dict(json.loads(line))
 
-    def turn(self, relay: Relay | None) -> None:
-        if relay:
-            relay.reset()
-        said = self.serve(REQUESTS)
-        self.ms += said["ms"]
-        self.cpu_ms.append(said["cpu_ms"])
-        self.rss.append(said["rss"])
-        if relay:
-            self.round_trips.append(relay.round_trips / REQUESTS)
+    def run_turn(self, proxy: TcpProxy | None) -> None:
+        if proxy:
+            proxy.reset_counters()
+        report = self.serve(REQUESTS)
+        self.ms += report["ms"]
+        self.cpu_ms.append(report["cpu_ms"])
+        self.rss.append(report["rss"])
+        if proxy:
+            self.round_trips.append(proxy.round_trips / REQUESTS)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
 
 
-def measure(stack: Stack, bouncer: PgBouncer, done: Callable[[str], None]) -> list[Row]:
-    """Without delay straight to PgBouncer; with one through a relay, which counts as well."""
+def measure(stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]) -> list[Row]:
+    """Without delay straight to PgBouncer; with one through a proxy, which counts as well."""
     rows = []
     trips: dict[str, float] = {}
     for rtt in reversed(RTTS_MS):
         with contextlib.ExitStack() as undo:
-            relay = None
+            proxy = None
             environment = stack.environment(bouncer)
             if rtt:
-                relay = undo.enter_context(Relay(bouncer.host, bouncer.port, delay=rtt / 1000))
-                environment["DB_PORT"] = str(relay.port)
+                proxy = undo.enter_context(TcpProxy(bouncer.host, bouncer.port, delay=rtt / 1000))
+                environment["DB_PORT"] = str(proxy.port)
             workers = [Worker(name, environment) for name in HANDLERS]
             for worker in workers:
-                undo.callback(worker.end)
+                undo.callback(worker.stop)
                 worker.serve(REQUESTS)
             for turn in range(TURNS):
                 for worker in workers:
-                    worker.turn(relay)
-                done(f"warm, {rtt} ms a round trip: {turn + 1} of {TURNS} turns")
+                    worker.run_turn(proxy)
+                report_progress(f"warm, {rtt} ms a round trip: {turn + 1} of {TURNS} turns")
             for worker in workers:
                 trips.setdefault(worker.name, median(worker.round_trips or [0]))
                 cuts = quantiles(worker.ms, n=100, method="inclusive")
@@ -95,7 +95,7 @@ def measure(stack: Stack, bouncer: PgBouncer, done: Callable[[str], None]) -> li
                         "cpu_ms": round(median(worker.cpu_ms), 3),
                         "db_round_trips": round(trips[worker.name]),
                         # The first hundred are turns 1 to 3, and what came before them.
-                        "rss_1000_to_100": round(
+                        "rss_ratio_1000_to_100": round(
                             worker.rss[1000 // REQUESTS - 2] / worker.rss[2], 4
                         ),
                     }

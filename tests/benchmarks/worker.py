@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
 
 
 class Context:
@@ -35,15 +35,15 @@ def main() -> None:
         cpu = time.process_time()
         for _ in range(int(line)):
             number = served * 7 % len(events)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             answer = handler(events[number], context)
-            took.append((time.perf_counter() - begun) * 1000)
+            took.append((time.perf_counter() - started) * 1000)
             if answer["statusCode"] != 200 or json.loads(answer["body"])["id"] != number + 1:
                 raise SystemExit(f"{sys.argv[1]} answered {answer} for order {number + 1}")
             served += 1
         cpu = time.process_time() - cpu
-        said = {"ms": took, "cpu_ms": cpu * 1000 / len(took), "rss": process.memory_info().rss}
-        print(json.dumps(said), file=answers)
+        report = {"ms": took, "cpu_ms": cpu * 1000 / len(took), "rss": process.memory_info().rss}
+        print(json.dumps(report), file=answers)
 
 
 if __name__ == "__main__":

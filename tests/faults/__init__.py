@@ -3,9 +3,9 @@ import contextlib
 import math
 
 
-def a_while(text: str) -> float:
-    """How long something lasts, as a command line says it. Raises ArgumentTypeError."""
+def positive_seconds(text: str) -> float:
+    """Parse a duration given on the command line. Raise ArgumentTypeError if it is not positive."""
     with contextlib.suppress(ValueError):
         if 0 < (number := float(text)) < math.inf:
             return number
-    raise argparse.ArgumentTypeError(f"{text}: a number above 0 says how long")
+    raise argparse.ArgumentTypeError(f"{text}: must be a positive number")

@@ -1,53 +1,69 @@
-"""`python -m tests.faults [SECONDS]`: the matrix with faults that last so long, and its report.
+"""`python -m tests.faults [SECONDS]`: run every scenario and write the report.
 
-In a network of its own where that can be had: lost packets, names and full disks need it, and are
-not in the report otherwise.
+Scenarios with packet loss, name resolution and full disks need a network namespace and are left out
+where none can be created.
 """
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from infra.local import ROOT, network
-from infra.local.interruption import take_sigterm_as_ctrl_c
-from tests.faults import a_while
-from tests.faults.report import PROPERTY, SECONDS, Measured, table, write
+from infra.local import LabError, network
+from infra.local.service import find as find_service
+from infra.local.signals import treat_sigterm_as_sigint
+from tests.faults import positive_seconds
+from tests.faults.probe import probe
+from tests.faults.report import DURATION_VARIABLE, PROPERTY, Measurement, table, write
 
 
-class Gathering:
-    """A plugin of pytest: what each test measured, in whichever process it ran."""
+class ResultCollector:
+    """Pytest plugin that collects the measurements from all workers."""
 
     def __init__(self) -> None:
-        self.cells: dict[str, Measured] = {}
+        self.scenarios: dict[str, Measurement] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == PROPERTY and report.when == "call" and isinstance(value, dict):
-                self.cells[value["what"]] = Measured(**value)
+                self.scenarios[value["title"]] = Measurement(**value)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("SECONDS", nargs="?", type=a_while, default=10.0)
+    parser.add_argument("SECONDS", nargs="?", type=positive_seconds, default=10.0)
     seconds = parser.parse_args().SECONDS
-    if not network.is_own():
-        if (obstacle := network.obstacle()) is None:
-            inside = network.command([sys.executable, "-m", "tests.faults", *sys.argv[1:]])
-            os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
-        print(f"without lost packets, names and full disks: {obstacle}")
-    take_sigterm_as_ctrl_c()
-    os.environ[SECONDS] = str(seconds)
-    gathering = Gathering()
-    status = pytest.main(["tests/faults/test_faults.py", "-q", "-n2"], plugins=[gathering])
-    from tests.faults.cells import APART, CELLS  # after pytest, which rewrites what it imports
+    try:
+        service = find_service(Path(os.environ["ROOT"]) if os.environ.get("ROOT") else None)
+    except LabError as error:
+        print(f"warm-engine: {error}", file=sys.stderr)
+        return 1
+    if not network.is_isolated():
+        if (reason := network.unavailable_reason()) is None:
+            same_command = [sys.executable, "-m", "tests.faults", *sys.argv[1:]]
+            isolated_command = network.isolated_command(same_command)
+            os.execvp(isolated_command[0], isolated_command)  # noqa: S606  # runs the same command
+        print(f"skipping packet loss, name resolution and full disks: {reason}")
+    treat_sigterm_as_sigint()
+    try:
+        probe(service)
+    except LabError as error:
+        print(f"warm-engine: {error}", file=sys.stderr)
+        return 1
+    os.environ[DURATION_VARIABLE] = str(seconds)
+    collector = ResultCollector()
+    status = pytest.main(["tests/faults/test_faults.py", "-q", "-n2"], plugins=[collector])
+    from tests.faults.scenarios import ISOLATED_SCENARIOS, SCENARIOS  # after pytest's rewriting
 
-    order = [cell.what for cell in (*CELLS, *APART)]
-    cells = [gathering.cells[what] for what in order if what in gathering.cells]
+    order = [scenario.title for scenario in (*SCENARIOS, *ISOLATED_SCENARIOS)]
+    scenarios = [collector.scenarios[title] for title in order if title in collector.scenarios]
     if status == pytest.ExitCode.OK:
-        write(ROOT / "reports", seconds, cells)
-    print(table(cells))
+        folder = service.root / "reports"
+        folder.mkdir(exist_ok=True)
+        write(folder, seconds, scenarios)
+    print(table(scenarios))
     return int(status)
 
 

@@ -1,70 +1,80 @@
-"""What a cell of the matrix measured, and the report made of all of them.
-
-Owns the figures' names, `reports/faults.json` and the table of it. Leaves the measuring to
-`test_faults`, and gathering it from the tests to `__main__`.
-"""
+"""The measurement of a scenario, and the report: `reports/faults.json` (schema 2)."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-#: In the environment of the tests: how many seconds each fault lasts.
-SECONDS = "WARM_ENGINE_FAULT_SECONDS"
-#: The name of the property under which a test hands over what it measured.
+#: Environment variable: the duration of each fault in seconds.
+DURATION_VARIABLE = "WARM_ENGINE_FAULT_SECONDS"
+#: The test property that holds a measurement.
 PROPERTY = "fault"
-HEAD = """\
-| what is broken | answered | worst | well after | leaked | lost | doubled |
+TABLE_HEAD = """\
+| what is broken | success rate | max latency | time to recovery | leaked | lost | duplicated |
 |---|---|---|---|---|---|---|
 """
 
 
 @dataclass(frozen=True)
-class Measured:
-    """`requests`: under way while it was broken; `answered`: how many of them with success;
-    `within`: those that neither began before it nor ended after; `late`: those with 504.
-    `worst_s`: the longest wait for an answer of any kind. `well_s`: from the fault's end to the
-    first success, and `why` that may be more than a second. `leaked`: connections that nobody uses
-    or knows of; `lost` and `doubled`: rows of `keys`, once those without an answer were sent again.
-    `tried_again`: how many requests took the handler two attempts, before and after it too.
+class Measurement:
+    """One scenario's figures.
+
+    `requests`: in progress at any time during the fault; `succeeded` of them; `status_504` of them.
+    `during_fault`: began and ended within it; `succeeded_during_fault` of them. `max_latency_s`: of
+    any response. `time_to_recovery_s`: from the end of the fault to the first success; `reason`:
+    why that may exceed a second. `lost_writes` and `duplicated_writes`: rows, after unanswered
+    writes were sent again (`retried_by_client`). `retried_by_handler`: requests with two attempts,
+    in the whole run.
     """
 
-    what: str
+    title: str
     requests: int
-    answered: int
-    within: int
-    answered_within: int
-    late: int
-    worst_s: float
-    well_s: float
-    why: str
-    keys: int
-    sent_again: int
-    leaked: int
-    lost: int
-    doubled: int
-    tried_again: int = 0
+    succeeded: int
+    during_fault: int
+    succeeded_during_fault: int
+    status_504: int
+    max_latency_s: float
+    time_to_recovery_s: float
+    reason: str
+    writes: int
+    retried_by_client: int
+    leaked_connections: int
+    lost_writes: int
+    duplicated_writes: int
+    retried_by_handler: int = 0
 
     @property
     def row(self) -> str:
-        share = f"{int(100 * self.answered / self.requests)} % of {self.requests}"
-        figures = f"{self.leaked} | {self.lost} | {self.doubled}"
-        return f"| {self.what} | {share} | {self.worst_s:.1f} s | {self.well_s:.1f} s | {figures} |"
+        rate = f"{int(100 * self.succeeded / self.requests)} % of {self.requests}"
+        times = f"{self.max_latency_s:.1f} s | {self.time_to_recovery_s:.1f} s"
+        counts = f"{self.leaked_connections} | {self.lost_writes} | {self.duplicated_writes}"
+        return f"| {self.title} | {rate} | {times} | {counts} |"
 
 
-def table(cells: list[Measured]) -> str:
-    reasons = sorted({f"{cell.what}: {cell.why}." for cell in cells if cell.well_s > 1})
-    rows = HEAD + "".join(f"{cell.row}\n" for cell in cells)
+def table(scenarios: list[Measurement]) -> str:
+    reasons = sorted(
+        {
+            f"{scenario.title}: {scenario.reason}."
+            for scenario in scenarios
+            if scenario.time_to_recovery_s > 1
+        }
+    )
+    rows = TABLE_HEAD + "".join(f"{scenario.row}\n" for scenario in scenarios)
     return rows + "".join(f"\n{reason}\n" for reason in reasons)
 
 
-def write(folder: Path, seconds: float, cells: list[Measured]) -> None:
-    content = {"seconds": seconds, "cells": [asdict(cell) for cell in cells]}
+def write(folder: Path, seconds: float, scenarios: list[Measurement]) -> None:
+    content = {
+        "schema": 2,
+        "fault_duration_s": seconds,
+        "scenarios": [asdict(scenario) for scenario in scenarios],
+    }
     (folder / "faults.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "faults.md").write_text(
-        f"# Faults\n\nEach lasted {seconds:g} s, some less (`at_most` in `tests/faults/cells.py`). "
-        f"Made by `make faults`.\n\n{table(cells)}"
+        f"# Faults\n\nEach lasted {seconds:g} s, some less "
+        "(`max_seconds` in `tests/faults/scenarios.py`). "
+        f"Made by `make faults`.\n\n{table(scenarios)}"
     )
 
 
-def read(text: str) -> list[Measured]:
-    return [Measured(**cell) for cell in json.loads(text)["cells"]]
+def read(text: str) -> list[Measurement]:
+    return [Measurement(**scenario) for scenario in json.loads(text)["scenarios"]]

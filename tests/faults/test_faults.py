@@ -1,5 +1,4 @@
-"""Each part is broken while it works: what callers see, how soon it is well, and that nothing is
-lost, doubled or left behind."""
+"""Under every fault no write is lost or duplicated, nothing leaks, and service recovers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,56 +7,41 @@ from pathlib import Path
 
 import pytest
 
+from infra.local import service
 from infra.local.stack import Stack
-from tests.faults.cells import CELLS, DISKS, NAMES, PACKETS, Cell
-from tests.faults.measuring import assert_kept, measure
-from tests.faults.report import PROPERTY, SECONDS
-from tests.own_network import in_own_network
+from tests.faults.measurement import assert_expectations, measure
+from tests.faults.report import DURATION_VARIABLE, PROPERTY
+from tests.faults.scenarios import ISOLATED_SCENARIOS, SCENARIOS, Scenario
+from tests.network_namespace import in_network_namespace
 
-#: How long a fault lasts: `make faults` takes its time.
-LASTS = float(os.environ.get(SECONDS, "2"))
-Record = Callable[[str, object], None]
+#: `make faults` sets a longer duration.
+FAULT_SECONDS = float(os.environ.get(DURATION_VARIABLE, "2"))
 
 
 @pytest.fixture(scope="module")
-def breakable() -> Iterator[Stack]:
-    """One for all: each fault mends what it broke."""
-    with Stack() as stack:
+def faulty_stack() -> Iterator[Stack]:
+    """Share one stack: every fault repairs what it broke. `make faults ROOT=…` names a service."""
+    root = os.environ.get("ROOT")
+    with Stack(service=service.find(Path(root) if root else None)) as stack:
         yield stack
 
 
-async def check(cell: Cell, stack: Stack, folder: Path, record_property: Record) -> None:
-    measured = await measure(cell, stack, folder, LASTS)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        *(pytest.param(each, id=each.id) for each in SCENARIOS),
+        *(
+            pytest.param(each, id=each.id, marks=in_network_namespace)
+            for each in ISOLATED_SCENARIOS
+        ),
+    ],
+)
+async def test_no_write_is_lost_and_service_recovers_in_time(
+    scenario: Scenario,
+    faulty_stack: Stack,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    measured = await measure(scenario, faulty_stack, tmp_path, FAULT_SECONDS)
     record_property(PROPERTY, asdict(measured))
-    assert_kept(cell, measured)
-
-
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
-async def test_nothing_is_lost_and_it_is_well_at_once(
-    cell: Cell, breakable: Stack, tmp_path: Path, record_property: Record
-) -> None:
-    await check(cell, breakable, tmp_path, record_property)
-
-
-@in_own_network
-@pytest.mark.parametrize("cell", PACKETS, ids=lambda cell: cell.id)
-async def test_nor_where_packets_are_lost(
-    cell: Cell, breakable: Stack, tmp_path: Path, record_property: Record
-) -> None:
-    await check(cell, breakable, tmp_path, record_property)
-
-
-@in_own_network
-@pytest.mark.parametrize("cell", NAMES, ids=lambda cell: cell.id)
-async def test_nor_where_a_server_is_found_by_its_name(
-    cell: Cell, breakable: Stack, tmp_path: Path, record_property: Record
-) -> None:
-    await check(cell, breakable, tmp_path, record_property)
-
-
-@in_own_network
-@pytest.mark.parametrize("cell", DISKS, ids=lambda cell: cell.id)
-async def test_nor_where_the_disk_is_full(
-    cell: Cell, breakable: Stack, tmp_path: Path, record_property: Record
-) -> None:
-    await check(cell, breakable, tmp_path, record_property)
+    assert_expectations(scenario, measured)

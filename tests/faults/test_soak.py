@@ -1,4 +1,4 @@
-"""Faults in an order that nobody chose: a little of it; `make soak` takes as long as you like."""
+"""A short soak run; `make soak` runs longer."""
 
 import signal
 from pathlib import Path
@@ -8,37 +8,37 @@ import pytest
 
 from infra.local.server import wait_until
 from tests.conftest import command
-from tests.processes import folders_of_stacks, runs
+from tests.processes import is_running, stack_folders
 
 SOAK = ("-m", "tests.faults.soak")
 
 
-def test_a_quarter_of_a_minute_of_mixed_faults_loses_nothing() -> None:
+def test_fifteen_seconds_of_mixed_faults_lose_no_write() -> None:
     process = command(*SOAK, "8", "0.25")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert "none lost or doubled, nothing left behind" in said
-    assert len(said.splitlines()) >= 4  # the seed, some faults, and that
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "none lost or duplicated, no connection leaked" in output
+    assert len(output.splitlines()) >= 4  # the seed, some faults, the summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_a_fault_it_leaves_nothing(number: signal.Signals) -> None:
+def test_an_interrupted_soak_leaves_no_process_or_folder(number: signal.Signals) -> None:
     with command(*SOAK, "8", "1") as process:
         assert process.stdout is not None
-        said = ""
+        output = ""
         try:
-            while said.count("worst") < 1:  # one is over, another one begins
-                said += process.stdout.readline()
-                assert process.poll() is None, said
-            folders = folders_of_stacks(process.pid)
+            while output.count("max latency") < 1:  # one fault is over and the next begins
+                output += process.stdout.readline()
+                assert process.poll() is None, output
+            folders = stack_folders(process.pid)
             children = psutil.Process(process.pid).children(recursive=True)
         finally:
             process.send_signal(number)
-        said += process.stdout.read()
-        assert process.wait(30) == 130, said
+        output += process.stdout.read()
+        assert process.wait(30) == 130, output
     assert folders
-    assert "Traceback" not in said
-    assert wait_until(lambda: not any(map(runs, children)), 5)
+    assert "Traceback" not in output
+    assert wait_until(lambda: not any(map(is_running, children)), 5)
     assert not [folder for folder in folders if Path(folder).exists()]
 
 
@@ -46,8 +46,8 @@ def test_interrupted_in_a_fault_it_leaves_nothing(number: signal.Signals) -> Non
     "arguments", [(*SOAK, "8"), ("-m", "tests.faults")], ids=lambda words: words[1]
 )
 @pytest.mark.parametrize("time", ["ten", "-1", "inf"])
-def test_a_time_that_is_none_is_refused_at_once(arguments: tuple[str, ...], time: str) -> None:
+def test_an_invalid_duration_is_rejected(arguments: tuple[str, ...], time: str) -> None:
     process = command(*arguments, time)
-    said, _ = process.communicate()
-    assert process.returncode == 2, said
-    assert f"{time}: a number above 0 says how long" in said
+    output, _ = process.communicate()
+    assert process.returncode == 2, output
+    assert f"{time}: must be a positive number" in output

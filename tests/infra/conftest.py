@@ -1,8 +1,8 @@
-"""The compose stack for tests: one for the session, under a project name of its own.
+"""A Compose stack for the session, under its own project name.
 
-Owns bringing it up and taking it away, also what a run that was killed left: the project's name
-holds the number and the birth of the process that it belongs to, and Compose labels with it all
-it makes. Where no engine answers, the tests on it are skipped with the reason.
+The name contains the number and start time of the test process, and Compose labels everything with
+it, so that a later run can remove what a killed run left. The tests are skipped where there is no
+Docker.
 """
 
 import contextlib
@@ -18,21 +18,24 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from pytest_httpserver import HTTPServer
 from testcontainers.compose import DockerCompose
 from testcontainers.core.config import testcontainers_config
 
 from infra.local import ROOT
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
+from tests.infra.aws_double import ANY, LambdaSettings
 
-testcontainers_config.ryuk_disabled = True  # we sweep ourselves; and its image is one more to pull
-#: Whichever test comes first builds the images.
+# Leftovers are removed here, and Ryuk's image would be one more to pull.
+testcontainers_config.ryuk_disabled = True
+#: The first test builds the images.
 ON_COMPOSE = pytest.mark.timeout(600)
 PREFIX = "warm-engine-test-"
 LABEL = "com.docker.compose.project"
 INVOCATIONS = "2015-03-31/functions/function/invocations"
 
-#: Runs in a sandbox's container, so that no port has to be published and no proxy is measured:
-#: the event on stdin is sent until time is up, and once at least. A line for each: when, status.
+#: Runs in a sandbox's container, so that no port is published and no proxy adds latency. Sends the
+#: event on stdin until time is up, at least once, and prints time and status of each response.
 LOAD = f"""
 import json, sys, time, urllib.request
 event, end = sys.stdin.buffer.read(), time.time() + float(sys.argv[1])
@@ -50,7 +53,7 @@ while True:
 
 
 def docker(*words: str, stdin: str = "") -> str:
-    """What the command said on stdout. Fails with what it said on stderr."""
+    """Run Docker and return its stdout; fail with its stderr."""
     done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True)
     assert done.returncode == 0, f"docker {' '.join(words)}: {done.stderr or done.stdout}"
     return done.stdout
@@ -63,20 +66,20 @@ class Sandbox:
         self.container = container
 
     def load(self, seconds: float, path: str = "/orders/1") -> list[tuple[float, int]]:
-        """Requests one after another: when each was answered, and with which status."""
+        """Send requests one after another; return time and status of each response."""
         return [(when, status) for when, status, _ in self._send(seconds, path)]
 
-    def ask(self, path: str = "/orders/1") -> dict[str, Any]:
-        """The function's answer to one request."""
+    def invoke(self, path: str = "/orders/1") -> dict[str, Any]:
+        """Return the function's response to one request."""
         [[_, _, answer]] = self._send(0, path)
         return dict(answer)
 
     def _send(self, seconds: float, path: str) -> list[Any]:
         event = json.dumps(api_gateway_event("GET", path))
-        said = docker(
+        output = docker(
             *("exec", "-i", self.container, "python3", "-c", LOAD, str(seconds)), stdin=event
         )
-        return [json.loads(line) for line in said.splitlines()]
+        return [json.loads(line) for line in output.splitlines()]
 
     def log(self) -> str:
         done = subprocess.run(["docker", "logs", self.container], capture_output=True, text=True)
@@ -90,14 +93,14 @@ class Sandbox:
 
 
 class ComposeStack(DockerCompose):
-    """docker-compose.yml under a name of its own. Called with words, it is `docker compose`."""
+    """docker-compose.yml under another project name. Calling it runs `docker compose`."""
 
     def __init__(self, project: str, folder: Path) -> None:
         self.project = project
         self.seconds_to_start = 0.0
         settings = folder / f"{project}.env"
         settings.write_text(f"COMPOSE_PROJECT_NAME={project}\nTAG={project}\n")
-        # Port 0, one that is free; not in the file, before which goes what a caller exported.
+        # Any free port; in the environment, which takes precedence over the file.
         os.environ["HANDLER_PORT"] = "0"
         super().__init__(ROOT, str(ROOT / "docker-compose.yml"), env_file=str(settings))
 
@@ -109,7 +112,7 @@ class ComposeStack(DockerCompose):
 
     @contextlib.contextmanager
     def sandbox(self, service: str = "fleet", *options: str) -> Iterator[Sandbox]:
-        """One more container of `service`, for the time of the block."""
+        """Start one more container of `service` for the duration of the block."""
         container = self("run", "--detach", "--no-deps", *options, service).split()[-1]
         try:
             yield Sandbox(container)
@@ -117,26 +120,26 @@ class ComposeStack(DockerCompose):
             docker("rm", "--force", "--volumes", container)
 
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Through the published port, as `make invoke` does."""
+        """Send an event through the published port, as `make invoke` does."""
         host, port = self("port", "handler", "8080").strip().split(":")
         answer = httpx.post(f"http://{host}:{port}/{INVOCATIONS}", json=event, timeout=30)
         return dict(answer.json())
 
     def sql(self, query: str) -> list[dict[str, str]]:
-        """Asked of Postgres itself, as its administrator and as `make psql` does."""
+        """Query Postgres directly as the administrator, as `make psql` does."""
         words = ["exec", "-T", "postgres", "psql", "-U", "postgres", "--csv", "-c", query]
         return list(csv.DictReader(self(*words, "storefront").splitlines()))
 
     def console(self, command: str) -> str:
-        """What PgBouncer's console answers, as CSV."""
+        """Run a command on PgBouncer's console and return its result as CSV."""
         psql = (
             "PGPASSWORD=$(cat /run/secrets/console-password) "
             f"psql -h 127.0.0.1 -p 6432 -U console --csv -c '{command}' pgbouncer"
         )
         return self("exec", "-T", "pgbouncer", "sh", "-c", psql)
 
-    def show(self, what: str) -> list[dict[str, str]]:
-        return list(csv.DictReader(self.console(f"SHOW {what}").splitlines()))
+    def show(self, table: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(self.console(f"SHOW {table}").splitlines()))
 
     def clients_from(self, sandbox_address: str) -> list[dict[str, str]]:
         return [row for row in self.show("CLIENTS") if row["addr"] == sandbox_address]
@@ -149,8 +152,8 @@ class ComposeStack(DockerCompose):
         return self("logs", "--no-color", "--no-log-prefix", service)
 
 
-def _why_not() -> str | None:
-    """Why there is no compose stack here."""
+def _docker_unavailable_reason() -> str | None:
+    """Return why Compose is unavailable, or None."""
     for words in (["info"], ["compose", "version"]):
         try:
             done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=20)
@@ -165,22 +168,22 @@ def _name() -> str:
     return f"{PREFIX}{os.getpid()}-{round(psutil.Process().create_time() * 1000)}"
 
 
-def _is_left_behind(project: str) -> bool:
-    """Whether that project is a test run's whose process is no more."""
+def _is_abandoned(project: str) -> bool:
+    """Return whether the project belongs to a test run whose process has ended."""
     if not project.startswith(PREFIX):
         return False
-    pid, _, born = project.removeprefix(PREFIX).partition("-")
+    pid, _, created = project.removeprefix(PREFIX).partition("-")
     try:
-        return round(psutil.Process(int(pid)).create_time() * 1000) != int(born)
+        return round(psutil.Process(int(pid)).create_time() * 1000) != int(created)
     except (psutil.NoSuchProcess, ValueError):
         return True
 
 
-def sweep(*projects: str) -> None:
-    """Take away what is left of `projects`, or of runs that were killed."""
+def remove_leftovers(*projects: str) -> None:
+    """Remove what is left of `projects`, or of runs that were killed."""
 
-    def gone(project: str) -> bool:
-        return project in projects if projects else _is_left_behind(project)
+    def is_removable(project: str) -> bool:
+        return project in projects if projects else _is_abandoned(project)
 
     label = f'{{{{.Label "{LABEL}"}}}}'
     for kind, listing, removal in (
@@ -190,11 +193,11 @@ def sweep(*projects: str) -> None:
     ):
         name = "{{.Name}}" if kind != "container" else "{{.ID}}"
         for line in docker(kind, *listing, "--format", f"{name} {label}").splitlines():
-            what, _, project = line.partition(" ")
-            if gone(project):
-                docker(kind, *removal, what)
+            identifier, _, project = line.partition(" ")
+            if is_removable(project):
+                docker(kind, *removal, identifier)
     tags = docker("image", "ls", "--format", "{{.Tag}}", "warm-engine-*").split()
-    for project in filter(gone, set(tags)):
+    for project in filter(is_removable, set(tags)):
         named = (
             "image",
             "ls",
@@ -203,40 +206,50 @@ def sweep(*projects: str) -> None:
             f"warm-engine-*:{project}",
         )
         docker("image", "rm", *docker(*named).split())
-        # Two services with one image: the first that was built has lost its name to the second.
+        # When two services share an image, the first one built loses its tag to the second.
         if nameless := docker("image", "ls", "--quiet", "--filter", f"label={LABEL}={project}"):
             docker("image", "rm", "--force", *set(nameless.split()))
 
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """A Docker engine with Compose, on which nothing of killed runs is left."""
-    if reason := _why_not():
+    """A Docker engine with Compose, cleared of what killed runs left."""
+    if reason := _docker_unavailable_reason():
         pytest.skip(reason)
-    sweep()
+    remove_leftovers()
 
 
 @pytest.fixture(scope="session")
 def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
-    """Shared by all: what a test adds, it takes away, and what it stops, it starts."""
+    """Share one stack among all tests. A test removes what it adds and starts what it stops."""
     stack = ComposeStack(_name(), tmp_path_factory.mktemp("compose"))
     try:
         stack("build")
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             stack.start()  # as `make up` does
         except subprocess.CalledProcessError as error:
             pytest.fail(f"{error.stderr.decode()[-2000:]}\n{stack('logs')[-8000:]}")
-        stack.seconds_to_start = time.monotonic() - begun
+        stack.seconds_to_start = time.monotonic() - started
         yield stack
         stack.stop()  # as `make down` does
     finally:
-        sweep(stack.project)
+        remove_leftovers(stack.project)
 
 
 @pytest.fixture
 def sandbox(compose: ComposeStack) -> Iterator[Sandbox]:
-    """A warm one, which goes through PgBouncer."""
+    """A warm sandbox that connects through PgBouncer."""
     with compose.sandbox() as sandbox:
-        assert sandbox.ask()["statusCode"] == 200
+        assert sandbox.invoke()["statusCode"] == 200
         yield sandbox
+
+
+@pytest.fixture
+def lambda_settings(
+    aws: str, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> LambdaSettings:
+    settings = LambdaSettings()
+    httpserver.expect_request(ANY).respond_with_handler(settings.answer)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", httpserver.url_for(""))
+    return settings

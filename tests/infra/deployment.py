@@ -1,6 +1,8 @@
-"""The deployment as CloudFormation would see it, without AWS: each template through SAM's
-translator, conditions decided, references followed from stack to stack. A resource is known by its
-place: `Security/Function`."""
+"""Evaluates the templates as CloudFormation would, without AWS.
+
+Each template goes through SAM's translator; conditions are decided, and references are followed
+into nested stacks. A resource is named by its path: `Security/Function`.
+"""
 
 import copy
 import re
@@ -15,7 +17,7 @@ from samtranslator.translator.translator import Translator
 from infra.aws import template_file
 from infra.local import ROOT
 
-#: What `make deploy` adds to the defaults.
+#: Parameters that `make deploy` adds to the defaults.
 IMAGES = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/warm-engine"
 DEPLOYED = {
     "FunctionImage": f"{IMAGES}/function@sha256:{'1' * 64}",
@@ -29,7 +31,7 @@ NO_VALUE = object()
 
 
 def translate(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What CloudFormation gets of a template."""
+    """Return the template after SAM's transform."""
     template = copy.deepcopy(template_file.read(name))
     if "Transform" not in template:
         return template
@@ -41,25 +43,27 @@ def translate(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 class Stack:
-    """One template with its parameters; `stack("Pooler")` is a stack within it."""
+    """One template with its parameters; `stack("Pooler")` is a nested stack."""
 
     PSEUDO: ClassVar = {
         "AWS::Region": "eu-central-1",
         "AWS::AccountId": "123456789012",
+        "AWS::StackId": "arn:aws:cloudformation:eu-central-1:123456789012:stack/warm/1a2b3c4d-5e6f",
         "AWS::Partition": "aws",
         "AWS::URLSuffix": "amazonaws.com",
         "AWS::NoValue": NO_VALUE,
     }
 
-    def __init__(self, template: str, place: str = "", **parameters: Any) -> None:
+    def __init__(self, template: str, path: str = "", **parameters: Any) -> None:
         declared = template_file.read(template).get("Parameters", {})
         assert parameters.keys() <= declared.keys(), parameters.keys() - declared.keys()
-        self.place = place
+        self.path = path
         self.parameters: dict[str, Any] = {}
         for name, each in declared.items():
             value = parameters.get(name, each.get("Default"))
             assert value is not None, f"{template}.yaml is not given {name}"
-            if each["Type"].startswith("List<") and isinstance(value, str):
+            is_list = each["Type"].startswith("List<") or each["Type"] == "CommaDelimitedList"
+            if is_list and isinstance(value, str):
                 value = value.split(",")
             self.parameters[name] = value
         self.template = translate(template, self.parameters)
@@ -73,10 +77,8 @@ class Stack:
             inner = resource["Properties"]
             self._stacks[name] = Stack(
                 inner["TemplateURL"].removesuffix(".yaml"),
-                f"{self.place}{name}/",
-                **{key: self.resolve(value) for key, value in inner["Parameters"].items()}
-                if "Parameters" in inner
-                else {},
+                f"{self.path}{name}/",
+                **self.resolve(inner.get("Parameters", {})),
             )
         return self._stacks[name]
 
@@ -89,7 +91,7 @@ class Stack:
 
     @cached_property
     def resources(self) -> dict[str, dict[str, Any]]:
-        """Place → resource, of this stack and all within it."""
+        """Path → resource, of this stack and its nested stacks."""
         found: dict[str, dict[str, Any]] = {}
         for name, resource in self.template["Resources"].items():
             if not self.exists(resource):
@@ -97,14 +99,14 @@ class Stack:
             if resource["Type"] == "AWS::CloudFormation::Stack":
                 found |= self.stack(name).resources
             else:
-                found[f"{self.place}{name}"] = self.resolve(resource)
+                found[f"{self.path}{name}"] = self.resolve(resource)
         return found
 
     def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Place → properties of every resource of a type."""
+        """Path → properties of every resource of a type."""
         return {
-            place: resource.get("Properties", {})
-            for place, resource in self.resources.items()
+            path: resource.get("Properties", {})
+            for path, resource in self.resources.items()
             if resource["Type"] == kind
         }
 
@@ -112,78 +114,67 @@ class Stack:
         return self.resolve(self.template["Outputs"][name]["Value"])
 
     def resolve(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [each for each in map(self.resolve, value) if each is not NO_VALUE]
-        if not isinstance(value, dict):
-            return value
-        if len(value) == 1:
-            ((key, argument),) = value.items()
-            function = getattr(self, f"_{key.removeprefix('Fn::').lower()}", None)
-            if function and (key.startswith("Fn::") or key in ("Ref", "Condition")):
-                return function(argument)
-        resolved = {key: self.resolve(each) for key, each in value.items()}
-        return {key: each for key, each in resolved.items() if each is not NO_VALUE}
+        """Evaluate the intrinsic functions in a value."""
+        match value:
+            case list():
+                return [each for each in map(self.resolve, value) if each is not NO_VALUE]
+            case {"Ref": str(name)}:
+                return self.reference(name)
+            case {"Condition": str(name)} if len(value) == 1:
+                return self.condition(name)
+            case {"Fn::GetAtt": [name, attribute]}:
+                return self.attribute(name, attribute)
+            case {"Fn::If": [name, yes, no]}:
+                return self.resolve(yes if self.condition(name) else no)
+            case {"Fn::Equals": [one, other]}:
+                return str(self.resolve(one)) == str(self.resolve(other))
+            case {"Fn::Not": [operand]}:
+                return not self.resolve(operand)
+            case {"Fn::Sub": [text, names]}:
+                return self.substitute(text, names)
+            case {"Fn::Sub": text}:
+                return self.substitute(text, {})
+            case {"Fn::Join": [glue, parts]}:
+                return glue.join(map(str, self.resolve(parts)))
+            case {"Fn::Split": [glue, text]}:
+                return str(self.resolve(text)).split(glue)
+            case {"Fn::Select": [index, values]}:
+                values, index = self.resolve(values), int(index)
+                return values[index] if index < len(values) else f"{values}[{index}]"
+            case {"Fn::GetAZs": _}:
+                return ["eu-central-1a", "eu-central-1b"]
+            case dict():
+                resolved = {key: self.resolve(each) for key, each in value.items()}
+                return {key: each for key, each in resolved.items() if each is not NO_VALUE}
+        return value
 
-    def _ref(self, name: str) -> Any:
+    def reference(self, name: str) -> Any:
         if name in self.parameters:
             return self.parameters[name]
         if name == "AWS::StackName":
-            return f"warm-engine-{self.place.strip('/')}"
+            return f"warm-engine-{self.path.strip('/')}"
         if name in self.PSEUDO:
             return self.PSEUDO[name]
         assert name in self.template["Resources"], name
-        return f"{self.place}{name}"
+        return f"{self.path}{name}"
 
-    def _getatt(self, argument: list[str]) -> Any:
-        name, attribute = argument
-        resource = self.template["Resources"][name]
-        if resource["Type"] == "AWS::CloudFormation::Stack":
+    def attribute(self, name: str, attribute: str) -> Any:
+        if self.template["Resources"][name]["Type"] == "AWS::CloudFormation::Stack":
             return self.stack(name).output(attribute.removeprefix("Outputs."))
-        return f"{self.place}{name}.{attribute}"
+        return f"{self.path}{name}.{attribute}"
 
-    def _condition(self, name: str) -> bool:
-        return self.condition(name)
-
-    def _if(self, argument: list[Any]) -> Any:
-        name, yes, no = argument
-        return self.resolve(yes if self.condition(name) else no)
-
-    def _equals(self, argument: list[Any]) -> bool:
-        one, other = self.resolve(argument)
-        return str(one) == str(other)
-
-    def _not(self, argument: list[Any]) -> bool:
-        return not self.resolve(argument)[0]
-
-    def _sub(self, argument: Any) -> str:
-        text, names = argument if isinstance(argument, list) else (argument, {})
-
+    def substitute(self, text: str, names: dict[str, Any]) -> str:
         def known(match: re.Match[str]) -> str:
             name = match[1]
             if name in names:
                 return str(self.resolve(names[name]))
-            return str(self._getatt(name.split(".", 1)) if "." in name else self._ref(name))
+            return str(self.attribute(*name.split(".", 1)) if "." in name else self.reference(name))
 
         return re.sub(r"\$\{([\w.:]+)\}", known, text)
 
-    def _join(self, argument: list[Any]) -> str:
-        glue, parts = self.resolve(argument)
-        return str(glue).join(map(str, parts))
-
-    def _split(self, argument: list[Any]) -> list[str]:
-        glue, text = self.resolve(argument)
-        return str(text).split(glue)
-
-    def _select(self, argument: list[Any]) -> Any:
-        index, values = self.resolve(argument)
-        return values[int(index)] if int(index) < len(values) else f"{values}[{index}]"
-
-    def _getazs(self, _: Any) -> list[str]:
-        return ["eu-central-1a", "eu-central-1b"]
-
 
 def deployment(**parameters: Any) -> Stack:
-    """The whole, as `make deploy` would have it with these parameters."""
+    """Build the whole deployment as `make deploy` would with these parameters."""
     return Stack("template", **{**DEPLOYED, **parameters})
 
 
@@ -201,6 +192,6 @@ def only(found: dict[str, Any]) -> Any:
 
 
 def environment(stack: Stack) -> dict[str, str]:
-    """The function's variables."""
+    """Return the function's environment variables."""
     variables = stack.resources["Function/Function"]["Properties"]["Environment"]["Variables"]
     return {name: str(value) for name, value in variables.items()}

@@ -1,53 +1,44 @@
-"""Migrations and a new password on a managed database: no superuser, no look at `pg_authid`."""
+"""Migrations and password rotation on a managed database, without a superuser or `pg_authid`."""
 
 import asyncio
-import http.server
 import json
-import threading
-from collections.abc import Iterator
+import sys
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import boto3
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from infra.aws import migration, rotation
+from infra.database import __main__ as database
 from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import let_go
+from tests.conftest import wait_for_transports_closed
 from tests.integration import test_roles
 
 Answers = list[dict[str, Any]]
 
 
 @pytest.fixture
-def cloudformation() -> Iterator[tuple[str, Answers]]:
-    """The address that CloudFormation gives for the answer, and the answers that it got."""
+def cloudformation(httpserver: HTTPServer) -> tuple[str, Answers]:
+    """Serve the response URL that CloudFormation passes, and collect the responses."""
     answers: Answers = []
 
-    class Address(http.server.BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            answers.append(json.loads(body))
-            self.send_response(200)
-            self.end_headers()
+    def collect(request: Request) -> Response:
+        answers.append(json.loads(request.data))
+        return Response()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Address)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/answer", answers
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    httpserver.expect_request("/answer", "PUT").respond_with_handler(collect)
+    return httpserver.url_for("/answer"), answers
 
 
 @pytest.fixture
 def secrets(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Role → ARN, and an environment as migration.yaml gives it."""
+    """Role → ARN, with the environment as in migration.yaml."""
     client = boto3.client("secretsmanager")
     passwords = {
         "ADMIN": (ADMIN, own_stack.postgres.password),
@@ -60,6 +51,7 @@ def secrets(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict
         text = json.dumps({"username": user, "password": password})
         arns[name] = client.create_secret(Name=name, SecretString=text)["ARN"]
         monkeypatch.setenv(f"{name}_SECRET_ARN", arns[name])
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "migrate")  # where settings have no defaults
     monkeypatch.setenv("DB_HOST", own_stack.postgres.host)
     monkeypatch.setenv("DB_PORT", str(own_stack.postgres.port))
     monkeypatch.setenv("DB_NAME", DATABASE)
@@ -71,28 +63,37 @@ def event(kind: str, url: str) -> dict[str, Any]:
     return {"RequestType": kind, "ResponseURL": url, **{name: name.lower() for name in names}}
 
 
-def verifier(stack: Stack) -> str:
-    async def ask() -> str:
-        admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-        try:
-            return str(await admin.fetchval("SELECT verifier FROM pooler.verifiers"))
-        finally:
-            await admin.close()
+async def query(stack: Stack, statement: str) -> Any:
+    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+    try:
+        return await admin.fetchval(statement)
+    finally:
+        await admin.close()
 
-    return asyncio.run(ask())
+
+def verifier(stack: Stack) -> str:
+    return str(asyncio.run(query(stack, "SELECT verifier FROM pooler.verifiers")))
+
+
+def execute(stack: Stack, statement: str) -> None:
+    asyncio.run(query(stack, statement))
+
+
+#: Two with the same name: migrations 0005 and 0006.
+FUNCTIONS = "SELECT array_agg(oid::regprocedure::text) FROM pg_proc WHERE proname = 'place_order'"
 
 
 def through_pooler(stack: Stack, password: str) -> str:
-    async def ask() -> str:
+    async def query() -> str:
         try:
             return await test_roles.through_pooler(stack, password)
         finally:
-            await let_go()
+            await wait_for_transports_closed()
 
-    return asyncio.run(ask())
+    return asyncio.run(query())
 
 
-def test_an_empty_database_gets_roles_lookup_and_tables_and_cloudformation_hears_of_it(
+def test_an_empty_database_gets_roles_lookup_and_tables(
     own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
 ) -> None:
     async def empty() -> None:
@@ -118,10 +119,10 @@ def test_an_empty_database_gets_roles_lookup_and_tables_and_cloudformation_hears
     assert through_pooler(own_stack, migration.secret(secrets["APP"])["password"]) == roles.APP
 
 
-def test_an_update_changes_no_password_that_holds(
+def test_an_update_keeps_valid_passwords(
     own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
 ) -> None:
-    """A new salt alone would lock PgBouncer out of Postgres until another client logs in."""
+    """Even a new salt would lock PgBouncer out of Postgres until another client logs in."""
     before = verifier(own_stack)
     url, answers = cloudformation
     migration.handler(event("Update", url), None)
@@ -129,7 +130,24 @@ def test_an_update_changes_no_password_that_holds(
     assert verifier(own_stack) == before
 
 
-def test_a_migration_that_fails_is_answered_at_once_and_tells_no_secret(
+def test_older_code_keeps_a_newer_schema_and_reports_it(
+    own_stack: Stack,
+    secrets: dict[str, str],
+    cloudformation: tuple[str, Answers],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a deployment of an earlier version, and when CloudFormation rolls back."""
+    asyncio.run(query(own_stack, "UPDATE alembic_version SET version_num = '9999'"))
+    url, answers = cloudformation
+    migration.handler(event("Update", url), None)
+    assert answers[0]["Status"] == "SUCCESS"
+    revision = "SELECT version_num FROM alembic_version"
+    assert asyncio.run(query(own_stack, revision)) == "9999"
+    [line] = [each.getMessage() for each in caplog.records if each.name == "infra.database.schema"]
+    assert "revision 9999, which this version does not know" in line
+
+
+def test_a_failed_migration_is_reported_at_once_without_secrets(
     own_stack: Stack,
     secrets: dict[str, str],
     cloudformation: tuple[str, Answers],
@@ -144,7 +162,7 @@ def test_a_migration_that_fails_is_answered_at_once_and_tells_no_secret(
     assert "hunter2" not in str(answers) + caplog.text
 
 
-def test_when_the_stack_goes_the_database_stays_as_it_is(
+def test_deleting_the_stack_leaves_the_database_unchanged(
     secrets: dict[str, str], cloudformation: tuple[str, Answers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(migration, "migrate")
@@ -153,23 +171,106 @@ def test_when_the_stack_goes_the_database_stays_as_it_is(
     assert answers[0]["Status"] == "SUCCESS"
 
 
-def test_a_rotated_password_opens_the_pooler_and_the_old_one_does_not(
+def rotate(secret: str) -> None:
+    token = "9c2b8f0e-6a53-4d1f-8e7b-5b1c6f0a2d34"
+    for step in ("createSecret", "setSecret", "testSecret", "finishSecret", "finishSecret"):
+        rotation.handler({"SecretId": secret, "ClientRequestToken": token, "Step": step}, None)
+
+
+def test_the_owner_password_is_rotated_without_telling_the_pooler(
+    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+) -> None:
+    old = migration.secret(secrets["OWNER"])["password"]
+    rotate(secrets["OWNER"])
+    new = migration.secret(secrets["OWNER"], VersionStage="AWSCURRENT")["password"]
+    assert asyncio.run(rotation.can_log_in(roles.OWNER, new))
+    assert not asyncio.run(rotation.can_log_in(roles.OWNER, old))
+    known = asyncio.run(query(own_stack, "SELECT count(*) FROM pooler.verifiers"))
+    assert known == 1  # the application's
+
+
+@pytest.mark.parametrize("role", [roles.LOOKUP, ADMIN])
+def test_no_other_role_password_is_rotated(secrets: dict[str, str], role: str) -> None:
+    with pytest.raises(ValueError, match="the secret's username is neither"):
+        asyncio.run(rotation.change_password(role, "new"))
+
+
+def test_only_the_rotated_password_is_accepted_by_the_pooler(
     own_stack: Stack, secrets: dict[str, str]
 ) -> None:
     old = migration.secret(secrets["APP"])["password"]
     assert through_pooler(own_stack, old) == roles.APP
-    token = "9c2b8f0e-6a53-4d1f-8e7b-5b1c6f0a2d34"
-    for step in ("createSecret", "setSecret", "testSecret", "finishSecret", "finishSecret"):
-        rotation.handler(
-            {"SecretId": secrets["APP"], "ClientRequestToken": token, "Step": step}, None
-        )
-    # Without naming the stage moto reads the version that was current at first.
+    rotate(secrets["APP"])
+    # Without a stage moto returns the version that was current first.
     new = migration.secret(secrets["APP"], VersionStage="AWSCURRENT")["password"]
     assert new != old
     assert len(new) == 40
     assert through_pooler(own_stack, new) == roles.APP
     with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
         through_pooler(own_stack, old)
-    said = own_stack.postgres.said() + own_stack.pgbouncer.said()
-    assert new not in said
-    assert old not in said
+    output = own_stack.postgres.log_since_start() + own_stack.pgbouncer.log_since_start()
+    assert new not in output
+    assert old not in output
+
+
+def test_the_check_reports_role_changes_and_changes_nothing(
+    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+) -> None:
+    check = {"RequestType": "Check"}
+    assert migration.handler(check, None) == {"differences": []}
+    execute(own_stack, "ALTER ROLE appuser SET default_transaction_read_only = on")
+    for _ in range(2):
+        [told] = migration.handler(check, None)["differences"]
+        assert "default_transaction_read_only is on" in told
+    assert cloudformation[1] == []
+
+
+def test_the_container_check_prints_role_changes(
+    own_stack: Stack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SECRETS", str(tmp_path))
+    monkeypatch.setenv("DB_HOST", own_stack.postgres.host)
+    monkeypatch.setenv("DB_PORT", str(own_stack.postgres.port))
+    monkeypatch.setattr(sys, "argv", ["infra.database", "check"])
+    # The lab's Postgres has no TLS on localhost.
+    monkeypatch.setattr(database, "administrator", lambda _: own_stack.postgres.admin)
+    assert database.main() == 0
+    assert capsys.readouterr().out == ""
+    execute(own_stack, "ALTER ROLE appuser SET default_transaction_read_only = on")
+    assert database.main() == 1
+    assert "default_transaction_read_only is on" in capsys.readouterr().out
+
+
+def test_the_task_runs_a_statement_as_administrator_and_prints_rows(
+    secrets: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def administer(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["migration", *words])
+        return migration.main(), *capsys.readouterr()
+
+    statement = "SELECT current_user AS who, 'a, b' AS text"
+    assert administer(statement) == (0, f'who,text\r\n{ADMIN},"a, b"\r\nSELECT 1\n', "")
+    # Not in a transaction, which the statement does not allow, and without the migrations at hand.
+    index = "CREATE INDEX CONCURRENTLY by_name ON orders (customer_name)"
+    assert administer(index) == (0, "CREATE INDEX\n", "")
+    code, rows, error = administer("SELECT * FROM nowhere")
+    assert (code, rows) == (1, "")
+    assert error == 'UndefinedTableError: relation "nowhere" does not exist\n'
+    monkeypatch.delenv("DB_HOST")
+    code, rows, error = administer("SELECT 1")
+    assert (code, rows, error.count("\n")) == (1, "", 1)
+    assert error.startswith("SettingsError: DB_HOST: unset")
+
+
+def test_the_task_without_a_statement_migrates(
+    own_stack: Stack, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(own_stack, "DROP TABLE orders, order_requests, alembic_version CASCADE")
+    for name in asyncio.run(query(own_stack, FUNCTIONS)):
+        execute(own_stack, f"DROP FUNCTION {name}")
+    monkeypatch.setattr(sys, "argv", ["migration"])
+    assert migration.main() == 0
+    assert asyncio.run(query(own_stack, "SELECT count(*) FROM orders")) == 0

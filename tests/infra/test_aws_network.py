@@ -1,4 +1,6 @@
-"""Who reaches whom in what CloudFormation would make: the chain from function to database alone."""
+"""Network access as CloudFormation would create it: only the chain from function to database."""
+
+from typing import Any
 
 from tests.infra.deployment import (
     BOTH,
@@ -9,21 +11,25 @@ from tests.infra.deployment import (
     deployment,
 )
 
-# --- Who reaches whom ----------------------------------------------------------------------------
+# --- Reachability --------------------------------------------------------------------------------
 
 DATABASE_PORT, POOLER_PORT, HTTPS = 5432, 6432, 443
-ENDPOINTS, S3 = "Network/EndpointGroup", DEPLOYED["S3PrefixList"]
+#: Endpoints of Secrets Manager, and of ECR and Logs, which no function reaches.
+ENDPOINTS, TASK_ENDPOINTS = "Network/EndpointGroup", "Network/TaskEndpointGroup"
+S3 = DEPLOYED["S3PrefixList"]
 COMMON = {
     ("Security/Pooler", "Security/Database", DATABASE_PORT),
     ("Security/Migration", "Security/Database", DATABASE_PORT),
-    ("Security/Function", ENDPOINTS, HTTPS),
     ("Security/Pooler", ENDPOINTS, HTTPS),
     ("Security/Migration", ENDPOINTS, HTTPS),
+    ("Security/Pooler", TASK_ENDPOINTS, HTTPS),
+    ("Security/Migration", TASK_ENDPOINTS, HTTPS),
 }
 TO_S3 = {("Security/Pooler", S3, HTTPS), ("Security/Migration", S3, HTTPS)}
 CHAIN = {
     "pgbouncer": COMMON
     | {
+        ("Security/Function", ENDPOINTS, HTTPS),
         ("Security/Function", "Security/Balancer", DATABASE_PORT),
         ("Security/Balancer", "Security/Pooler", POOLER_PORT),
     },
@@ -51,7 +57,7 @@ def test_the_function_reaches_only_the_pooler_and_the_pooler_only_the_database(
 
 
 @BOTH
-def test_no_rule_names_an_address(stack: Stack) -> None:
+def test_no_rule_contains_an_address(stack: Stack) -> None:
     for group in stack.of_type("AWS::EC2::SecurityGroup").values():
         assert "SecurityGroupIngress" not in group
         assert [rule["CidrIp"] for rule in group["SecurityGroupEgress"]] == ["127.0.0.1/32"]
@@ -60,7 +66,95 @@ def test_no_rule_names_an_address(stack: Stack) -> None:
             assert not rule.keys() & {"CidrIp", "CidrIpv6"}
 
 
-def test_everybody_wears_his_own_group() -> None:
+OWN_VPC = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "EndpointSecurityGroup": "sg-a"}
+
+
+def test_in_an_existing_vpc_only_the_given_endpoints_are_reachable() -> None:
+    stack = deployment(**OWN_VPC, TaskEndpointSecurityGroup="sg-b")
+    rules = stack.of_type("AWS::EC2::SecurityGroupEgress").values()
+    reached = {
+        (rule["GroupId"], rule["DestinationSecurityGroupId"])
+        for rule in rules
+        if str(rule.get("DestinationSecurityGroupId")).startswith("sg-")
+    }
+    callers = ("Security/Pooler", "Security/Migration")
+    assert reached == {
+        ("Security/Function", "sg-a"),
+        *((caller, group) for caller in callers for group in ("sg-a", "sg-b")),
+    }
+
+
+def test_a_shared_endpoint_group_gets_no_duplicate_rules() -> None:
+    """EC2 rejects duplicates."""
+    stack = deployment(**OWN_VPC)
+    for kind in ("Ingress", "Egress"):
+        rules = [
+            sorted((name, str(value)) for name, value in rule.items() if name != "Description")
+            for rule in stack.of_type(f"AWS::EC2::SecurityGroup{kind}").values()
+        ]
+        assert all(rules.count(rule) == 1 for rule in rules)
+
+
+def allowed_by_endpoints() -> dict[str, list[dict[str, Any]]]:
+    """Service → the statements of its endpoint policy."""
+    return {
+        endpoint["ServiceName"].removeprefix("com.amazonaws.eu-central-1."): endpoint[
+            "PolicyDocument"
+        ]["Statement"]
+        for endpoint in WITH_PGBOUNCER.of_type("AWS::EC2::VPCEndpoint").values()
+    }
+
+
+def test_endpoint_policies_allow_only_this_account() -> None:
+    policies = allowed_by_endpoints()
+    assert policies.keys() == {"s3", "secretsmanager", "ecr.api", "ecr.dkr", "logs"}
+    buckets = {statement["Resource"] for statement in policies.pop("s3")}
+    assert buckets == {  # AWS's own two
+        "arn:aws:s3:::prod-eu-central-1-starport-layer-bucket/*",
+        "arn:aws:s3:::cloudformation-custom-resource-response-eucentral1/*",
+    }
+    for service, statements in policies.items():
+        for statement in statements:
+            if statement["Resource"] == "*":  # actions without a resource
+                assert statement["Action"] in (
+                    "ecr:GetAuthorizationToken",
+                    "secretsmanager:GetRandomPassword",
+                )
+            else:
+                owner = f"arn:aws:{service.partition('.')[0]}:eu-central-1:123456789012:"
+                assert statement["Resource"].startswith(owner)
+
+
+def actions(statements: list[dict[str, Any]]) -> set[str]:
+    found: set[str] = set()
+    for statement in statements:
+        action = statement["Action"]
+        found |= {action} if isinstance(action, str) else set(action)
+    return found
+
+
+def test_endpoint_policies_allow_what_the_roles_need() -> None:
+    may = {
+        action
+        for role in WITH_PGBOUNCER.of_type("AWS::IAM::Role").values()
+        for policy in role.get("Policies", [])
+        for action in actions(policy["PolicyDocument"]["Statement"])
+    }
+    may.remove("logs:DescribeLogStreams")  # used by the flow log service, from outside the VPC
+    for service, statements in allowed_by_endpoints().items():
+        name = service.partition(".")[0]
+        if name != "s3":
+            wanted = {action for action in may if action.startswith(f"{name}:")}
+            assert actions(statements) == wanted, service
+
+
+def test_availability_zones_can_be_chosen() -> None:
+    subnets = deployment(Zones="eu-central-1b,eu-central-1c").of_type("AWS::EC2::Subnet")
+    zones = [subnet["AvailabilityZone"] for subnet in subnets.values()]
+    assert zones == ["eu-central-1b", "eu-central-1c"]
+
+
+def test_every_component_has_its_own_security_group() -> None:
     there, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
     worn = {
         "function": there["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
@@ -84,14 +178,14 @@ def test_everybody_wears_his_own_group() -> None:
     }
 
 
-def test_nothing_has_a_way_to_the_internet() -> None:
+def test_nothing_can_reach_the_internet() -> None:
     kinds = {resource["Type"] for resource in WITH_PGBOUNCER.resources.values()}
     assert not kinds & {"AWS::EC2::InternetGateway", "AWS::EC2::NatGateway", "AWS::EC2::Route"}
     assert not WITH_PGBOUNCER.resources["Database/Instance"]["Properties"]["PubliclyAccessible"]
     assert WITH_PGBOUNCER.resources["Pooler/Balancer"]["Properties"]["Scheme"] == "internal"
 
 
-def test_a_vpc_and_a_database_of_one_s_own_are_used_and_none_is_made() -> None:
+def test_an_existing_vpc_and_database_are_used() -> None:
     stack = deployment(
         VpcId="vpc-1",
         SubnetIds="subnet-1,subnet-2",
@@ -101,7 +195,7 @@ def test_a_vpc_and_a_database_of_one_s_own_are_used_and_none_is_made() -> None:
         DatabaseSecurityGroup="sg-database",
         DatabaseAdminSecret="arn:admin",
     )
-    assert not [place for place in stack.resources if place.startswith(("Network/", "Database/"))]
+    assert not [path for path in stack.resources if path.startswith(("Network/", "Database/"))]
     entries = stack.of_type("AWS::EC2::SecurityGroupIngress").values()
     assert {rule["GroupId"] for rule in entries} == {
         "sg-endpoints",

@@ -1,24 +1,24 @@
-"""From nothing to an order: the stack of docker-compose.yml, and what the image is."""
+"""The stack of docker-compose.yml: start, TLS, secrets and confinement."""
 
 import json
 
 from infra.local import ROOT
 from tests.conftest import eventually
-from tests.infra.conftest import LABEL, ON_COMPOSE, PREFIX, ComposeStack, docker, sweep
+from tests.infra.conftest import LABEL, ON_COMPOSE, PREFIX, ComposeStack, docker, remove_leftovers
 
 pytestmark = ON_COMPOSE
 
 EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
 
 
-async def test_from_nothing_to_an_order_within_a_minute(compose: ComposeStack) -> None:
+async def test_the_stack_serves_an_order_within_a_minute(compose: ComposeStack) -> None:
     answer = compose.invoke(EVENT)
     assert answer["statusCode"] == 200
     assert json.loads(answer["body"])["id"] == 1
     assert compose.seconds_to_start < 60
 
 
-async def test_both_hops_are_tls_1_3(compose: ComposeStack) -> None:
+async def test_both_hops_use_tls_1_3(compose: ComposeStack) -> None:
     compose.invoke(EVENT)
     [client] = [row for row in compose.show("CLIENTS") if row["user"] == "appuser"]
     assert client["tls"].startswith("TLSv1.3/")
@@ -33,7 +33,7 @@ async def test_both_hops_are_tls_1_3(compose: ComposeStack) -> None:
     assert {(row["ssl"], row["version"]) for row in seen} == {("t", "TLSv1.3")}
 
 
-async def test_postgres_takes_nobody_without_tls(compose: ComposeStack) -> None:
+async def test_postgres_rejects_connections_without_tls(compose: ComposeStack) -> None:
     psql = (
         "PGPASSWORD=$(cat /run/secrets/lookup-password)"
         " psql 'host=postgres user=pooler_lookup dbname=storefront sslmode=disable' 2>&1 || true"
@@ -41,9 +41,7 @@ async def test_postgres_takes_nobody_without_tls(compose: ComposeStack) -> None:
     assert "no encryption" in compose("exec", "-T", "pgbouncer", "sh", "-c", psql)
 
 
-async def test_a_second_start_keeps_what_the_first_made_and_warm_sandboxes_warm(
-    compose: ComposeStack,
-) -> None:
+async def test_a_second_start_keeps_data_and_warm_sandboxes(compose: ComposeStack) -> None:
     compose.invoke(EVENT)
     read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "migrate", "/run/secrets/ca.pem")
     authority = compose(*read)
@@ -55,7 +53,7 @@ async def test_a_second_start_keeps_what_the_first_made_and_warm_sandboxes_warm(
     assert compose.sql("SELECT count(*) FROM orders") == [{"count": "1000"}]
 
 
-async def test_no_secret_is_in_an_environment_a_history_or_a_log(compose: ComposeStack) -> None:
+async def test_no_secret_is_in_an_environment_image_history_or_log(compose: ComposeStack) -> None:
     compose.invoke(EVENT)
     show = ("--entrypoint", "sh", "migrate", "-c", "tail -n +1 /run/secrets/*-password")
     lines = compose("run", "--rm", "--no-deps", *show).splitlines()
@@ -64,19 +62,19 @@ async def test_no_secret_is_in_an_environment_a_history_or_a_log(compose: Compos
     assert min(map(len, secrets)) > 20
     containers = compose("ps", "--all", "--quiet").split()
     images = {docker("inspect", "-f", "{{.Image}}", container) for container in containers}
-    places = {
+    sources = {
         "inspect": docker("inspect", *containers),
         "history": "".join(docker("history", "--no-trunc", image.strip()) for image in images),
         "logs": compose("logs"),
     }
-    assert "DB_HOST" in places["inspect"]
-    assert "handler.main.handler" in places["history"]
-    assert "login attempt" in places["logs"]
-    for place, text in places.items():
-        assert not [secret for secret in secrets if secret in text], place
+    assert "DB_HOST" in sources["inspect"]
+    assert "handler.main.handler" in sources["history"]
+    assert "login attempt" in sources["logs"]
+    for source, text in sources.items():
+        assert not [secret for secret in secrets if secret in text], source
 
 
-async def test_each_container_sees_its_own_secrets_alone(compose: ComposeStack) -> None:
+async def test_each_container_sees_only_its_own_secrets(compose: ComposeStack) -> None:
     for service, files in {
         "handler": {"app-password", "ca.pem"},
         "pgbouncer": {"lookup-password", "console-password", "ca.pem", "server.pem", "server.key"},
@@ -104,13 +102,15 @@ async def test_every_service_is_confined(compose: ComposeStack) -> None:
         assert "CapEff:\t0000000000000000" in status, service
 
 
-async def test_what_a_killed_run_left_is_swept_and_nothing_of_others(compose: ComposeStack) -> None:
-    # A run whose process is no more: number 1 was never born then.
+async def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(
+    compose: ComposeStack,
+) -> None:
+    # A run that has ended: process 1 never had this start time.
     left = f"{PREFIX}1-1"
     for project in (left, compose.project):
         docker("volume", "create", "--label", f"{LABEL}={project}", f"{project}_left")
     docker("tag", f"warm-engine-handler:{compose.project}", f"warm-engine-handler:{left}")
-    sweep()
+    remove_leftovers()
     volumes = docker("volume", "ls", "--format", "{{.Name}}").split()
     assert f"{left}_left" not in volumes
     assert f"{compose.project}_left" in volumes
@@ -120,8 +120,8 @@ async def test_what_a_killed_run_left_is_swept_and_nothing_of_others(compose: Co
     docker("volume", "rm", f"{compose.project}_left")
 
 
-async def test_the_laboratory_runs_against_it(compose: ComposeStack) -> None:
-    said = compose("run", "--rm", "--no-deps", "--build", "churn", "demo")
-    assert "20 connections" in said
-    assert said.count("Amber Bakery") == 5
-    assert "of 20 connections: " in said
+async def test_churn_runs_against_the_compose_stack(compose: ComposeStack) -> None:
+    output = compose("run", "--rm", "--no-deps", "--build", "churn", "demo")
+    assert "20 connections" in output
+    assert output.count("Amber Bakery") == 5
+    assert "of 20 connections: " in output

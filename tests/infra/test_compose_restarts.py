@@ -1,4 +1,4 @@
-"""A fleet under load: how much of Postgres it takes, and what a restart behind it costs."""
+"""A fleet under load: its share of Postgres, and the effect of a server restart."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ pytestmark = ON_COMPOSE
 
 @contextlib.asynccontextmanager
 async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox]]:
-    """So many containers of `fleet`, each of which has answered once."""
+    """Start this many containers of `fleet`, each with one request served."""
     up = ("--profile", "fleet", "up", "--wait", "--no-deps", "--scale", f"fleet={count}", "fleet")
     try:
         await asyncio.to_thread(compose, *up)
@@ -23,7 +23,7 @@ async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox
         assert len(sandboxes) == count
         async with asyncio.TaskGroup() as group:
             for sandbox in sandboxes:
-                group.create_task(asyncio.to_thread(sandbox.ask))
+                group.create_task(asyncio.to_thread(sandbox.invoke))
         yield sandboxes
     finally:
         await asyncio.to_thread(compose, "rm", "--stop", "--force", "fleet")
@@ -31,11 +31,12 @@ async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox
 
 @pytest.fixture
 def pool_of_four(compose: ComposeStack) -> Iterator[int]:
-    """A smaller pool for the time of a test: what ten need of 13 depends on the machine."""
+    """Use a small pool for the duration of a test: how much of 13 connections ten sandboxes need
+    depends on the machine."""
     for command in ("SET default_pool_size = 4", "SET reserve_pool_size = 0", "RECONNECT"):
         compose.console(command)
     yield 4
-    compose.console("RELOAD")  # as the ini has it
+    compose.console("RELOAD")  # as in the ini file
 
 
 async def test_ten_sandboxes_share_one_pool(compose: ComposeStack, pool_of_four: int) -> None:
@@ -52,11 +53,11 @@ async def test_ten_sandboxes_share_one_pool(compose: ComposeStack, pool_of_four:
 
 
 @pytest.mark.parametrize("service", ["pgbouncer", "postgres"])
-async def test_a_restart_under_load_is_over_when_the_server_is_back(
+async def test_requests_succeed_as_soon_as_a_restarted_server_is_back(
     compose: ComposeStack, service: str
 ) -> None:
-    """Some callers are told to come again (503); nobody gets another failure, and nobody waits
-    longer than the server was away for and some seconds."""
+    """Some callers get a retryable 503, but no other error, and none waits much longer than the
+    restart takes."""
 
     def served() -> int:
         return sum(int(row["total_query_count"]) for row in compose.show("STATS"))
@@ -68,7 +69,7 @@ async def test_a_restart_under_load_is_over_when_the_server_is_back(
         stopped = time.time()
         await asyncio.to_thread(compose, "restart", service)
         back = time.time()
-        assert back - stopped < 10  # it did not wait for sandboxes to leave
+        assert back - stopped < 10  # it did not wait for clients to disconnect
         for answered in await load:
             assert {status for _, status in answered} <= {200, 503}
             assert any(status == 200 for when, status in answered if when < stopped)

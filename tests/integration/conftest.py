@@ -1,30 +1,41 @@
-"""What the tests of failures share."""
+"""Fixtures shared by the tests of failures."""
 
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from infra.local.stack import Stack
-from infra.local.wire import Relay
-from tests.integration.failing import READ, Failing, Logged, outcome
+from infra.local.tcp_proxy import TcpProxy
+from tests.integration.failing_fleet import READ, FailingFleet, LoggedFleet, outcome
 
 
 @pytest.fixture
-async def failing(
+async def failing_fleet(
     request: pytest.FixtureRequest, stack: Stack, admin: Any, locker: Any, tmp_path: Path
-) -> AsyncIterator[Failing]:
-    """Its parameters: settings of PgBouncer, and of the handler (`DB_*`)."""
+) -> AsyncIterator[FailingFleet]:
+    """Parameters: settings of PgBouncer, and of the handler (`DB_*`)."""
     given = getattr(request, "param", {})
     settings = {name: value for name, value in given.items() if not name.startswith("DB_")}
     of_handler = {name: value for name, value in given.items() if name.startswith("DB_")}
     with (
         stack.another_pgbouncer(settings=settings) as bouncer,
-        Relay(bouncer.host, bouncer.port) as relay,
+        TcpProxy(bouncer.host, bouncer.port) as proxy,
     ):
-        environment = stack.environment(bouncer) | {"DB_PORT": str(relay.port)} | of_handler
-        async with Logged(environment, tmp_path) as fleet:
+        environment = stack.environment(bouncer) | {"DB_PORT": str(proxy.port)} | of_handler
+        async with LoggedFleet(environment, tmp_path) as fleet:
             assert outcome(await fleet.invoke(READ)) == (200, None)
-            yield Failing(fleet, bouncer, relay, admin, locker)
-            assert await fleet.is_well()
+            yield FailingFleet(fleet, bouncer, proxy, admin, locker)
+            assert await fleet.recovers()
+
+
+@pytest.fixture
+def server_tls(tmp_path: Path) -> ssl.SSLContext:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    return context

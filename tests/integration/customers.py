@@ -1,5 +1,5 @@
-"""A second table, as whoever adopted the handler would add it: not imported by the tests, whose
-models are the project's, but run as a function."""
+"""A second table, as an adopter would add it. Run as a function, not imported, since the tests'
+models are the project's."""
 
 from typing import Any
 
@@ -9,17 +9,16 @@ from sqlalchemy import Integer, String, bindparam, select
 from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
 
 from handler.app import OrderId, OrderOut, app
-from handler.engine import run
 from handler.main import handler as handler
 from handler.orders import Base, Order
-from handler.pinned import Pinned
+from handler.warm import run
 
 
 class Customer(Base):
     __tablename__ = "customers"
 
-    id: Mapped[int] = mapped_column(Pinned(Integer()), primary_key=True)
-    name: Mapped[str] = mapped_column(Pinned(String(120)))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
     orders: Mapped[list[Order]] = relationship(
         primaryjoin="Customer.name == foreign(Order.customer_name)",
         order_by=Order.id,
@@ -35,7 +34,10 @@ WITH_ORDERS = (
 
 
 async def find(customer_id: int) -> Customer:
-    customer = await run(lambda session: session.scalar(WITH_ORDERS, {"id": customer_id}))
+    values = {"id": customer_id}
+    customer = await run(
+        lambda session: session.scalar(WITH_ORDERS, values), autocommit=True, idempotent=True
+    )
     if customer is None:
         raise HTTPException(404, f"There is no customer {customer_id}.")
     return customer
@@ -47,5 +49,5 @@ async def orders_of(customer_id: OrderId) -> Any:
 
 
 @app.get("/customers/{customer_id}")
-def name_of(customer_id: OrderId) -> str:  # not async: it runs on a thread, and may block
+def name_of(customer_id: OrderId) -> str:  # synchronous: it runs on a thread and may block
     return from_thread.run(find, customer_id).name

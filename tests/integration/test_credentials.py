@@ -1,32 +1,41 @@
-"""A login that changes costs no request; one that cannot be had is one clear line."""
+"""A rotated credential fails no request; an unobtainable one is one clear log line."""
 
 import asyncio
+import datetime
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import asyncpg
 import boto3
+import botocore.auth
 import pytest
 from botocore.client import BaseClient
+from pytest_httpserver import HTTPServer
 
 import handler.main
-from handler import credentials, engine
-from handler.connection import connector
-from handler.failures import CredentialsError, classify
-from handler.settings import load
+from handler.warm.database import credentials, engine
+from handler.warm.database.connection import connector
+from handler.warm.errors import CredentialsError
+from handler.warm.request_policy import classify
+from handler.warm.settings import load_settings
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
-from infra.local.wire import Relay
-from tests.conftest import Lambda, cold_runtime, let_go, log_lines, run
+from infra.local.tcp_proxy import TcpProxy
+from tests.conftest import (
+    ColdHandler,
+    Lambda,
+    log_lines,
+    run,
+    set_environment,
+    wait_for_transports_closed,
+)
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
-NOBODY_S = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:nobody-s"
+OTHER_SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:nobody-s"
 TOKEN_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "s/e+cret=",
@@ -35,13 +44,13 @@ TOKEN_ENVIRONMENT = {
 }
 
 
-class Vault:
-    """The application's secret in moto, and how often the handler read it."""
+class SecretStore:
+    """The application's secret in moto, with a count of the handler's reads."""
 
     def __init__(self, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.client = boto3.client("secretsmanager")
-        said = self.shape(password)
-        self.arn = self.client.create_secret(Name="app", SecretString=said)["ARN"]
+        secret_string = self.shape(password)
+        self.arn = self.client.create_secret(Name="app", SecretString=secret_string)["ARN"]
         self.reads: list[str] = []
         call = BaseClient._make_api_call  # type: ignore[attr-defined]  # private
 
@@ -54,146 +63,151 @@ class Vault:
 
     @staticmethod
     def shape(password: str, user: str = roles.APP) -> str:
-        """As RDS writes it."""
+        """In the format of RDS."""
         login = {"username": user, "password": password, "engine": "postgres"}
         return json.dumps(login | {"host": "elsewhere", "port": 1, "dbname": "another"})
 
-    def put(self, said: str, stage: str = "AWSCURRENT") -> str:
+    def put(self, secret_string: str, stage: str = "AWSCURRENT") -> str:
         put = self.client.put_secret_value
-        return put(SecretId=self.arn, SecretString=said, VersionStages=[stage])["VersionId"]
+        return put(SecretId=self.arn, SecretString=secret_string, VersionStages=[stage])[
+            "VersionId"
+        ]
 
 
-def secretive(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Vault:
-    """The handler's environment is set to `DB_AUTH=secret`, with the secret in the vault."""
-    vault = Vault(stack.settings().password.get_secret_value(), monkeypatch)
-    environment = stack.environment() | {"DB_AUTH": "secret", "DB_SECRET_ARN": vault.arn}
+def secret_store_for(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> SecretStore:
+    """Configure the handler for `DB_AUTH=secret`, with the secret in moto."""
+    secret_store = SecretStore(stack.settings().password.get_secret_value(), monkeypatch)
+    environment = stack.environment() | {"DB_AUTH": "secret", "DB_SECRET_ARN": secret_store.arn}
     del environment["DB_PASS"]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return vault
+    set_environment(monkeypatch, environment)
+    return secret_store
 
 
 @pytest.fixture
-def vault(aws: str, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Vault:
-    return secretive(stack, monkeypatch)
+def secret_store(aws: str, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> SecretStore:
+    return secret_store_for(stack, monkeypatch)
 
 
 @pytest.fixture
-def own_vault(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Vault:
+def own_secret_store(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> SecretStore:
     """For a test that changes the password."""
-    return secretive(own_stack, monkeypatch)
+    return secret_store_for(own_stack, monkeypatch)
 
 
-def drop_the_pool() -> None:
-    handler.main._loop.run(engine.engine().dispose)
+def close_pooled_connections() -> None:
+    handler.main.handler.loop.run(engine.get_engine().dispose)
 
 
 def as_administrator(stack: Stack, work: Callable[["asyncpg.Connection[Any]"], Any]) -> None:
-    async def do() -> None:
+    async def handle() -> None:
         connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
         try:
             await work(connection)
         finally:
             await connection.close()
 
-    asyncio.run(do())
+    asyncio.run(handle())
 
 
 def answered(invoke: Lambda, requests: int, before: dict[int, Callable[[], Any]]) -> int:
-    """How many of them were, each on a connection of its own."""
+    """Send requests, each on a new connection, and count the successful ones."""
     count = 0
     for number in range(requests):
         before.get(number, lambda: None)()
-        drop_the_pool()
+        close_pooled_connections()
         count += invoke(READ)["statusCode"] == 200
     return count
 
 
-def test_a_rotation_costs_no_request_and_one_read(own_stack: Stack, own_vault: Vault) -> None:
+def test_a_rotation_fails_no_request_and_reads_the_secret_once(
+    own_stack: Stack, own_secret_store: SecretStore
+) -> None:
     def rotate() -> None:
         as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
-        own_vault.put(own_vault.shape("new one"))
+        own_secret_store.put(own_secret_store.shape("new one"))
 
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         assert answered(invoke, 200, {100: rotate}) == 200
-    assert own_vault.reads == ["AWSCURRENT"] * 2
+    assert own_secret_store.reads == ["AWSCURRENT"] * 2
 
 
-def test_between_the_password_and_the_label_the_pending_one_counts(
-    own_stack: Stack, own_vault: Vault
+def test_the_pending_password_is_used_before_the_label_moves(
+    own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """As Secrets Manager's own rotations go about it: setSecret, testSecret, then finishSecret."""
-    old = own_vault.client.describe_secret(SecretId=own_vault.arn)["VersionIdsToStages"]
+    """As in Secrets Manager's rotations: setSecret, testSecret, then finishSecret."""
+    old = own_secret_store.client.describe_secret(SecretId=own_secret_store.arn)[
+        "VersionIdsToStages"
+    ]
     versions = {"old": next(iter(old))}
 
     def set_secret() -> None:
-        versions["new"] = own_vault.put(own_vault.shape("new one"), "AWSPENDING")
+        versions["new"] = own_secret_store.put(own_secret_store.shape("new one"), "AWSPENDING")
         as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
 
     def finish_secret() -> None:
-        own_vault.client.update_secret_version_stage(
-            SecretId=own_vault.arn,
+        own_secret_store.client.update_secret_version_stage(
+            SecretId=own_secret_store.arn,
             VersionStage="AWSCURRENT",
             MoveToVersionId=versions["new"],
             RemoveFromVersionId=versions["old"],
         )
 
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         assert answered(invoke, 30, {10: set_secret, 20: finish_secret}) == 30
-    assert own_vault.reads == ["AWSCURRENT", "AWSCURRENT", "AWSPENDING"]
+    assert own_secret_store.reads == ["AWSCURRENT", "AWSCURRENT", "AWSPENDING"]
 
 
-def test_with_two_users_that_take_turns_the_secret_says_which(
-    own_stack: Stack, own_vault: Vault
+def test_with_alternating_users_the_secret_names_the_user(
+    own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """Both passwords are valid for a while: nothing is refused, so nothing is read again, until the
-    old one ends."""
+    """Both passwords are valid for a while, so nothing is rejected or read again until the old one
+    expires."""
 
-    async def make_the_other(admin: "asyncpg.Connection[Any]") -> None:
+    async def create_alternate_role(admin: "asyncpg.Connection[Any]") -> None:
         await admin.execute(f"CREATE ROLE appuser_clone LOGIN IN ROLE {roles.APP}")
         await roles.set_password(admin, "appuser_clone", "its own")
 
     def rotate() -> None:
-        as_administrator(own_stack, make_the_other)
-        own_vault.put(own_vault.shape("its own", "appuser_clone"))
+        as_administrator(own_stack, create_alternate_role)
+        own_secret_store.put(own_secret_store.shape("its own", "appuser_clone"))
 
-    def end_the_old() -> None:
+    def terminate_sessions() -> None:
         as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "unknown"))
 
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         assert answered(invoke, 15, {5: rotate}) == 15
-        assert len(own_vault.reads) == 1
-        assert answered(invoke, 15, {5: end_the_old}) == 15
-    assert len(own_vault.reads) == 2
+        assert len(own_secret_store.reads) == 1
+        assert answered(invoke, 15, {5: terminate_sessions}) == 15
+    assert len(own_secret_store.reads) == 2
 
 
-def rotated(own_stack: Stack, vault: Vault) -> None:
+def rotated(own_stack: Stack, secret_store: SecretStore) -> None:
     as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
-    vault.put(vault.shape("new one"))
+    secret_store.put(secret_store.shape("new one"))
 
 
-def test_warm_connections_go_on_and_one_new_login_is_enough_for_pgbouncer(
-    own_stack: Stack, own_vault: Vault
+def test_warm_connections_survive_and_one_login_updates_pgbouncer(
+    own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """It opens server connections with what it kept of the role's last login."""
-    with cold_runtime() as invoke:
+    """It opens server connections with the verifier of the role's last login."""
+    with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 200
-        rotated(own_stack, own_vault)
+        rotated(own_stack, own_secret_store)
         assert invoke(READ)["statusCode"] == 200
-        asyncio.run(log_in(own_stack, "new one"))  # as any sandbox that starts does
+        asyncio.run(log_in(own_stack, "new one"))  # as any new sandbox does
         with own_stack.pgbouncer.console() as console:
             console.execute("RECONNECT")
         assert [invoke(READ)["statusCode"] for _ in range(3)] == [200] * 3
-    assert len(own_vault.reads) == 1
+    assert len(own_secret_store.reads) == 1
 
 
-def test_without_any_new_login_one_request_is_lost_and_no_more(
-    own_stack: Stack, own_vault: Vault
+def test_without_a_new_login_exactly_one_request_fails(
+    own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """PgBouncer says `query_wait_timeout`, as in overload, where nothing is tried again."""
-    with cold_runtime() as invoke:
+    """PgBouncer reports `query_wait_timeout`, as in overload, where nothing is retried."""
+    with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 200
-        rotated(own_stack, own_vault)
+        rotated(own_stack, own_secret_store)
         with own_stack.pgbouncer.console() as console:
             console.execute("RECONNECT")
         assert [invoke(READ)["statusCode"] for _ in range(3)] == [503, 200, 200]
@@ -204,47 +218,31 @@ async def log_in(stack: Stack, password: str) -> None:
     await (await connector(settings)()).close()
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """A Secrets Manager that has one answer, whose text quotes the session token, as the real one's
-    may."""
-
-    code = ""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = json.dumps({"__type": self.code, "message": "hunter2"}).encode()
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def network(vault: Vault, aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """Between the handler and Secrets Manager."""
-    with Relay("127.0.0.1", port_of(aws)) as relay:
-        address = f"http://{relay.host}:{relay.port}"
+def network(
+    secret_store: SecretStore, aws: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TcpProxy]:
+    """The network between the handler and Secrets Manager."""
+    with TcpProxy("127.0.0.1", port_of(aws)) as proxy:
+        address = f"http://{proxy.host}:{proxy.port}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", address)
-        yield relay
+        yield proxy
 
 
 def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def one_clear_line(printed: str, fault: str, remedy: str) -> None:
+def assert_one_log_line(printed: str, cause: str, hint: str) -> None:
     [line] = log_lines(printed)
     assert (line["outcome"], line["status"], line["attempts"]) == ("failed", 503, 1)
-    assert fault in line["fault"]
-    assert remedy in line["remedy"]
+    assert cause in line["cause"]
+    assert hint in line["hint"]
     assert not re.search("hunter2|testing|Traceback", printed)
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"),
+    ("code", "hint"),
     [
         ("AccessDeniedException", "allow the function's role"),
         ("ExpiredTokenException", "session"),
@@ -252,145 +250,139 @@ def one_clear_line(printed: str, fault: str, remedy: str) -> None:
         ("UnrecognizedClientException", "reach"),
     ],
 )
-def test_a_refusal_is_one_clear_line_until_it_is_mended(
+def test_a_secrets_manager_error_is_one_clear_line_until_fixed(
     code: str,
-    remedy: str,
-    network: Relay,
+    hint: str,
+    network: TcpProxy,
     aws: str,
+    httpserver: HTTPServer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server = HTTPServer(("127.0.0.1", 0), type("Answers", (Refusing,), {"code": code}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    network.lead_to("127.0.0.1", server.server_port)
-    with cold_runtime() as invoke:
-        try:
-            assert invoke(READ)["statusCode"] == 503
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    # A message may quote the session token.
+    error = {"__type": code, "message": "hunter2"}
+    httpserver.expect_request("/").respond_with_json(error, status=400)
+    network.redirect_to("127.0.0.1", httpserver.port)
+    with ColdHandler() as invoke:
+        assert invoke(READ)["statusCode"] == 503
         printed = capsys.readouterr()
-        one_clear_line(printed.out + printed.err, f"no login could be had: {code}", remedy)
-        network.cut()
-        network.lead_to("127.0.0.1", port_of(aws))
+        assert_one_log_line(printed.out + printed.err, f"no credentials: {code}", hint)
+        network.reset_connections()
+        network.redirect_to("127.0.0.1", port_of(aws))
         assert invoke(READ)["statusCode"] == 200
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["no network", "packets swallowed"])
-def test_without_a_network_the_line_comes_inside_the_deadline(
+def test_without_a_network_the_error_arrives_before_the_deadline(
     silent: bool,
-    network: Relay,
+    network: TcpProxy,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DB_CONNECT_TIMEOUT", "1")
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         network.stall() if silent else network.refuse()
-        begun = time.monotonic()
+        started = time.monotonic()
         assert invoke(READ)["statusCode"] == 503
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - started < 5
         printed = capsys.readouterr()
-        one_clear_line(printed.out + printed.err, "no login could be had: ", "from its subnets")
+        assert_one_log_line(printed.out + printed.err, "no credentials: ", "the function's subnets")
         network.resume() if silent else network.refuse(False)
         assert invoke(READ)["statusCode"] == 200
 
 
 @pytest.mark.parametrize("secret", ["hunter2", '{"username": "appuser"}', '["hunter2"]'])
-def test_a_malformed_secret_is_one_clear_line_until_it_is_mended(
-    secret: str, vault: Vault, capsys: pytest.CaptureFixture[str]
+def test_a_malformed_secret_is_one_clear_line_until_fixed(
+    secret: str, secret_store: SecretStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = vault.client.get_secret_value(SecretId=vault.arn, VersionStage="AWSCURRENT")
-    vault.put(secret)
-    with cold_runtime() as invoke:
+    good = secret_store.client.get_secret_value(
+        SecretId=secret_store.arn, VersionStage="AWSCURRENT"
+    )
+    secret_store.put(secret)
+    with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
         printed = capsys.readouterr()
-        one_clear_line(printed.out + printed.err, "no JSON with a password", "DB_SECRET_ARN")
-        vault.put(good["SecretString"])
+        assert_one_log_line(printed.out + printed.err, "not JSON with a password", "DB_SECRET_ARN")
+        secret_store.put(good["SecretString"])
         assert invoke(READ)["statusCode"] == 200
 
 
 @pytest.mark.parametrize("wrong", ["name", "region"])
 def test_a_wrong_arn_is_one_clear_line(
     wrong: str,
-    vault: Vault,
+    secret_store: SecretStore,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    elsewhere = vault.arn.replace("eu-central-1", "eu-west-1")
-    monkeypatch.setenv("DB_SECRET_ARN", NOBODY_S if wrong == "name" else elsewhere)
-    with cold_runtime() as invoke:
+    elsewhere = secret_store.arn.replace("eu-central-1", "eu-west-1")
+    monkeypatch.setenv("DB_SECRET_ARN", OTHER_SECRET if wrong == "name" else elsewhere)
+    with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
     printed = capsys.readouterr()
-    one_clear_line(printed.out + printed.err, "ResourceNotFoundException", "DB_SECRET_ARN")
+    assert_one_log_line(printed.out + printed.err, "ResourceNotFoundException", "DB_SECRET_ARN")
 
 
-def test_a_password_that_is_wrong_and_stays_so_is_read_twice_and_refused(
-    vault: Vault, capsys: pytest.CaptureFixture[str]
+def test_a_permanently_wrong_password_is_read_twice_and_rejected(
+    secret_store: SecretStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vault.put(vault.shape("hunter2"))
-    with cold_runtime() as invoke:
+    secret_store.put(secret_store.shape("hunter2"))
+    with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
     printed = capsys.readouterr()
-    one_clear_line(printed.out + printed.err, "authentication failed", "DB_AUTH")
-    assert vault.reads.count("AWSCURRENT") == 2
+    assert_one_log_line(printed.out + printed.err, "authentication failed", "DB_AUTH")
+    assert secret_store.reads.count("AWSCURRENT") == 2
 
 
-async def test_ten_connections_at_once_read_the_secret_once(
-    own_stack: Stack, own_vault: Vault
+async def test_ten_concurrent_connections_read_the_secret_once(
+    own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    made = connector(load())
+    made = connector(load_settings())
     for reads in (1, 2):
         raws = await asyncio.gather(*(made() for _ in range(10)))
         await asyncio.gather(*(raw.close() for raw in raws))
-        assert len(own_vault.reads) == reads
+        assert len(own_secret_store.reads) == reads
         if reads == 1:
-            await asyncio.to_thread(rotated, own_stack, own_vault)
-    await let_go()
+            await asyncio.to_thread(rotated, own_stack, own_secret_store)
+    await wait_for_transports_closed()
 
 
-async def test_a_token_is_the_one_that_boto3_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in TOKEN_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+async def test_an_iam_token_equals_the_one_boto3_generates(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, TOKEN_ENVIRONMENT)
     host, user = "db.eu-central-1.rds.amazonaws.com", "app user+é"
-    settings = load(auth="iam", host=host, user=user, port=5433)
+    settings = load_settings(auth="iam", host=host, user=user, port=5433)
     sign = credentials.from_settings(settings)
-    for _ in range(3):  # the clock may strike between the two
-        _, token = await sign(None)
-        expected = boto3.Session().client("rds").generate_db_auth_token(host, 5433, user)
-        if token == expected:
-            break
-    assert token == expected
+    now = datetime.datetime.now(datetime.UTC)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now)
+    _, token = await sign(None)
+    assert token == boto3.Session().client("rds").generate_db_auth_token(host, 5433, user)
     assert "X-Amz-Security-Token=to%2Fken" in token
 
 
 @pytest.mark.parametrize(
-    ("missing", "fault"),
+    ("missing", "cause"),
     [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")],
 )
-async def test_without_a_role_or_a_region_there_is_no_token(
-    missing: str, fault: str, monkeypatch: pytest.MonkeyPatch
+async def test_an_iam_token_needs_a_role_and_a_region(
+    missing: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in TOKEN_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, TOKEN_ENVIRONMENT)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.delenv(missing)
-    sign = credentials.from_settings(load(auth="iam", host="db.internal"))
-    with pytest.raises(CredentialsError, match=fault) as raised:
+    sign = credentials.from_settings(load_settings(auth="iam", host="db.internal"))
+    with pytest.raises(CredentialsError, match=cause) as raised:
         await sign(None)
-    assert "AWS_REGION" in classify(raised.value).remedy
+    assert "AWS_REGION" in classify(raised.value).hint
 
 
-def test_nothing_of_aws_is_imported_for_a_password_and_all_of_it_in_init_else() -> None:
+def test_the_aws_sdk_is_imported_only_when_needed_and_during_init() -> None:
     script = "import sys, handler.main; print([n for n in sys.modules if n in {names!r}])"
     script = script.format(names=["botocore", "boto3", "botocore.session", "snapshot_restore_py"])
     assert run("-c", script, env={"DB_AUTH": "password"})[1] == "[]\n"
-    arn = {"DB_AUTH": "secret", "DB_SECRET_ARN": NOBODY_S}
+    arn = {"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET}
     assert run("-c", script, env=arn)[1] == "['botocore', 'botocore.session']\n"
 
 
-def test_without_botocore_the_start_says_what_to_install() -> None:
+def test_a_missing_botocore_is_reported_at_startup() -> None:
     script = "import sys; sys.modules['botocore'] = None; import handler.main"
-    code, output = run("-c", script, env={"DB_AUTH": "secret", "DB_SECRET_ARN": NOBODY_S})
+    code, output = run("-c", script, env={"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET})
     assert code == 1
-    assert "SettingsError: DB_AUTH is 'secret': there is no botocore" in output
+    assert "SettingsError: DB_AUTH is 'secret': botocore is not installed" in output

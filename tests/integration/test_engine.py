@@ -1,4 +1,4 @@
-"""One engine per runtime: one loop, one raw connection, one round trip."""
+"""One engine per execution environment: one loop, one raw connection, one round trip."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from handler import credentials, engine, orders
-from handler.engine import create_engine
-from handler.settings import Settings, SettingsError
+from handler import orders
+from handler.warm.database import credentials, engine
+from handler.warm.database.engine import create_engine
+from handler.warm.settings import Settings, SettingsError
 from infra.database.roles import APP
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
-from infra.local.wire import Relay
+from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import Lambda, eventually
 
 ORDER_1 = '{"id":1,"customer_name":"Amber Bakery","status":"pending"}'
@@ -26,7 +27,7 @@ def get(path: str) -> dict[str, Any]:
     return api_gateway_event("GET", path)
 
 
-def test_an_order_comes_through_pgbouncer(lambda_handler: Lambda) -> None:
+def test_an_order_is_read_through_pgbouncer(lambda_handler: Lambda) -> None:
     answer = lambda_handler(get("/orders/1"))
     assert (answer["statusCode"], answer["body"]) == (200, ORDER_1)
 
@@ -34,16 +35,16 @@ def test_an_order_comes_through_pgbouncer(lambda_handler: Lambda) -> None:
 def test_invocations_share_one_engine_one_loop_and_one_raw_connection(
     lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Mangum 0.20 breaks: it runs each invocation by `asyncio.run`, which closes the loop
-    after it, and with it the engine's pooled connection."""
+    """Mangum 0.20 breaks this: it uses `asyncio.run` for each invocation, which closes the loop and
+    the pooled connection with it."""
     seen = []
     find = orders.find
 
     async def watched(order_id: int) -> orders.Order | None:
         order = await find(order_id)
-        async with engine.engine().connect() as connection:
+        async with engine.get_engine().connect() as connection:
             raw = (await connection.get_raw_connection()).driver_connection
-        seen.append((id(engine.engine()), id(asyncio.get_running_loop()), id(raw)))
+        seen.append((id(engine.get_engine()), id(asyncio.get_running_loop()), id(raw)))
         return order
 
     monkeypatch.setattr(orders, "find", watched)
@@ -52,9 +53,9 @@ def test_invocations_share_one_engine_one_loop_and_one_raw_connection(
     assert len(set(seen)) == 1, seen
 
 
-def test_importing_the_handler_connects_nothing(lambda_handler: Lambda) -> None:
+def test_importing_the_handler_opens_no_connection(lambda_handler: Lambda) -> None:
     assert lambda_handler(get("/health"))["statusCode"] == 200
-    assert engine.engine().pool.checkedin() == 0  # type: ignore[attr-defined]  # a QueuePool has it
+    assert engine.get_engine().pool.checkedin() == 0  # type: ignore[attr-defined]  # it is a QueuePool
 
 
 @contextlib.contextmanager
@@ -70,15 +71,17 @@ def path_to_postgres(stack: Stack, path: str) -> Iterator[Settings]:
 async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) -> None:
     with (
         path_to_postgres(stack, path) as settings,
-        Relay(settings.host, settings.port) as relay,
+        TcpProxy(settings.host, settings.port) as proxy,
     ):
-        warm = create_engine(settings.model_copy(update={"port": relay.port}))
+        warm = create_engine(
+            settings.model_copy(update={"port": proxy.port}), isolation_level="AUTOCOMMIT"
+        )
         try:
             assert await read(warm, 1) == "Amber Bakery"
             for order_id in (2, 3, 1):
-                relay.reset()
+                proxy.reset_counters()
                 await read(warm, order_id)
-                assert (relay.round_trips, relay.connections) == (1, 0)
+                assert (proxy.round_trips, proxy.connections) == (1, 0)
         finally:
             await warm.dispose()
 
@@ -89,12 +92,12 @@ async def read(warm: AsyncEngine, order_id: int) -> str | None:
     return order.customer_name if order else None
 
 
-async def test_twenty_runtimes_share_three_server_connections_and_read_right(
+async def test_twenty_sandboxes_share_three_server_connections_correctly(
     stack: Stack, admin: "asyncpg.Connection[Any]"
 ) -> None:
     with stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         settings = stack.settings(through=bouncer)
-        runtimes = [create_engine(settings) for _ in range(20)]
+        runtimes = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(20)]
         names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
 
         async def twenty_reads(number: int) -> None:
@@ -110,8 +113,8 @@ async def test_twenty_runtimes_share_three_server_connections_and_read_right(
             await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
 
 
-async def test_no_statement_keeps_a_name_on_a_server(stack: Stack) -> None:
-    warm = create_engine(stack.settings())
+async def test_no_named_statement_is_left_on_a_server(stack: Stack) -> None:
+    warm = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
     try:
         for order_id in (1, 2, 3):
             await read(warm, order_id)
@@ -122,24 +125,26 @@ async def test_no_statement_keeps_a_name_on_a_server(stack: Stack) -> None:
         await warm.dispose()
 
 
-async def test_dispose_says_goodbye(stack: Stack) -> None:
+async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer))
+        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
         await read(warm, 1)
         await warm.dispose()
         eventually(lambda: not [row for row in bouncer.show("CLIENTS") if row["user"] == APP])
         ends = [
-            line for line in bouncer.said().splitlines() if f"/{APP}@" in line and "closing" in line
+            line
+            for line in bouncer.log_since_start().splitlines()
+            if f"/{APP}@" in line and "closing" in line
         ]
         assert len(ends) == 1
         assert "client close request" in ends[0]
 
 
-async def test_an_idle_runtime_holds_a_client_place_and_no_transaction(
+async def test_an_idle_sandbox_holds_a_client_connection_but_no_transaction(
     stack: Stack, admin: "asyncpg.Connection[Any]"
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer))
+        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
         try:
             await read(warm, 1)
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
@@ -150,25 +155,25 @@ async def test_an_idle_runtime_holds_a_client_place_and_no_transaction(
             await warm.dispose()
 
 
-async def test_each_raw_connection_gets_a_fresh_credential(
+async def test_every_raw_connection_uses_the_current_credential(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
     settings = stack.settings()
 
     async def login(refused: credentials.Login | None) -> credentials.Login:
-        asked.append(1)
+        calls.append(1)
         return settings.user, settings.password.get_secret_value()
 
     monkeypatch.setattr(credentials, "from_settings", lambda settings: login)
-    runtime = create_engine(settings)
+    runtime = create_engine(settings, isolation_level="AUTOCOMMIT")
     try:
         await read(runtime, 1)
         await read(runtime, 2)
-        assert len(asked) == 1
+        assert len(calls) == 1
         await runtime.dispose()
         await read(runtime, 1)
-        assert len(asked) == 2
+        assert len(calls) == 2
     finally:
         await runtime.dispose()
 
@@ -177,10 +182,10 @@ async def test_each_raw_connection_gets_a_fresh_credential(
     ("setting", "value"),
     [("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s"), ("jit", "off")],
 )
-async def test_through_pgbouncer_the_role_s_settings_hold(
+async def test_role_settings_apply_through_pgbouncer(
     stack: Stack, setting: str, value: str
 ) -> None:
-    runtime = create_engine(stack.settings(through=stack.pgbouncer))
+    runtime = create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
     try:
         async with runtime.connect() as connection:
             assert await connection.scalar(text(f"SHOW {setting}")) == value
@@ -188,7 +193,7 @@ async def test_through_pgbouncer_the_role_s_settings_hold(
         await runtime.dispose()
 
 
-async def test_a_ca_file_that_is_none_is_named(stack: Stack) -> None:
+async def test_an_invalid_ca_file_is_reported_by_name(stack: Stack) -> None:
     settings = stack.settings(sslmode="verify-full", sslrootcert=__file__)
-    with pytest.raises(SettingsError, match=r"^DB_SSLROOTCERT is '.*': .*Allowed: the path of a"):
+    with pytest.raises(SettingsError, match=r"^DB_SSLROOTCERT: .*Allowed: the path of a"):
         create_engine(settings)

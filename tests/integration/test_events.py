@@ -1,4 +1,4 @@
-"""Whatever sends the event: HTTP is served, a schedule warms, anything else gets a clear answer."""
+"""HTTP events are served, scheduled ones warm up, and others are an error."""
 
 import json
 import uuid
@@ -10,14 +10,14 @@ import pytest
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from tests import events
-from tests.conftest import Lambda, cold_runtime, log_lines
+from tests.conftest import ColdHandler, Lambda, log_lines
 
 each_service = pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.__name__)
 Build = Callable[..., dict[str, Any]]
 
 
 @each_service
-def test_an_order_is_read_from_behind_every_service(lambda_handler: Lambda, event: Build) -> None:
+def test_an_order_is_read_through_every_service(lambda_handler: Lambda, event: Build) -> None:
     answer = lambda_handler(event("GET", "/orders/1"))
     assert answer["statusCode"] == 200
     assert json.loads(answer["body"])["id"] == 1
@@ -25,7 +25,7 @@ def test_an_order_is_read_from_behind_every_service(lambda_handler: Lambda, even
 
 
 @each_service
-def test_queries_and_bodies_come_through_every_service(
+def test_queries_and_bodies_arrive_through_every_service(
     lambda_handler: Lambda, event: Build
 ) -> None:
     listed = lambda_handler(event("GET", "/orders", "status=paid&limit=2"))
@@ -38,7 +38,7 @@ def test_queries_and_bodies_come_through_every_service(
 
 
 @each_service
-def test_a_failure_is_a_problem_with_the_request_s_id_behind_every_service(
+def test_an_error_has_the_request_id_through_every_service(
     lambda_handler: Lambda, event: Build
 ) -> None:
     for path, status in (("/orders/999999", 404), ("/orders/0", 422), ("/nothing", 404)):
@@ -51,54 +51,43 @@ def test_a_failure_is_a_problem_with_the_request_s_id_behind_every_service(
         assert "application/problem+json" in str(headers)
 
 
-async def test_a_problem_carries_lambda_s_own_request_id(stack: Stack) -> None:
+async def test_a_problem_document_has_the_lambda_request_id(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
-        sent: list[Any] = [events.http_api("GET", "/orders/0"), {}, []]
+        sent: list[Any] = [events.http_api("GET", "/orders/0"), {"requestContext": {}}]
         for event in sent:
             answer = await fleet.invoke(event)
             assert json.loads(answer.payload["body"])["request_id"] == answer.request_id
 
 
 @pytest.mark.parametrize("source", ["aws.events", "aws.scheduler"])
-def test_a_scheduled_ping_warms_the_connection_and_says_so(
+def test_a_scheduled_ping_opens_the_connection_and_reports_it(
     lambda_handler: Lambda, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
-    from handler import engine
+    from handler.warm.database import engine
 
     ping = {"source": source, "detail-type": "Scheduled Event", "detail": {}, "resources": []}
     assert lambda_handler(ping)["warm"] is True
-    assert engine.engine().pool.checkedin() == 1  # type: ignore[attr-defined]  # a QueuePool has it
+    assert engine.get_engine().pool.checkedin() == 1  # type: ignore[attr-defined]  # it is a QueuePool
     [line] = log_lines(capsys.readouterr().out)
     assert line["outcome"] == "ok"
 
 
-def test_a_ping_without_a_database_says_so_and_raises_nothing(
+def test_a_ping_without_a_database_reports_it_without_raising(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_PORT", "1")
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         answer = invoke({"source": "aws.events"})
     assert answer["warm"] is False
     assert "cannot be reached" in answer["detail"]
     [line] = log_lines(capsys.readouterr().out)
     assert line["outcome"] == "failed"
-    assert "cannot be reached" in line["fault"]
-
-
-SQS = {"Records": [{"messageId": "1", "eventSource": "aws:sqs", "body": "secret"}]}
+    assert "cannot be reached" in line["cause"]
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        {},
-        [],
-        None,
-        "text",
-        5,
-        True,
-        SQS,
-        {"source": "aws.s3"},
         {"requestContext": None},
         {"requestContext": {}},
         {"requestContext": {"elb": {}}},
@@ -106,10 +95,16 @@ SQS = {"Records": [{"messageId": "1", "eventSource": "aws:sqs", "body": "secret"
         {"requestContext": {"http": {}}, "version": "2.0"},
         {"requestContext": {"stage": "prod", "http": None}, "version": "2.0"},
         {"requestContext": {}, "resource": "/"},
+        events.http_api("GET", "/orders/1") | {"headers": ["secret"]},
+        events.http_api("POST", "/orders") | {"isBase64Encoded": True, "body": "secret!"},
+        events.rest_api("POST", "/orders") | {"isBase64Encoded": True, "body": "%%%"},
+        events.load_balancer_multi_value("POST", "/orders") | {"body": "c2VjcmV0c"},
+        events.load_balancer("GET", "/orders/1") | {"path": 5},
+        events.load_balancer("GET", "/orders/1") | {"httpMethod": ["GET"]},
+        events.load_balancer("GET", "/orders/\ud800"),
     ],
-    ids=str,
 )
-def test_anything_else_gets_one_line_in_the_log_and_a_clear_result(
+def test_a_malformed_request_gets_a_problem_and_one_log_line(
     lambda_handler: Lambda,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -121,12 +116,19 @@ def test_anything_else_gets_one_line_in_the_log_and_a_clear_result(
     printed = capsys.readouterr().out
     [line] = log_lines(printed)
     assert line["outcome"] == "refused"
-    assert line["fault"].startswith("an ")
+    assert line["cause"].startswith("an HTTP event that cannot be read: ")
     assert "secret" not in printed
     assert not caplog.records
 
 
-def test_no_schema_is_built_before_somebody_asks(lambda_handler: Lambda) -> None:
+def test_errors_use_the_header_format_of_the_load_balancer(lambda_handler: Lambda) -> None:
+    event = events.load_balancer_multi_value("POST", "/orders") | {"body": "%"}
+    headers = lambda_handler(event)["multiValueHeaders"]
+    assert headers["content-type"] == ["application/problem+json"]
+    assert "multiValueHeaders" not in lambda_handler({"requestContext": {"elb": {}}})
+
+
+def test_openapi_schemas_are_built_on_demand(lambda_handler: Lambda) -> None:
     from handler.app import app
 
     app.openapi_schema = None
@@ -142,7 +144,7 @@ def test_no_schema_is_built_before_somebody_asks(lambda_handler: Lambda) -> None
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError, TimeoutError])
-def test_a_bug_is_a_problem_too_and_tells_nothing(
+def test_an_unexpected_error_is_a_problem_without_details(
     lambda_handler: Lambda,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -160,5 +162,46 @@ def test_a_bug_is_a_problem_too_and_tells_nothing(
     assert answer["headers"]["content-type"] == "application/problem+json"
     assert "secret" not in answer["body"]
     [line] = log_lines(capsys.readouterr().out)
-    assert (line["outcome"], line["fault"]) == ("failed", bug.__name__)
-    assert bug.__name__ in caplog.text  # for the operator, with its trace
+    assert (line["outcome"], line["cause"]) == ("failed", bug.__name__)
+    assert bug.__name__ in caplog.text  # for the operator, with its traceback
+
+
+@pytest.mark.parametrize(
+    "path_id",
+    [
+        "1_0",
+        "1.0",
+        "+1",
+        " 1",
+        "1 ",
+        "01",
+        "-01",
+        "０１",
+        "１",
+        "1e0",
+        "0x1",
+        "%31%5F0",
+        "true",
+        "١",
+    ],
+)
+def test_an_order_has_one_url(lambda_handler: Lambda, path_id: str) -> None:
+    answer = lambda_handler(events.http_api("GET", f"/orders/{path_id}"))
+    assert answer["statusCode"] == 422
+    assert (
+        json.loads(answer["body"])["detail"]
+        == "order_id: Input should be an integer written in digits only"
+    )
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["headers", "multiValueHeaders"])
+def test_a_load_balancer_s_health_check_is_answered(lambda_handler: Lambda, several: bool) -> None:
+    build = events.load_balancer_multi_value if several else events.load_balancer
+    event = build("GET", "/health") | {"body": "", "isBase64Encoded": False}
+    agent = "ELB-HealthChecker/2.0"
+    event["multiValueHeaders" if several else "headers"] = {
+        "user-agent": [agent] if several else agent
+    }
+    answer = lambda_handler(event)
+    assert (answer["statusCode"], answer["body"]) == (200, '{"status":"ok"}')
+    assert ("multiValueHeaders" in answer) == several

@@ -1,4 +1,4 @@
-"""A query that is lost, never sent or too long: answered as the table says, and well after it."""
+"""Queries that are lost, never sent or too slow are answered by the table, and service recovers."""
 
 import asyncio
 from pathlib import Path
@@ -8,175 +8,182 @@ import pytest
 
 from infra.database.roles import APP
 from infra.local.stack import Stack
-from infra.local.wire import Relay
+from infra.local.tcp_proxy import TcpProxy
 from tests.events import http_api
-from tests.integration.failing import BLOCKED, READ, Failing, Logged, outcome, write
+from tests.integration.failing_fleet import BLOCKED, READ, FailingFleet, LoggedFleet, outcome, write
 
-# --- Lost in mid-query: nobody knows whether it ran, and it may run twice ----------------------
+# --- Lost during a query: the outcome is unknown, and the work is idempotent ---------------------
 
 
 @pytest.mark.parametrize("event", [READ, write("backend")], ids=["read", "write"])
-async def test_a_backend_killed_in_mid_query_costs_one_more_try(
-    failing: Failing, event: dict[str, Any]
+async def test_a_backend_killed_during_a_query_costs_one_retry(
+    failing_fleet: FailingFleet, event: dict[str, Any]
 ) -> None:
     async def kill() -> None:
-        await failing.admin.execute(
+        await failing_fleet.admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE usename = $1 AND wait_event_type = 'Lock'",
             APP,
         )
 
-    answer = await failing.mid_query(event, kill)
+    answer = await failing_fleet.during_query(event, kill)
     assert outcome(answer) in ((200, None), (201, None))
-    assert failing.fleet.attempts == 2
+    assert failing_fleet.fleet.attempts == 2
 
 
 @pytest.mark.parametrize("event", [READ, write("cut")], ids=["read", "write"])
-async def test_a_connection_cut_in_mid_query_costs_one_more_try(
-    failing: Failing, event: dict[str, Any]
+async def test_a_connection_lost_during_a_query_costs_one_retry(
+    failing_fleet: FailingFleet, event: dict[str, Any]
 ) -> None:
     async def cut() -> None:
-        failing.relay.cut()
+        failing_fleet.proxy.reset_connections()
 
-    answer = await failing.mid_query(event, cut)
+    answer = await failing_fleet.during_query(event, cut)
     assert outcome(answer) in ((200, None), (201, None))
-    assert failing.fleet.attempts == 2
+    assert failing_fleet.fleet.attempts == 2
 
 
-async def test_a_pgbouncer_killed_in_mid_query_is_503_after_a_second_try_in_vain(
-    failing: Failing,
+async def test_a_pgbouncer_killed_during_a_query_is_503_after_a_failed_retry(
+    failing_fleet: FailingFleet,
 ) -> None:
     async def kill() -> None:
-        assert failing.bouncer.process is not None
-        failing.bouncer.process.kill()
-        failing.bouncer.process.wait()
+        assert failing_fleet.bouncer.process is not None
+        failing_fleet.bouncer.process.kill()
+        failing_fleet.bouncer.process.wait()
 
-    answer = await failing.mid_query(READ, kill)
+    answer = await failing_fleet.during_query(READ, kill)
     assert outcome(answer) == (503, "1")
-    assert failing.fleet.attempts == 2
-    failing.bouncer.start()
+    assert failing_fleet.fleet.attempts == 2
+    failing_fleet.bouncer.start()
 
 
-async def test_a_write_whose_answer_was_lost_is_one_order(failing: Failing) -> None:
-    """It ran, but nobody said so: tried again under its key, it finds itself."""
-    await failing.fleet.invoke(write("found"))  # so that this one is a single round trip
-    before = await failing.admin.fetchval("SELECT count(*) FROM orders")
-    failing.relay.swallow("answers")
-    answer = asyncio.create_task(failing.fleet.invoke(write("lost")))
+async def test_a_write_with_a_lost_response_creates_one_order(failing_fleet: FailingFleet) -> None:
+    """The write was executed, and the retry under the same key finds it."""
+    await failing_fleet.fleet.invoke(write("found"))  # so that the next takes a single round trip
+    before = await failing_fleet.admin.fetchval("SELECT count(*) FROM orders")
+    failing_fleet.proxy.drop("responses")
+    answer = asyncio.create_task(failing_fleet.fleet.invoke(write("lost")))
     async with asyncio.timeout(5):
-        while await failing.admin.fetchval("SELECT count(*) FROM orders") == before:  # noqa: ASYNC110  # it rings no bell
+        while await failing_fleet.admin.fetchval("SELECT count(*) FROM orders") == before:
             await asyncio.sleep(0.01)
-    failing.relay.cut()
+    failing_fleet.proxy.reset_connections()
     assert outcome(await answer) == (201, None)
-    assert failing.fleet.attempts == 2
+    assert failing_fleet.fleet.attempts == 2
     assert (await answer).payload["headers"]["idempotency-replayed"] == "true"
-    assert await failing.admin.fetchval("SELECT count(*) FROM orders") == before + 1
+    assert await failing_fleet.admin.fetchval("SELECT count(*) FROM orders") == before + 1
 
 
-# --- Never sent --------------------------------------------------------------------------------
+# --- Never sent ----------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection_is_503_after_two_tries(failing: Failing) -> None:
-    failing.relay.refuse()
-    failing.relay.cut()
-    answer = await failing.fleet.invoke(READ)
-    failing.relay.refuse(False)
+async def test_a_refused_connection_is_503_after_two_attempts(failing_fleet: FailingFleet) -> None:
+    failing_fleet.proxy.refuse()
+    failing_fleet.proxy.reset_connections()
+    answer = await failing_fleet.fleet.invoke(READ)
+    failing_fleet.proxy.refuse(False)
     assert outcome(answer) == (503, "1")
-    assert failing.fleet.attempts == 2
+    assert failing_fleet.fleet.attempts == 2
 
 
-@pytest.mark.parametrize("failing", [{"DB_CONNECT_TIMEOUT": "0.3"}], indirect=True)
-async def test_a_connect_that_nobody_answers_is_503_after_one_try(failing: Failing) -> None:
-    failing.relay.cut()
-    failing.relay.stall()
-    answer = await failing.fleet.invoke(READ)
-    failing.relay.resume()
-    assert outcome(answer) == (503, "1")
-    assert failing.fleet.attempts == 1
-
-
-async def test_a_name_that_does_not_resolve_is_503_after_two_tries(
-    stack: Stack, tmp_path: Path
+@pytest.mark.parametrize("failing_fleet", [{"DB_CONNECT_TIMEOUT": "1.5"}], indirect=True)
+async def test_an_unanswered_connection_attempt_is_503_without_a_retry(
+    failing_fleet: FailingFleet,
 ) -> None:
+    failing_fleet.proxy.reset_connections()
+    failing_fleet.proxy.stall()
+    answer = await failing_fleet.fleet.invoke(READ)
+    failing_fleet.proxy.resume()
+    assert outcome(answer) == (503, "1")
+    assert failing_fleet.fleet.attempts == 1
+
+
+async def test_an_unresolvable_name_is_503_after_two_attempts(stack: Stack, tmp_path: Path) -> None:
     environment = stack.environment() | {"DB_HOST": "nowhere.invalid"}
-    async with Logged(environment, tmp_path) as fleet:
+    async with LoggedFleet(environment, tmp_path) as fleet:
         assert outcome(await fleet.invoke(READ)) == (503, "1")
         assert fleet.attempts == 2
         assert outcome(await fleet.invoke(http_api("GET", "/health"))) == (200, None)
 
 
-async def test_what_was_closed_while_the_loop_ran_is_replaced_unnoticed(failing: Failing) -> None:
-    failing.relay.cut()
-    assert await failing.fleet.is_well()
-    assert failing.fleet.attempts == 1
+async def test_a_connection_closed_while_the_loop_ran_is_replaced(
+    failing_fleet: FailingFleet,
+) -> None:
+    failing_fleet.proxy.reset_connections()
+    assert await failing_fleet.fleet.recovers()
+    assert failing_fleet.fleet.attempts == 1
 
 
-async def test_a_postgres_restarted_while_clients_idle_is_not_noticed(
+async def test_a_postgres_restart_between_requests_fails_none(
     own_stack: Stack, tmp_path: Path
 ) -> None:
-    async with Logged(own_stack.environment(), tmp_path) as fleet:
+    async with LoggedFleet(own_stack.environment(), tmp_path) as fleet:
         await fleet.invoke(READ)
         own_stack.postgres.stop()
         own_stack.postgres.start()
-        assert await fleet.is_well()
+        assert await fleet.recovers()
         assert fleet.attempts == 1
 
 
-# --- Ran too long ------------------------------------------------------------------------------
+# --- Too slow ------------------------------------------------------------------------------------
 
 
-async def test_a_query_past_statement_timeout_is_504_after_one_try(failing: Failing) -> None:
+async def test_a_query_past_statement_timeout_is_504_without_a_retry(
+    failing_fleet: FailingFleet,
+) -> None:
     async def wait() -> None:
         await asyncio.sleep(6)  # the role's five seconds, and one
 
-    answer = await failing.mid_query(READ, wait)
+    answer = await failing_fleet.during_query(READ, wait)
     assert outcome(answer) == (504, None)
-    assert failing.fleet.attempts == 1
-    assert failing.fleet.last["sqlstate"] == "57014"
+    assert failing_fleet.fleet.attempts == 1
+    assert failing_fleet.fleet.last["sqlstate"] == "57014"
 
 
-@pytest.mark.parametrize("failing", [{"query_timeout": 1}], indirect=True)
-async def test_a_query_past_pgbouncer_s_query_timeout_is_504_after_one_try(
-    failing: Failing,
+@pytest.mark.parametrize("failing_fleet", [{"query_timeout": 1}], indirect=True)
+async def test_a_query_past_query_timeout_is_504_without_a_retry(
+    failing_fleet: FailingFleet,
 ) -> None:
     async def wait() -> None:
         async with asyncio.timeout(10):
-            while "query timeout" not in failing.bouncer.said():  # noqa: ASYNC110  # its own clock
+            while "query timeout" not in failing_fleet.bouncer.log_since_start():
                 await asyncio.sleep(0.02)
 
-    answer = await failing.mid_query(READ, wait)
+    answer = await failing_fleet.during_query(READ, wait)
     assert outcome(answer) == (504, None)
-    assert failing.fleet.attempts == 1
+    assert failing_fleet.fleet.attempts == 1
 
 
-@pytest.mark.parametrize("failing", [{"DB_COMMAND_TIMEOUT": "0.3"}], indirect=True)
-async def test_a_server_that_goes_silent_is_503_after_one_try(failing: Failing) -> None:
-    failing.relay.stall()
-    answer = await failing.fleet.invoke(READ)
-    failing.relay.resume()
+@pytest.mark.parametrize("failing_fleet", [{"DB_COMMAND_TIMEOUT": "0.3"}], indirect=True)
+async def test_a_server_that_stops_responding_is_503_without_a_retry(
+    failing_fleet: FailingFleet,
+) -> None:
+    failing_fleet.proxy.stall()
+    answer = await failing_fleet.fleet.invoke(READ)
+    failing_fleet.proxy.resume()
     assert outcome(answer) == (503, "1")
-    assert failing.fleet.attempts == 1
+    assert failing_fleet.fleet.attempts == 1
 
 
-async def test_where_a_cancel_goes_astray_the_query_ends_by_statement_timeout(
+async def test_a_query_with_a_lost_cancel_request_ends_at_statement_timeout(
     stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
-    """A load balancer sends the cancel request to the other PgBouncer, who knows nothing of it."""
+    """A load balancer sends the cancel request to the other PgBouncer, which does not know the
+    query."""
     with (
         stack.another_pgbouncer(tls=False) as one,
         stack.another_pgbouncer(tls=False) as other,
-        Relay(one.host, one.port, (other.host, other.port)) as balancer,
+        TcpProxy(one.host, one.port, (other.host, other.port)) as balancer,
     ):
         environment = stack.environment(one) | {"DB_PORT": str(balancer.port)}
-        ended = stack.postgres.said().count("due to statement timeout")
-        async with Logged(environment, tmp_path, timeout=2) as fleet:
+        ended = stack.postgres.log_since_start().count("due to statement timeout")
+        async with LoggedFleet(environment, tmp_path, timeout=2) as fleet:
             await fleet.invoke(READ)
             async with locker.transaction():
                 await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
                 assert outcome(await fleet.invoke(READ)) == (504, None)
-                assert await admin.fetchval(BLOCKED, APP) == 1  # nobody cancelled it
+                assert await admin.fetchval(BLOCKED, APP) == 1  # it was not cancelled
                 async with asyncio.timeout(6):
-                    while await admin.fetchval(BLOCKED, APP):  # noqa: ASYNC110  # it rings no bell
+                    while await admin.fetchval(BLOCKED, APP):
                         await asyncio.sleep(0.05)
-            assert await fleet.is_well()
-    assert stack.postgres.said().count("due to statement timeout") == ended + 1
+            assert await fleet.recovers()
+    assert stack.postgres.log_since_start().count("due to statement timeout") == ended + 1

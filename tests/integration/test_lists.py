@@ -1,4 +1,4 @@
-"""Lists come in pages by key, and a page costs what it shows."""
+"""Lists use keyset pagination, and a page reads only the rows it shows."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def pages(invoke: Lambda, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("limit", [7, 100])
-async def test_following_next_shows_every_order_of_a_status_once(
+async def test_following_next_returns_every_order_of_a_status_once(
     lambda_handler: Lambda, admin: "asyncpg.Connection[Any]", limit: int
 ) -> None:
     shown = pages(lambda_handler, f"status=shipped&limit={limit}")
@@ -43,12 +43,12 @@ def test_a_page_that_ends_with_the_last_order_has_no_next(own_stack_handler: Lam
     assert [order["id"] for page in found for order in page["orders"]] == list(range(1, 1001))
 
 
-def test_without_a_limit_a_page_is_twenty(lambda_handler: Lambda) -> None:
+def test_the_default_page_size_is_twenty(lambda_handler: Lambda) -> None:
     answer = lambda_handler(http_api("GET", "/orders"))
     assert len(json.loads(answer["body"])["orders"]) == 20
 
 
-def test_a_status_that_no_order_has_is_an_empty_page(lambda_handler: Lambda) -> None:
+def test_an_unknown_status_gives_an_empty_page(lambda_handler: Lambda) -> None:
     answer = lambda_handler(http_api("GET", "/orders", "status=a%20b%27%3B--"))
     assert json.loads(answer["body"]) == {"orders": [], "next": None}
 
@@ -56,13 +56,13 @@ def test_a_status_that_no_order_has_is_an_empty_page(lambda_handler: Lambda) -> 
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=101", "limit=x", "after=-1", "after=2147483648", "status="]
 )
-def test_a_page_that_is_out_of_bounds_is_422(lambda_handler: Lambda, query: str) -> None:
+def test_invalid_page_parameters_are_422(lambda_handler: Lambda, query: str) -> None:
     answer = lambda_handler(http_api("GET", "/orders", query))
     assert answer["statusCode"] == 422
     assert json.loads(answer["body"])["detail"].startswith(query.partition("=")[0])
 
 
-async def test_among_100_000_orders_a_page_reads_its_own_rows_only(own_stack: Stack) -> None:
+async def test_a_page_among_100_000_orders_reads_only_its_rows(own_stack: Stack) -> None:
     admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     await admin.execute(
         "INSERT INTO orders (customer_name, status) SELECT 'Jade Kites',"
@@ -75,7 +75,7 @@ async def test_among_100_000_orders_a_page_reads_its_own_rows_only(own_stack: St
         (orders.PAGE_OF_STATUS, (50_000, "lost", 21), "ix_orders_status_id"),
         (orders.PAGE_OF_STATUS, (90_000, "paid", 21), None),  # either index will do
     ):
-        sql = str(statement.compile(dialect=postgresql.asyncpg.dialect()))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        sql = str(statement.compile(dialect=postgresql.asyncpg.dialect()))  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
         [[plan]] = await admin.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", *values)
         scan = json.loads(plan)[0]["Plan"]
         while "Plans" in scan:

@@ -1,5 +1,7 @@
-"""Whatever is sent, what the OpenAPI document allows and what it does not: never a 500, and each
-answer is one that the document describes. Through the Lambda event, PgBouncer and Postgres."""
+"""Any request, valid or not, gets a response that the OpenAPI document describes, never a 500.
+
+Requests go through the Lambda event, PgBouncer and Postgres.
+"""
 
 import base64
 import io
@@ -17,16 +19,17 @@ from schemathesis import Case
 from urllib3 import HTTPResponse
 
 from handler.app import app
-from infra.local.fleet.front_door import api_gateway_event
+from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
-from tests.conftest import Lambda, cold_runtime
+from tests.conftest import ColdHandler, Lambda, set_environment
 
 described = schemathesis.openapi.from_dict(app.openapi())
-described.config.output.sanitization.update(enabled=False)  # it would take our key for a secret
+# It would take the idempotency key for a secret.
+described.config.output.sanitization.update(enabled=False)
 
 
 class Gateway(HTTPAdapter):
-    """Has `requests` speak to a function, as through an HTTP API."""
+    """Adapter that sends `requests` to a function as through an HTTP API."""
 
     def __init__(self, function: Lambda) -> None:
         super().__init__()
@@ -42,70 +45,93 @@ class Gateway(HTTPAdapter):
             headers=((name, str(value)) for name, value in request.headers.items()),
             body=body if isinstance(body, bytes) else body.encode(),
         )
-        # As it comes and goes: a runtime is sent JSON, and sends it.
+        # As JSON, which is what a runtime receives and sends.
         answer = json.loads(json.dumps(self._function(json.loads(json.dumps(event)))))
-        said = answer["body"].encode()
-        content = base64.b64decode(said) if answer["isBase64Encoded"] else said
+        encoded = answer["body"].encode()
+        content = base64.b64decode(encoded) if answer["isBase64Encoded"] else encoded
         status, headers = answer["statusCode"], answer["headers"]
-        response = HTTPResponse(io.BytesIO(content), headers, status, preload_content=False)
+        response = HTTPResponse(
+            io.BytesIO(content),
+            headers,
+            status,
+            preload_content=False,
+            request_method=request.method,
+        )
         return self.build_response(request, response)
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """To the handler as a cold runtime has it, on a stack that may be filled with anything."""
+    """A session to the handler, on a stack that the test may fill with anything."""
     with Stack() as stack, pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environment().items():
-            patch.setenv(name, value)
-        with cold_runtime() as invoke, requests.Session() as session:
+        set_environment(patch, stack.environment())
+        with ColdHandler() as invoke, requests.Session() as session:
             session.mount("http://", Gateway(invoke))
             yield session
+
+
+def validate(case: Case[Any], session: requests.Session) -> None:
+    """Send the request; for GET, as HEAD too."""
+    got = case.call_and_validate(session=session, base_url="http://api")
+    if case.method == "GET":
+        prepared = got.request.copy()
+        prepared.method = "HEAD"
+        head = session.send(prepared)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"][0]
 
 
 TRIED: list[str] = []
 
 
 def drawn_for(method: str, path: str) -> Callable[[Callable[..., None]], Any]:
-    """The same requests each time; one whose answer is wrong is shown as the `curl` to send it. An
-    operation has a test of its own: those of one `parametrize` share an id, and xdist runs one."""
+    """Generate the same requests each time, and show a failing one as a `curl` command.
+
+    Each operation has its own test, since schemathesis' `parametrize` would share one id among
+    them, and xdist would run only one.
+    """
     TRIED.append(f"{method} {path}")
     draw = described.include(method=method, path=path).parametrize()
     return lambda test: draw(settings(max_examples=300)(test))
 
 
 @drawn_for("GET", "/orders/{order_id}")
-def test_an_order_is_answered_as_described(case: Case[Any], session: requests.Session) -> None:
-    case.call_and_validate(session=session, base_url="http://api")
+def test_reading_an_order_matches_the_openapi_document(
+    case: Case[Any], session: requests.Session
+) -> None:
+    validate(case, session)
 
 
 @drawn_for("GET", "/orders")
-def test_a_page_is_answered_as_described(case: Case[Any], session: requests.Session) -> None:
-    case.call_and_validate(session=session, base_url="http://api")
+def test_listing_orders_matches_the_openapi_document(
+    case: Case[Any], session: requests.Session
+) -> None:
+    validate(case, session)
 
 
 @drawn_for("POST", "/orders")
-def test_an_order_placed_is_answered_as_described(
+def test_creating_an_order_matches_the_openapi_document(
     case: Case[Any], session: requests.Session
 ) -> None:
-    case.call_and_validate(session=session, base_url="http://api")
+    validate(case, session)
 
 
 @drawn_for("GET", "/health")
-def test_health_is_answered_as_described(case: Case[Any], session: requests.Session) -> None:
-    case.call_and_validate(session=session, base_url="http://api")
+def test_health_matches_the_openapi_document(case: Case[Any], session: requests.Session) -> None:
+    validate(case, session)
 
 
 @drawn_for("GET", "/ready")
-def test_readiness_is_answered_as_described(case: Case[Any], session: requests.Session) -> None:
-    case.call_and_validate(session=session, base_url="http://api")
+def test_readiness_matches_the_openapi_document(case: Case[Any], session: requests.Session) -> None:
+    validate(case, session)
 
 
-def test_every_operation_that_the_document_has_is_tried() -> None:
+def test_every_documented_operation_is_tested() -> None:
     paths = app.openapi()["paths"]
     there = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
     assert sorted(TRIED) == sorted(there)
 
 
-def test_a_method_that_a_path_has_not_is_told_all_that_it_has(session: requests.Session) -> None:
+def test_an_undocumented_method_is_405_with_the_documented_ones(session: requests.Session) -> None:
     answer = session.put("http://api/orders")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")

@@ -1,15 +1,21 @@
-"""The one ini: what it promises, on the PgBouncer of this machine."""
+"""The settings of pgbouncer.ini, on this machine's PgBouncer."""
+
+import asyncio
+import contextlib
+import socket
+import struct
 
 import asyncpg
 import psycopg
 import pytest
 
+from handler.warm.database.connection import connector
 from infra.database.roles import APP
 from infra.local.stack import Stack
-from tests.conftest import let_go
+from tests.conftest import eventually, wait_for_transports_closed
 
 
-def test_pooling_is_by_transaction_and_nothing_waits_longer_than_a_caller(stack: Stack) -> None:
+def test_pooling_is_per_transaction_and_timeouts_are_below_the_callers(stack: Stack) -> None:
     config = {row["key"]: row["value"] for row in stack.pgbouncer.show("CONFIG")}
     assert config["pool_mode"] == "transaction"
     assert config["auth_type"] == "scram-sha-256"
@@ -26,10 +32,8 @@ def test_pooling_is_by_transaction_and_nothing_waits_longer_than_a_caller(stack:
     )
 
 
-def test_a_frozen_sandbox_is_left_alone_for_as_long_as_the_handler_would_use_its_connection(
-    stack: Stack,
-) -> None:
-    """It acknowledges neither a probe nor the last packet it got: these are idle limits as well."""
+def test_client_idle_timeout_exceeds_the_handler_maximum_idle_age(stack: Stack) -> None:
+    """It acknowledges no keepalive and no data, so those timeouts act as idle limits too."""
     config = {row["key"]: row["value"] for row in stack.pgbouncer.show("CONFIG")}
     kept = stack.settings().max_idle
     assert kept < float(config["client_idle_timeout"])
@@ -37,7 +41,7 @@ def test_a_frozen_sandbox_is_left_alone_for_as_long_as_the_handler_would_use_its
     assert kept < float(config["tcp_user_timeout"]) / 1000
 
 
-async def test_a_client_without_tls_is_turned_away(stack: Stack) -> None:
+async def test_a_client_without_tls_is_rejected(stack: Stack) -> None:
     settings = stack.settings()
     with pytest.raises(asyncpg.PostgresError, match="SSL required"):
         await asyncpg.connect(
@@ -48,14 +52,14 @@ async def test_a_client_without_tls_is_turned_away(stack: Stack) -> None:
             database=settings.name,
             ssl=False,
         )
-    await let_go()
+    await wait_for_transports_closed()
 
 
-def test_clients_come_in_by_tls_1_3(stack: Stack) -> None:
+def test_clients_connect_with_tls_1_3(stack: Stack) -> None:
     assert all(row["tls"].startswith("TLSv1.3/") for row in stack.pgbouncer.show("CLIENTS"))
 
 
-def test_the_console_is_closed_to_the_application(stack: Stack) -> None:
+def test_the_application_cannot_use_the_console(stack: Stack) -> None:
     with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
         psycopg.connect(
             host=stack.pgbouncer.host,
@@ -67,7 +71,7 @@ def test_the_console_is_closed_to_the_application(stack: Stack) -> None:
         )
 
 
-async def test_a_startup_parameter_that_would_be_dropped_is_refused(stack: Stack) -> None:
+async def test_an_unsupported_startup_parameter_is_rejected(stack: Stack) -> None:
     settings = stack.settings()
     with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter"):
         await asyncpg.connect(
@@ -76,7 +80,64 @@ async def test_a_startup_parameter_that_would_be_dropped_is_refused(stack: Stack
             user=APP,
             password=settings.password.get_secret_value(),
             database=settings.name,
-            ssl=stack.pgbouncer.trust(),
+            ssl=stack.pgbouncer.ssl_context(),
             server_settings={"statement_timeout": "1s"},
         )
-    await let_go()
+    await wait_for_transports_closed()
+
+
+#: SSLRequest, the first message of a Postgres client that wants TLS.
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+
+
+async def test_unfinished_logins_block_a_sandbox_only_for_seconds(stack: Stack) -> None:
+    """The default is a minute."""
+    with (
+        contextlib.ExitStack() as silent,
+        stack.another_pgbouncer(settings={"max_client_conn": 20}) as bouncer,
+    ):
+        connect = connector(stack.settings(through=bouncer))
+        for _ in range(20):
+            address = (bouncer.host, bouncer.port)
+            client_socket = silent.enter_context(socket.create_connection(address))
+            client_socket.sendall(SSL_REQUEST)
+            assert client_socket.recv(1) == b"S"
+        with pytest.raises(asyncpg.PostgresError, match="no more connections allowed"):
+            await connect()
+        async with asyncio.timeout(6):
+            while True:
+                with contextlib.suppress(asyncpg.PostgresError):
+                    client = await connect()
+                    break
+                await asyncio.sleep(0.1)
+        await client.close()
+    await wait_for_transports_closed()
+
+
+async def test_the_log_distinguishes_health_checks_from_killed_sandboxes(stack: Stack) -> None:
+    with stack.another_pgbouncer() as bouncer:
+        address = (bouncer.host, bouncer.port)
+        socket.create_connection(address).close()  # a load balancer's health check
+        reset = socket.create_connection(address)
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.close()
+        killed = await connector(stack.settings(through=bouncer))()
+        killed._transport.get_extra_info(  # type: ignore[attr-defined]  # there is no public API
+            "socket"
+        ).shutdown(socket.SHUT_RDWR)  # the kernel sends a FIN
+        killed.terminate()
+        closed = await connector(stack.settings(through=bouncer))()
+        await closed.close()
+        line = f"/{APP}@{bouncer.host}"
+        eventually(lambda: bouncer.log_since_start().count("closing because: client") == 2)
+        ends = [
+            each
+            for each in bouncer.log_since_start().splitlines()
+            if "closing because: client" in each
+        ]
+        assert all(line in each for each in ends)
+        assert sorted(each.split("because: ")[1].split(" (")[0] for each in ends) == [
+            "client close request",
+            "client unexpected eof",
+        ]
+        assert "(nouser)" not in bouncer.log_since_start()

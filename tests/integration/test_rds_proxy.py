@@ -1,8 +1,8 @@
-"""Through RDS Proxy's door, with a token for each connection, and nothing asked that pins one."""
+"""Through RDS Proxy's test double: a token per connection, and nothing that pins one."""
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from handler import engine, orders
-from handler.failures import DatabaseError
+from handler import orders
+from handler.warm import ping
+from handler.warm.database import engine
+from handler.warm.errors import DatabaseError
 from infra.database.roles import APP
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import forget_engine, let_go
-from tests.rds_proxy import PINNING, RdsProxy
+from tests.conftest import reset_engine_cache, set_environment, wait_for_transports_closed
+from tests.rds_proxy import RdsProxy
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s/e+cret="}
 
 
 class Iam:
-    """Whether a token is one, for that door, and how old: a real one is 15 minutes at most."""
+    """Validates tokens for the test double, with a short lifetime in place of 15 minutes."""
 
     def __init__(self, seconds: float = 900) -> None:
         self.seconds = seconds
@@ -47,10 +49,10 @@ class Iam:
 
 
 @contextlib.asynccontextmanager
-async def door(
+async def rds_proxy(
     stack: Stack, folder: Path, monkeypatch: pytest.MonkeyPatch, iam: Iam
 ) -> AsyncIterator[RdsProxy]:
-    """The handler's environment leads to it."""
+    """Point the handler's environment at it."""
     async with RdsProxy(stack, folder, iam) as proxy:
         iam.port = proxy.port
         environment = (
@@ -65,66 +67,93 @@ async def door(
                 "AWS_DEFAULT_REGION": "eu-central-1",
             }
         )
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        forget_engine()
+        set_environment(monkeypatch, environment)
+        reset_engine_cache()
         try:
             yield proxy
         finally:
             await engine.dispose()
-    await let_go()
+    await wait_for_transports_closed()
 
 
-async def test_over_its_life_the_engine_asks_nothing_that_pins(
+async def test_the_engine_never_pins_a_connection(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_PREWARM", "required")
-    async with door(stack, tmp_path, monkeypatch, Iam()) as proxy:
+    async with rds_proxy(stack, tmp_path, monkeypatch, Iam()) as proxy:
         await engine.prewarm()
         assert await orders.find(1)
         assert await orders.find(2_000_000_000) is None
         assert await orders.page(None, 0, 20)
         assert await orders.page("paid", 0, 20)
         for _ in range(2):
-            await orders.place("rds-proxy", "0" * 64, "Amber Bakery", "pending")
+            await orders.place("", "rds-proxy", "0" * 64, "Amber Bakery", "pending")
         await orders.forget_old_requests()
-        await engine.ping()
+        await ping()
         for level in ("READ COMMITTED", "SERIALIZABLE"):
-            writing = engine.engine().execution_options(isolation_level=level)
+            writing = engine.get_engine().execution_options(isolation_level=level)
             async with writing.begin() as connection:
                 await connection.execute(text("SELECT 1"))
         with pytest.raises(DBAPIError):
-            async with engine.engine().connect() as connection:
+            async with engine.get_engine().connect() as connection:
                 await connection.execute(text("SELECT 1/0"))
         await engine.dispose()
         assert await orders.find(1)
         assert proxy.logins == 2
-        asked = list(proxy.asked)
+        asked = list(proxy.statements)
     assert len(asked) >= 12
-    assert {name for name, _ in asked} == {""}  # a name is a prepared statement
-    assert not [statement for _, statement in asked if PINNING.search(statement)]
+    assert not proxy.pins
 
 
-async def test_each_connection_has_a_token_that_has_not_expired(
+@pytest.mark.parametrize(
+    ("ask", "reason"),
+    [
+        (lambda client: client.execute("SET search_path = public"), "SET search_path"),
+        (lambda client: client.execute("SELECT 1; SET jit = off"), "SET jit"),
+        (lambda client: client.fetchval("SELECT set_config('jit', 'off', false)"), "set_config"),
+        (lambda client: client.prepare("SELECT 1", name="mine"), "PREPARE mine"),
+        (lambda client: client.reset(), "UNLISTEN"),
+        (lambda client: client.fetchval("SELECT pg_advisory_lock(1)"), "pg_advisory_lock"),
+    ],
+    ids=["SET", "SET after another", "set_config", "named statement", "driver's reset", "lock"],
+)
+async def test_the_test_double_pins_as_documented_by_aws(
+    stack: Stack, tmp_path: Path, ask: Callable[[Any], Awaitable[Any]], reason: str
+) -> None:
+    async with RdsProxy(stack, tmp_path, lambda password: True) as proxy:
+        login: dict[str, Any] = {"host": proxy.host, "port": proxy.port, "password": "x"}
+        login |= {"user": APP, "database": DATABASE, "ssl": "require", "statement_cache_size": 0}
+        login["server_settings"] = {"client_encoding": "UTF8"}
+        free, pinned = [await asyncpg.connect(**login) for _ in range(2)]
+        assert await free.fetchval("SELECT 1") == 1
+        await ask(pinned)
+        assert list(proxy.pins) == [2]
+        assert reason in proxy.pins[2]
+        for client in (free, pinned):
+            client.terminate()
+    await wait_for_transports_closed()
+
+
+async def test_every_connection_uses_an_unexpired_token(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iam = Iam(seconds=1.5)
     answered = 0
-    async with door(stack, tmp_path, monkeypatch, iam) as proxy:
-        begun = time.monotonic()
-        while answered < 200 or time.monotonic() - begun < 3:
-            await engine.engine().dispose()
+    async with rds_proxy(stack, tmp_path, monkeypatch, iam) as proxy:
+        started = time.monotonic()
+        while answered < 200 or time.monotonic() - started < 3:
+            await engine.get_engine().dispose()
             assert await orders.find(1)
             answered += 1
         assert proxy.logins == answered
-    assert len(iam.tokens) >= 3  # they have a second each
+    assert len(iam.tokens) >= 3  # each is valid for a second
 
 
-async def test_a_token_that_is_refused_is_one_refusal(
+async def test_a_rejected_token_is_one_login_failure(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iam = Iam(seconds=-1)
-    async with door(stack, tmp_path, monkeypatch, iam):
+    async with rds_proxy(stack, tmp_path, monkeypatch, iam):
         with pytest.raises(DatabaseError, match="authentication failed") as raised:
             await orders.find(1)
         assert "X-Amz" not in str(raised.value)
@@ -133,7 +162,7 @@ async def test_a_token_that_is_refused_is_one_refusal(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ({"ssl": False}, "requires TLS"),
         ({"server_settings": {"options": "-c jit=off"}}, "command-line options"),
@@ -141,12 +170,12 @@ async def test_a_token_that_is_refused_is_one_refusal(
         ({"server_settings": {}}, "Unsupported client_encoding: 'utf-8'"),
     ],
 )
-async def test_the_door_is_as_strict_as_its_documents(
-    stack: Stack, tmp_path: Path, arguments: dict[str, Any], said: str
+async def test_the_test_double_is_as_strict_as_documented(
+    stack: Stack, tmp_path: Path, arguments: dict[str, Any], output: str
 ) -> None:
     async with RdsProxy(stack, tmp_path, lambda password: True) as proxy:
         login: dict[str, Any] = {"host": proxy.host, "port": proxy.port, "password": "x"}
         login |= {"user": APP, "database": DATABASE, "ssl": "require", **arguments}
-        with pytest.raises(asyncpg.PostgresError, match=said):
+        with pytest.raises(asyncpg.PostgresError, match=output):
             await asyncpg.connect(**login)
-    await let_go()
+    await wait_for_transports_closed()

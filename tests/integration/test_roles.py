@@ -1,14 +1,14 @@
-"""Each role may do its work and no more; the pooler stores nobody's password but its own."""
+"""Each role has exactly the rights it needs; the pooler stores no password but its own."""
 
 from typing import Any
 
 import asyncpg
 import pytest
 
-from handler.connection import connector
+from handler.warm.database.connection import connector
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import let_go
+from tests.conftest import wait_for_transports_closed
 
 
 async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
@@ -16,7 +16,7 @@ async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
 
 
 async def through_pooler(stack: Stack, password: str) -> str:
-    """Who one is after logging in with `password`."""
+    """Log in with `password` and return the user name."""
     settings = stack.settings(through=stack.pgbouncer, password=password)
     connection = await connector(settings)()
     try:
@@ -53,7 +53,7 @@ async def through_pooler(stack: Stack, password: str) -> str:
         (roles.OWNER, "CREATE ROLE another"),
     ],
 )
-async def test_a_role_is_refused_what_is_not_its_work(
+async def test_no_role_has_more_rights_than_it_needs(
     stack: Stack, role: str, statement: str
 ) -> None:
     connection = await connect(stack, role)
@@ -64,7 +64,7 @@ async def test_a_role_is_refused_what_is_not_its_work(
         await connection.close()
 
 
-async def test_the_lookup_tells_one_verifier_and_nothing_of_an_administrator(stack: Stack) -> None:
+async def test_the_password_lookup_returns_one_verifier_and_no_administrator(stack: Stack) -> None:
     connection = await connect(stack, roles.LOOKUP)
     try:
         found = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
@@ -76,16 +76,16 @@ async def test_the_lookup_tells_one_verifier_and_nothing_of_an_administrator(sta
         await connection.close()
 
 
-async def test_the_application_s_password_is_stored_nowhere_on_the_pooler(stack: Stack) -> None:
+async def test_the_application_password_is_not_stored_on_the_pooler(stack: Stack) -> None:
     password = stack.settings().password.get_secret_value()
     assert await through_pooler(stack, password) == roles.APP
     files = [path for path in stack.pgbouncer.folder.rglob("*") if path.is_file()]
     assert stack.pgbouncer.folder / "userlist.txt" in files
     assert not [path for path in files if password.encode() in path.read_bytes()]
-    assert password not in stack.pgbouncer.said() + stack.postgres.said()
+    assert password not in stack.pgbouncer.log_since_start() + stack.postgres.log_since_start()
 
 
-async def test_a_new_password_of_any_characters_counts_at_once(own_stack: Stack) -> None:
+async def test_a_new_password_takes_effect_at_once(own_stack: Stack) -> None:
     old = own_stack.settings().password.get_secret_value()
     assert await through_pooler(own_stack, old) == roles.APP
     admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
@@ -95,11 +95,11 @@ async def test_a_new_password_of_any_characters_counts_at_once(own_stack: Stack)
             assert await through_pooler(own_stack, new) == roles.APP
             with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
                 await through_pooler(own_stack, old)
-            assert new not in own_stack.postgres.said()
+            assert new not in own_stack.postgres.log_since_start()
             old = new
     finally:
         await admin.close()
-        await let_go()
+        await wait_for_transports_closed()
 
 
 async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
@@ -113,10 +113,8 @@ async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
     await connection.close()
 
 
-async def test_a_second_database_of_a_server_is_refused_and_the_first_stays_well(
-    own_stack: Stack,
-) -> None:
-    """A role is the server's: its new password would not be what the first's pooler knows."""
+async def test_a_second_database_is_rejected_without_harming_the_first(own_stack: Stack) -> None:
+    """Roles are server-wide: a new password would differ from the one the first pooler knows."""
     passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "another")
     with pytest.raises(roles.ForeignRoleError, match="not for the database second"):
         await roles.bootstrap(own_stack.postgres.admin, "second", passwords)
@@ -124,10 +122,12 @@ async def test_a_second_database_of_a_server_is_refused_and_the_first_stays_well
     assert await through_pooler(own_stack, password) == roles.APP
 
 
-async def test_the_administrator_needs_no_superuser(own_stack: Stack) -> None:
+async def test_the_administrator_need_not_be_a_superuser(own_stack: Stack) -> None:
     """As on a managed Postgres: an account that may create roles and databases, and no more."""
     superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
     await superuser.execute("CREATE ROLE master LOGIN CREATEROLE CREATEDB PASSWORD 'm'")
+    # No longer granted to PUBLIC.
+    await superuser.execute("GRANT CONNECT ON DATABASE postgres TO master")
     for statement in (
         f"DROP DATABASE {DATABASE} WITH (FORCE)",
         *[f"DROP ROLE {r}" for r in (roles.APP, roles.LOOKUP, roles.OWNER)],

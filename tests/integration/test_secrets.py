@@ -1,5 +1,4 @@
-"""A secret is where it is used and nowhere else: in no log at any level, no text of an object, no
-list of processes. And what a customer sends is a value, never SQL."""
+"""Secrets appear in no log, object or process list, and caller input is never SQL."""
 
 import json
 import logging
@@ -10,16 +9,16 @@ import boto3
 import psutil
 import pytest
 
-from handler import engine
+from handler.warm.database import engine
 from infra.database import roles
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from tests.conftest import Lambda
 from tests.events import http_api
-from tests.integration.failing import READ, Logged, outcome
+from tests.integration.failing_fleet import READ, LoggedFleet, outcome
 
 WRONG = "Zq9~Xw'\"\\ /@%41"
-#: All that Lambda's own client can be told to let through.
+#: The most verbose loggers that Lambda's own client can be configured for.
 EVERYTHING = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
 ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
@@ -34,52 +33,54 @@ def passwords(stack: Stack) -> list[str]:
     return [*found, stack.postgres.password]
 
 
-# --- In no log ---------------------------------------------------------------------------------
+# --- Logs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["direct", "through PgBouncer"])
-async def test_a_login_that_fails_is_logged_without_its_password_at_any_level(
+async def test_a_failed_login_is_logged_without_the_password_at_any_level(
     own_stack: Stack, tmp_path: Path, way: str
 ) -> None:
-    """Not on the other side either, however much that says."""
+    """Neither on the other side, at any verbosity."""
     with own_stack.another_pgbouncer(settings={"verbose": 3}) as bouncer:
         login = own_stack.environment(bouncer, direct=way == "direct") | {"DB_PASS": WRONG}
-        async with Logged(login | EVERYTHING, tmp_path) as fleet:
+        async with LoggedFleet(login | EVERYTHING, tmp_path) as fleet:
             assert outcome(await fleet.invoke(READ)) == (503, "1")
-            assert fleet.last["fault"] == "authentication failed"
+            assert fleet.last["cause"] == "authentication failed"
         log = (tmp_path / "sandbox-1.log").read_text()
         assert '"level": "DEBUG"' in log
-        assert WRONG[:6] not in log + bouncer.said() + own_stack.postgres.said()
+        assert (
+            WRONG[:6] not in log + bouncer.log_since_start() + own_stack.postgres.log_since_start()
+        )
 
 
 @pytest.mark.parametrize("auth", ["secret", "iam"])
-async def test_a_login_from_aws_is_logged_without_what_it_brought_at_any_level(
+async def test_an_aws_credential_is_never_logged_at_any_level(
     stack: Stack, tmp_path: Path, aws: str, auth: str
 ) -> None:
-    """botocore's own DEBUG lines quote the whole answer, and a token's signature."""
+    """botocore's DEBUG lines quote whole responses and the signatures of tokens."""
     arn = boto3.client("secretsmanager").create_secret(
         Name="app", SecretString=json.dumps({"password": WRONG})
     )["ARN"]
     login = {"DB_AUTH": auth, "DB_SECRET_ARN": arn, "AWS_ENDPOINT_URL": aws}
-    async with Logged(stack.environment() | ACCOUNT | EVERYTHING | login, tmp_path) as fleet:
+    async with LoggedFleet(stack.environment() | ACCOUNT | EVERYTHING | login, tmp_path) as fleet:
         assert outcome(await fleet.invoke(READ)) == (503, "1")
-        assert fleet.last["fault"] == "authentication failed"
+        assert fleet.last["cause"] == "authentication failed"
     log = (tmp_path / "sandbox-1.log").read_text()
     assert '"level": "DEBUG"' in log
     for secret in (WRONG[:6], ACCOUNT["AWS_SECRET_ACCESS_KEY"], "t-o-k-e-n", "Signature"):
         assert secret not in log, secret
 
 
-# --- In no text of an object -------------------------------------------------------------------
+# --- Objects -------------------------------------------------------------------------------------
 
 
-async def test_an_engine_and_all_that_hangs_on_it_tell_no_password(
+async def test_the_engine_and_its_objects_reveal_no_password(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "sqlalchemy")  # its pool names each connection
+    caplog.set_level(logging.DEBUG, "sqlalchemy")  # its pool logs each connection
     settings = stack.settings()
     password = settings.password.get_secret_value()
-    runtime = engine.create_engine(settings)
+    runtime = engine.create_engine(settings, isolation_level="AUTOCOMMIT")
     try:
         async with runtime.connect() as connection:
             raw = (await connection.get_raw_connection()).driver_connection
@@ -92,11 +93,11 @@ async def test_an_engine_and_all_that_hangs_on_it_tell_no_password(
     assert password not in caplog.text
 
 
-# --- In no list of processes -------------------------------------------------------------------
+# --- Process list --------------------------------------------------------------------------------
 
 
-async def test_no_process_was_told_a_password_on_its_command_line(stack: Stack) -> None:
-    """Anybody on the machine can read those; the servers' environments hold none either."""
+async def test_no_process_has_a_password_on_its_command_line(stack: Stack) -> None:
+    """Every user of the machine can read it. The servers' environments have none either."""
     async with Fleet(stack.environment(), concurrency=2) as fleet:
         answer = await fleet.invoke(READ)
         assert answer.payload["statusCode"] == 200
@@ -105,12 +106,12 @@ async def test_no_process_was_told_a_password_on_its_command_line(stack: Stack) 
     assert stack.pgbouncer.process
     servers = [stack.postgres.process.pid, stack.pgbouncer.process.pid]
     assert {*servers, answer.pid} <= seen.keys()
-    told = [str(psutil.Process(pid).environ()) for pid in servers]
+    environments = [str(psutil.Process(pid).environ()) for pid in servers]
     for password in passwords(stack):
-        assert password not in "".join([*seen.values(), *told])
+        assert password not in "".join([*seen.values(), *environments])
 
 
-# --- Values, never SQL -------------------------------------------------------------------------
+# --- Values are never SQL ------------------------------------------------------------------------
 
 NAMES = [
     "Robert'); DROP TABLE orders; --",
@@ -121,7 +122,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_looks_like_sql_is_stored_as_it_was_sent(lambda_handler: Lambda, name: str) -> None:
+def test_text_that_looks_like_sql_is_stored_unchanged(lambda_handler: Lambda, name: str) -> None:
     key, status = f"{name[:20]}{uuid.uuid4()}", name[:32]
     body = json.dumps({"customer_name": name, "status": status})
     for _ in range(2):  # the second finds its key
@@ -133,7 +134,7 @@ def test_what_looks_like_sql_is_stored_as_it_was_sent(lambda_handler: Lambda, na
     assert (order["customer_name"], order["status"]) == (name, status)
 
 
-async def test_a_page_of_a_status_that_looks_like_sql_is_that_status_s_alone(
+async def test_a_status_that_looks_like_sql_selects_only_that_status(
     lambda_handler: Lambda,
 ) -> None:
     answer = lambda_handler(http_api("GET", "/orders", "status=%27+OR+%271%27%3D%271"))

@@ -1,4 +1,4 @@
-"""An order is placed once, however often and however at once it is sent."""
+"""An order is created once, however often and however concurrently the request is sent."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from handler import orders
-from handler.engine import create_engine
+from handler.warm.database.engine import create_engine
 from infra.database.roles import APP, LOOKUP
-from infra.local.fleet import Answer, Fleet
+from infra.local.fleet import Fleet, InvocationResult
 from infra.local.stack import DATABASE, Stack
-from infra.local.wire import Relay
-from tests.conftest import Lambda, cold_runtime
+from infra.local.tcp_proxy import TcpProxy
+from tests.conftest import ColdHandler, Lambda, set_environment
 from tests.events import http_api
 
 NAME = "Olive Oars"
@@ -53,21 +53,21 @@ def test_a_new_order_is_201_and_can_be_read(lambda_handler: Lambda, key: str) ->
     assert json.loads(read["body"]) == order
 
 
-async def test_the_same_key_and_body_again_is_the_same_answer(
+async def test_repeating_a_request_returns_the_same_response(
     stack: Stack, lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
 ) -> None:
     first = lambda_handler(post(key))
     await admin.execute(
         "UPDATE orders SET status = 'shipped' WHERE id = $1", json.loads(first["body"])["id"]
     )
-    # The same body in other words.
+    # The same body in another form.
     again = lambda_handler(post(key, f'{{ "status": "pending", "customer_name": "{NAME}" }}'))
     assert (again["statusCode"], again["body"]) == (201, first["body"])
     assert again["headers"]["idempotency-replayed"] == "true"
     assert await rows(admin, key) == 1
 
 
-async def test_another_body_under_the_key_is_409_and_places_nothing(
+async def test_another_body_with_the_same_key_is_409_and_creates_nothing(
     lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
 ) -> None:
     lambda_handler(post(key))
@@ -78,11 +78,15 @@ async def test_another_body_under_the_key_is_409_and_places_nothing(
     assert await admin.fetchval("SELECT count(*) FROM orders") == before
 
 
-async def test_fifty_at_once_with_one_key_are_one_order_and_fifty_equal_answers(
+async def test_fifty_concurrent_requests_with_one_key_create_one_order(
     stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
 ) -> None:
-    runtimes = [create_engine(stack.settings(through=stack.pgbouncer)) for _ in range(10)]
-    parameters = {"key": key, "body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
+    runtimes = [
+        create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
+        for _ in range(10)
+    ]
+    order = {"body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
+    parameters = {"caller": "", "key": key, **order}
 
     async def place(number: int) -> tuple[int, bool, bool]:
         async with runtimes[number % 10].connect() as connection:
@@ -99,12 +103,12 @@ async def test_fifty_at_once_with_one_key_are_one_order_and_fifty_equal_answers(
     assert await rows(admin, key) == 1
 
 
-async def test_fifty_invocations_with_one_key_are_fifty_times_the_same_201(
+async def test_fifty_invocations_with_one_key_return_the_same_201(
     stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
 ) -> None:
     async with Fleet(stack.environment(), concurrency=5) as fleet:
 
-        async def ten() -> list[Answer]:
+        async def ten() -> list[InvocationResult]:
             return [await fleet.invoke(post(key)) for _ in range(10)]
 
         answers = [
@@ -117,7 +121,7 @@ async def test_fifty_invocations_with_one_key_are_fifty_times_the_same_201(
     assert await rows(admin, key) == 1
 
 
-def test_a_missing_or_impossible_key_is_400(lambda_handler: Lambda) -> None:
+def test_a_missing_or_invalid_key_is_400(lambda_handler: Lambda) -> None:
     without = http_api("POST", "/orders", body=json.dumps({"customer_name": NAME}))
     for event in (without, post(""), post("k" * 256), post("ü"), post("\x7f")):
         answer = lambda_handler(event)
@@ -127,11 +131,11 @@ def test_a_missing_or_impossible_key_is_400(lambda_handler: Lambda) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "complaint"),
+    ("body", "status", "message"),
     [
         ({"customer_name": "x" * 121}, 422, "customer_name: .*at most 120"),
         ({"customer_name": ""}, 422, "customer_name: .*at least 1"),
-        ({"customer_name": "a\0b"}, 422, "customer_name: holds a character that is not allowed"),
+        ({"customer_name": "a\0b"}, 422, "customer_name: contains a character that is not allowed"),
         ('{"customer_name": "\\ud800"}', 422, "customer_name: .*unicode"),
         ({"customer_name": 7}, 422, "customer_name: .*valid string"),
         ({"customer_name": None}, 422, "customer_name: .*valid string"),
@@ -147,25 +151,27 @@ def test_a_missing_or_impossible_key_is_400(lambda_handler: Lambda) -> None:
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, int) else "",
 )
-async def test_a_bad_body_is_refused_and_nothing_is_written(
+async def test_an_invalid_body_is_rejected_and_writes_nothing(
     lambda_handler: Lambda,
     key: str,
     admin: "asyncpg.Connection[Any]",
     body: object,
     status: int,
-    complaint: str,
+    message: str,
 ) -> None:
     before = await admin.fetchval("SELECT count(*) FROM orders")
     sent = body if isinstance(body, str) else json.dumps(body)
     answer = lambda_handler(post(key, sent))
     assert answer["statusCode"] == status, answer
-    assert re.search(complaint, json.loads(answer["body"])["detail"]), answer["body"]
+    assert re.search(message, json.loads(answer["body"])["detail"]), answer["body"]
     assert await admin.fetchval("SELECT count(*) FROM orders") == before
     assert await rows(admin, key) == 0
     assert lambda_handler(http_api("GET", "/orders/1"))["statusCode"] == 200
 
 
-def test_a_name_of_120_characters_of_any_script_fits(lambda_handler: Lambda, key: str) -> None:
+def test_a_name_of_120_characters_in_any_script_is_accepted(
+    lambda_handler: Lambda, key: str
+) -> None:
     name = "\N{SNOWMAN}ü한" * 40
     answer = lambda_handler(post(key, {"customer_name": name}))
     assert answer["statusCode"] == 201
@@ -173,7 +179,7 @@ def test_a_name_of_120_characters_of_any_script_fits(lambda_handler: Lambda, key
 
 
 @pytest.mark.parametrize("claimed", ["1", "16384", "16385", ""])
-def test_a_body_above_16_kib_is_413_whatever_length_it_claims(
+def test_a_body_above_16_kib_is_413_despite_a_false_length(
     lambda_handler: Lambda, key: str, claimed: str
 ) -> None:
     headers = {"content_length": claimed} if claimed else {}
@@ -183,9 +189,7 @@ def test_a_body_above_16_kib_is_413_whatever_length_it_claims(
         assert lambda_handler(post(key, longest, **headers))["statusCode"] == 201
 
 
-def test_a_body_that_is_no_json_by_its_type_or_bytes_is_refused(
-    lambda_handler: Lambda, key: str
-) -> None:
+def test_a_body_that_is_not_json_is_rejected(lambda_handler: Lambda, key: str) -> None:
     plain = post(key)
     plain["headers"]["content-type"] = "text/plain"
     assert lambda_handler(plain)["statusCode"] == 422
@@ -200,8 +204,7 @@ def small_pool(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with stack.another_pgbouncer(
         settings={"default_pool_size": 3, "reserve_pool_size": 0}
     ) as bouncer:
-        for name, value in stack.environment(bouncer).items():
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, stack.environment(bouncer))
         yield bouncer
 
 
@@ -209,7 +212,9 @@ def pool(bouncer: Any) -> dict[str, Any]:
     return next(row for row in bouncer.show("POOLS") if row["user"] == APP)
 
 
-def test_bad_requests_on_cold_connections_pin_no_server_connection(small_pool: Any) -> None:
+def test_invalid_requests_on_cold_connections_release_their_server_connection(
+    small_pool: Any,
+) -> None:
     bad = [
         http_api("GET", "/orders/2147483648"),
         http_api("GET", "/orders/-1"),
@@ -218,21 +223,22 @@ def test_bad_requests_on_cold_connections_pin_no_server_connection(small_pool: A
         post("k", {"customer_name": "a\0b"}),
     ]
     for number in range(20):
-        with cold_runtime() as invoke:
+        with ColdHandler() as invoke:
             assert invoke(bad[number % len(bad)])["statusCode"] == 422
-    with cold_runtime() as invoke:
+    with ColdHandler() as invoke:
         assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
         assert pool(small_pool)["sv_active"] == 0
 
 
-async def test_a_value_that_the_driver_cannot_send_pins_no_server_connection(
-    stack: Stack,
-) -> None:
-    """Where a route forgets to bound what it passes on."""
+async def test_a_value_the_driver_cannot_send_releases_its_server_connection(stack: Stack) -> None:
+    """As when a route does not validate what it passes on."""
     with stack.another_pgbouncer(
         settings={"default_pool_size": 1, "reserve_pool_size": 0}
     ) as bouncer:
-        careless, other = (create_engine(stack.settings(through=bouncer)) for _ in range(2))
+        careless, other = (
+            create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
+            for _ in range(2)
+        )
         try:
             async with careless.connect() as connection:
                 with pytest.raises(DBAPIError, match="value out of int32 range"):
@@ -244,10 +250,10 @@ async def test_a_value_that_the_driver_cannot_send_pins_no_server_connection(
             await other.dispose()
 
 
-async def test_a_burst_of_logins_takes_no_more_than_two_places_for_the_lookup(stack: Stack) -> None:
+async def test_a_burst_of_logins_uses_at_most_two_lookup_connections(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         patient = stack.settings(through=bouncer, connect_timeout=30)
-        runtimes = [create_engine(patient) for _ in range(100)]
+        runtimes = [create_engine(patient, isolation_level="AUTOCOMMIT") for _ in range(100)]
 
         async def read(number: int) -> int:
             async with runtimes[number].connect() as connection:
@@ -264,7 +270,7 @@ async def test_a_burst_of_logins_takes_no_more_than_two_places_for_the_lookup(st
             await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
 
 
-async def test_pre_warming_pins_no_server_connection(stack: Stack, small_pool: Any) -> None:
+async def test_prewarming_holds_no_server_connection(stack: Stack, small_pool: Any) -> None:
     environment = stack.environment(small_pool) | {"DB_PREWARM": "required"}
     async with Fleet(environment, concurrency=3) as fleet:
         health = [fleet.invoke(http_api("GET", "/health")) for _ in range(3)]
@@ -272,10 +278,10 @@ async def test_pre_warming_pins_no_server_connection(stack: Stack, small_pool: A
         assert (pool(small_pool)["cl_active"], pool(small_pool)["sv_active"]) == (3, 0)
 
 
-async def test_round_trips_of_a_read_a_write_and_a_page_are_one_each(stack: Stack) -> None:
+async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) -> None:
     bouncer = stack.pgbouncer
-    with Relay(bouncer.host, bouncer.port) as relay:
-        environment = stack.environment() | {"DB_PORT": str(relay.port)}
+    with TcpProxy(bouncer.host, bouncer.port) as proxy:
+        environment = stack.environment() | {"DB_PORT": str(proxy.port)}
         async with Fleet(environment) as fleet:
             for warming in (True, False):
                 for event in (
@@ -285,18 +291,15 @@ async def test_round_trips_of_a_read_a_write_and_a_page_are_one_each(stack: Stac
                     post(str(uuid.uuid4())),
                     http_api("GET", "/ready"),
                 ):
-                    relay.reset()
+                    proxy.reset_counters()
                     answer = await fleet.invoke(event)
                     assert answer.payload["statusCode"] in (200, 201)
                     if not warming:
-                        assert (relay.round_trips, relay.connections) == (1, 0), event["rawPath"]
+                        assert (proxy.round_trips, proxy.connections) == (1, 0), event["rawPath"]
 
 
-async def test_a_transaction_on_the_same_pool_leaves_its_isolation_level_behind(
-    stack: Stack,
-) -> None:
-    """Where one statement does not do: `execution_options(isolation_level=…)`, and the next
-    checkout is in autocommit again, also after an error."""
+async def test_a_transaction_does_not_leak_its_isolation_level(stack: Stack) -> None:
+    """The next checkout is READ COMMITTED again, also after an error."""
     runtime = create_engine(stack.settings(through=stack.pgbouncer))
     try:
         for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
@@ -310,17 +313,13 @@ async def test_a_transaction_on_the_same_pool_leaves_its_isolation_level_behind(
                 async with runtime.execution_options(isolation_level=level).begin() as connection:
                     await connection.execute(text("SELECT 1 / 0"))
             async with runtime.connect() as connection:
-                assert (
-                    await connection.scalar(text("SHOW transaction_isolation")) == "read committed"
-                )
-                raw = await connection.get_raw_connection()
-                assert raw.driver_connection is not None
-                assert not raw.driver_connection.is_in_transaction()
+                shown = await connection.scalar(text("SHOW transaction_isolation"))
+                assert shown == "read committed"
     finally:
         await runtime.dispose()
 
 
-async def test_old_keys_are_forgotten_and_young_ones_kept(own_stack: Stack) -> None:
+async def test_old_keys_are_deleted_and_recent_ones_kept(own_stack: Stack) -> None:
     admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     await admin.execute(
         "INSERT INTO order_requests SELECT n::text, 'x', n, now() - n * interval '1 hour'"
@@ -332,3 +331,16 @@ async def test_old_keys_are_forgotten_and_young_ones_kept(own_stack: Stack) -> N
         assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 0}
     assert await admin.fetchval("SELECT count(*) FROM order_requests") == 23
     await admin.close()
+
+
+async def test_a_collation_update_cannot_turn_one_key_into_two_orders(admin: Any) -> None:
+    """In the column and in its unique index: bytes, whatever the C library's collation says."""
+    found = await admin.fetch(
+        "SELECT relname, collname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
+        " JOIN pg_collation ON pg_collation.oid = attcollation"
+        " WHERE relname IN ('order_requests', 'order_requests_pkey') AND attname = 'key'"
+    )
+    assert {(row["relname"], row["collname"]) for row in found} == {
+        ("order_requests", "C"),
+        ("order_requests_pkey", "C"),
+    }

@@ -1,7 +1,7 @@
-"""`make mutations`: breaks the code one way at a time and looks whether the named test turns red.
+"""Mutation tests: each `*.patch` breaks the code and names the test that must fail.
 
-Each `*.patch` begins with what it breaks and the test that must notice. A mutation that goes
-unnoticed, does not apply any more or breaks its test in another way than failing it is an error.
+A mutation that no longer applies, goes unnoticed or causes an error instead of a failure is an
+error.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from infra.local import ROOT
 
 
 def copy_of_the_code(folder: Path) -> None:
-    for name in ("handler", "infra", "pgbouncer", "tests"):
+    for name in ("docs", "handler", "infra", "pgbouncer", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)

@@ -1,3 +1,3 @@
-"""A function whose module does not import."""
+"""A function whose module fails to import."""
 
 raise RuntimeError("broken at import")

@@ -1,4 +1,4 @@
-"""AWS's runtime interface emulator with our handler in it, one process tree per `Emulator`."""
+"""AWS's runtime interface emulator with the handler, one process tree per `Emulator`."""
 
 import contextlib
 import importlib.util
@@ -24,7 +24,7 @@ MACHINES = {"x86_64": "x86_64", "aarch64": "arm64"}
 
 
 def binary() -> Path:
-    """The emulator for this machine, of the packages that every test has."""
+    """Find the emulator for this architecture in an installed package."""
     package = importlib.util.find_spec("samcli")
     assert package is not None, "no samcli: `make test` installs it"
     assert package.submodule_search_locations
@@ -33,36 +33,35 @@ def binary() -> Path:
 
 
 class Emulator:
-    """A running one. `invoke` as often as wanted, one at a time: two at once break it."""
+    """A running emulator. It supports one invocation at a time."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self._process = process
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
 
     def invoke(self, event: Any) -> Any:
-        """The function's answer; a time-out is a text that says so."""
+        """Return the function's response; a timeout is returned as text."""
         body = json.dumps(event).encode()
-        request = urllib.request.Request(self._url, body)  # noqa: S310  # ours, of above
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  # ours
-            said = answer.read()
+        request = urllib.request.Request(self._url, body)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            response = answer.read()
         try:
-            return json.loads(said)
+            return json.loads(response)
         except ValueError:
-            return said.decode()
+            return response.decode()
 
     @property
     def runtime(self) -> psutil.Process:
-        """The process with the handler in it, which starts with the first event."""
+        """Return the handler's process, which starts with the first event."""
         [child] = psutil.Process(self._process.pid).children()
         return child
 
     def shut_down(self) -> float:
-        """SIGTERM to the emulator, which ends the sandbox as Lambda does; how many seconds after it
-        the runtime was gone."""
-        runtime, begun = self.runtime, time.monotonic()
+        """Send SIGTERM to the emulator; return the seconds until the handler was gone."""
+        runtime, started = self.runtime, time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         assert wait_until(lambda: not _runs(runtime), 5)
-        return time.monotonic() - begun
+        return time.monotonic() - started
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -79,7 +78,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Iterator[Emulator]:
-    """`seconds`: the function's time-out."""
+    """Start an emulator. `seconds`: the function's timeout."""
     program, port, api = binary(), free_port(), free_port()
     assert program is not None
     program.chmod(0o755)
@@ -103,7 +102,7 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
         yield Emulator(process, port)
     finally:
         for each in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may be ending
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may be exiting
                 each.kill()
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""Functions that behave badly, for the fleet to run as Lambda would."""
+"""Misbehaving functions that the tests run on the fleet."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def fail(event: Event, context: Any) -> None:
     raise LookupError("no such thing")
 
 
-def leave(event: Event, context: Any) -> None:
+def exit_process(event: Event, context: Any) -> None:
     sys.stdout.flush()
     os._exit(3)
 
@@ -48,12 +48,12 @@ def large(event: Event, context: Any) -> str:
 
 
 def extended(event: Event, context: Any) -> str:
-    """Its process says when SIGTERM came, and is an extension where the environment asks for it."""
+    """Record SIGTERM, and register an extension if the environment says so."""
     return "parked"
 
 
 def unbounded(event: Event, context: Any) -> Any:
-    """The handler, in whose route somebody forgot to bound the id; but for order 1."""
+    """Leave the id unvalidated in the route, except for order 1."""
     from handler import main, orders
 
     if not event["rawPath"].endswith("/2"):
@@ -63,16 +63,39 @@ def unbounded(event: Event, context: Any) -> Any:
         return main.handler(event, context)
 
 
+def with_closed_log(event: Event, context: Any) -> Any:
+    """Close the log stream, and log in the route of order 2."""
+    import logging
+
+    from handler import main, orders
+
+    reading, writing = os.pipe()
+    os.dup2(writing, 1)
+    os.close(writing)
+    os.close(reading)
+    if not event["rawPath"].endswith("/2"):
+        return main.handler(event, context)
+    find = orders.find
+
+    async def find_and_log(order_id: int) -> Any:
+        logging.getLogger("app").error("order %d", order_id)
+        return await find(order_id)
+
+    with patched(orders, "find", find_and_log):
+        return main.handler(event, context)
+
+
 def greedy(event: Event, context: Any) -> Any:
-    """The handler, whose route for order 2 keeps the one connection while it asks for another."""
-    from handler import engine, main, orders
+    """Hold the only connection in the route of order 2 while asking for another."""
+    from handler import main, orders
+    from handler.warm.database import engine
 
     if not event["rawPath"].endswith("/2"):
         return main.handler(event, context)
     find = orders.find
 
     async def find_with_another(order_id: int) -> Any:
-        async with engine.engine().connect():
+        async with engine.get_engine().connect():
             return await find(order_id)
 
     with patched(orders, "find", find_with_another):
@@ -90,28 +113,28 @@ def patched(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def register(name: str) -> None:
-    """What an internal extension does during init: register, then wait in `next` for good."""
+    """Register an internal extension during init, then wait in `next` for good."""
     import threading
 
     api = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}/2020-01-01/extension"
-    request = urllib.request.Request(  # noqa: S310  # the fleet's own address
+    request = urllib.request.Request(
         f"{api}/register", b'{"events": []}', {"Lambda-Extension-Name": name}
     )
-    with urllib.request.urlopen(request) as answer:  # noqa: S310  # the fleet's own
+    with urllib.request.urlopen(request) as answer:
         identifier = answer.headers["Lambda-Extension-Identifier"]
     if os.environ.get("PARK") == "no":
         return
-    parked = urllib.request.Request(  # noqa: S310  # the fleet's own
+    parked = urllib.request.Request(
         f"{api}/event/next", headers={"Lambda-Extension-Identifier": identifier}
     )
     threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()
 
 
-end = time.monotonic() + float(os.environ.get("SPIN", 0))
-while time.monotonic() < end:
+spin_until = time.monotonic() + float(os.environ.get("SPIN", 0))
+while time.monotonic() < spin_until:
     pass
 
-if "GOODBYE" in os.environ:
+if "SIGTERM_FILE" in os.environ:
     import signal
     import threading
 
@@ -124,7 +147,7 @@ if "GOODBYE" in os.environ:
 
     def watch() -> None:
         os.read(reading, 1)
-        Path(os.environ["GOODBYE"]).write_text("SIGTERM came")
+        Path(os.environ["SIGTERM_FILE"]).write_text("SIGTERM came")
         if os.environ.get("STUBBORN") != "yes":
             os._exit(0)
 

@@ -1,18 +1,24 @@
-"""What a person types, and reads: `make demo`, `make run`, `python -m handler 1`."""
+"""The commands a person types: `make demo`, `make run`, `python -m handler 1`, `make doctor`."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from infra.local import ROOT
 from infra.local.server import free_port
-from infra.local.stack import Stack
+from infra.local.stack import DATABASE, Stack
 from tests.conftest import command, run
 
 
@@ -27,7 +33,7 @@ def rows(demo: list[str], kind: str) -> list[list[str]]:
     return [line.split(maxsplit=4) for line in demo if line.startswith(kind)]
 
 
-def test_the_demo_prints_the_order_cold_and_warm(demo: list[str]) -> None:
+def test_the_demo_prints_a_cold_and_a_warm_read(demo: list[str]) -> None:
     assert len(rows(demo, "cold")) == 1
     assert len(rows(demo, "warm")) >= 2
     for _, milliseconds, _, _, answer in rows(demo, "cold") + rows(demo, "warm"):
@@ -39,7 +45,7 @@ def test_the_demo_prints_the_order_cold_and_warm(demo: list[str]) -> None:
         }
 
 
-def test_the_demo_s_sandbox_is_one_process_of_its_own_on_one_backend(demo: list[str]) -> None:
+def test_the_demo_sandbox_is_one_process_with_one_backend(demo: list[str]) -> None:
     served = rows(demo, "cold") + rows(demo, "warm")
     sandboxes = {row[2] for row in served}
     assert len(sandboxes) == 1
@@ -55,6 +61,23 @@ def test_the_demo_counts_backends_and_clients(demo: list[str]) -> None:
     assert "PgBouncer  1 client: appuser" in text
 
 
+def test_the_demo_prints_the_sandbox_log_after_the_table(demo: list[str]) -> None:
+    """Two processes write to one pipe here, as under `make demo | less`."""
+    logged = [number for number, line in enumerate(demo) if '"requestId"' in line]
+    invocations = rows(demo, "cold") + rows(demo, "warm")
+    assert len(logged) == len(invocations)
+    [heading] = [number for number, line in enumerate(demo) if line.startswith("log ")]
+    assert logged == list(range(heading + 1, heading + 1 + len(logged)))
+    # Another test may run a stack at the same time, which the demo then mentions.
+    told = [line for line in demo if line and '"requestId"' not in line]
+    order = [line.split()[0] for line in told if "endpoints.json" not in line]
+    assert order == [
+        *("starting", "starting", "starting", "stack", "sandbox", "ms", "cold"),
+        *("warm",) * (len(invocations) - 1),
+        *("Postgres", "PgBouncer", "log", "stopped"),
+    ]
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
     port = free_port()
@@ -68,12 +91,12 @@ def served() -> Iterator[str]:
     output = process.stdout.read()
     process.stdout.close()
     assert process.wait(30) == 0
-    assert "nothing of them is left" in output
+    assert "nothing is left running" in output
 
 
 def status_and_body(url: str) -> tuple[int, object]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # ours, of above
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -93,7 +116,7 @@ def status_and_body(url: str) -> tuple[int, object]:
         ("/nothing", 404),
     ],
 )
-def test_what_is_served_answers(served: str, path: str, status: int) -> None:
+def test_make_run_serves_requests(served: str, path: str, status: int) -> None:
     found, body = status_and_body(served + path)
     assert found == status
     if status >= 400:
@@ -102,7 +125,7 @@ def test_what_is_served_answers(served: str, path: str, status: int) -> None:
         assert body["detail"]
 
 
-def test_a_port_in_use_is_named_with_the_way_out() -> None:
+def test_a_port_in_use_is_reported_with_a_hint() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, output = run("-m", "infra.local", "run", "--port", str(port))
@@ -116,7 +139,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     "words", [[], ["nonsense"], ["run", "--port", "0"], ["run", "--port", "x"]]
 )
-def test_wrong_usage_is_code_2(words: list[str]) -> None:
+def test_invalid_arguments_exit_with_status_2(words: list[str]) -> None:
     code, output = run("-m", "infra.local", *words)
     assert code == 2
     assert "usage:" in output
@@ -127,57 +150,60 @@ def handler(stack: Stack, *words: str, **environment: str) -> tuple[int, str]:
     return run("-m", "handler", *words, env=stack.environment() | environment)
 
 
-def test_the_seed_s_script_prints_the_order(stack: Stack) -> None:
+def test_python_m_handler_prints_the_order(stack: Stack) -> None:
     assert handler(stack, "1") == (0, "Order 1: Amber Bakery — pending\n")
     assert handler(stack, "2147483647") == (0, "Order not found.\n")
 
 
 @pytest.mark.parametrize("words", [[], ["0"], ["2147483648"], ["abc"], ["1", "2"]])
-def test_an_id_that_is_none_is_wrong_usage(stack: Stack, words: list[str]) -> None:
+def test_an_invalid_order_id_is_a_usage_error(stack: Stack, words: list[str]) -> None:
     code, output = handler(stack, *words)
     assert code == 2
     assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
-    ("environment", "complaint"),
+    ("environment", "message"),
     [
-        ({"DB_PORT": "1"}, "cannot be reached: .*is PgBouncer running at DB_HOST and DB_PORT?"),
+        ({"DB_PORT": "1"}, "cannot be reached: .*check that PgBouncer runs at DB_HOST and DB_PORT"),
         ({"DB_HOST": "nowhere.invalid"}, "cannot be reached: .*DB_HOST"),
         ({"DB_PASS": "wrong"}, "authentication failed .check DB_USER, DB_PASS and DB_NAME"),
         ({"DB_USER": "nobody"}, "authentication failed .check DB_USER, DB_PASS and DB_NAME"),
         ({"DB_NAME": "nothing"}, "authentication failed .check .*DB_NAME"),
         ({"DB_SSLMODE": "disable"}, "SSL required"),
-        ({"DB_PORT": "x", "DB_POOL_SIZE": "0"}, "DB_PORT is 'x': .*DB_POOL_SIZE is '0': "),
-        ({"DB_SSLROOTCERT": __file__}, "DB_SSLROOTCERT is '.*': .*Allowed: the path of"),
+        (
+            {"DB_PORT": "x", "DB_POOL_SIZE": "0"},
+            "DB_PORT is a text of 1 characters: .*DB_POOL_SIZE is '0': ",
+        ),
+        ({"DB_SSLROOTCERT": __file__}, "DB_SSLROOTCERT: .*Allowed: the path of"),
         ({"DB_SSLROOTCERT": ""}, "TLS with the server failed: .*DB_SSLROOTCERT"),
         ({"DB_HOST": "127.0.0.2"}, "cannot be reached"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_without_a_password(
-    stack: Stack, environment: dict[str, str], complaint: str
+def test_an_error_is_one_line_without_the_password(
+    stack: Stack, environment: dict[str, str], message: str
 ) -> None:
     code, output = handler(stack, "1", **environment)
     assert code == 1
-    assert re.match(f"handler: .*{complaint}", output), output
+    assert re.match(f"handler: .*{message}", output), output
     assert output.count("\n") == 1
     assert stack.settings().password.get_secret_value() not in output
 
 
-def test_a_database_without_tables_is_said_so(stack: Stack) -> None:
+def test_a_database_without_tables_is_reported(stack: Stack) -> None:
     direct = {"DB_PORT": str(stack.postgres.port), "DB_SSLMODE": "disable", "DB_NAME": "postgres"}
     code, output = handler(stack, "1", **direct)
     assert (code, output.count("\n")) == (1, 1)
     assert "run the migrations" in output
 
 
-def test_a_server_without_tls_is_said_so(stack: Stack) -> None:
+def test_a_server_without_tls_is_reported(stack: Stack) -> None:
     code, output = handler(stack, "1", DB_PORT=str(stack.postgres.port))
     assert (code, output.count("\n")) == (1, 1)
     assert "the server refused TLS" in output
 
 
-def test_a_server_that_never_answers_is_given_up_on(stack: Stack) -> None:
+def test_an_unresponsive_server_times_out(stack: Stack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
         code, output = handler(stack, "1", DB_PORT=port, DB_CONNECT_TIMEOUT="0.3")
@@ -185,7 +211,7 @@ def test_a_server_that_never_answers_is_given_up_on(stack: Stack) -> None:
     assert "did not answer in time" in output
 
 
-def test_an_address_that_is_not_in_the_certificate_is_refused(stack: Stack) -> None:
+def test_a_certificate_for_another_address_is_rejected(stack: Stack) -> None:
     with stack.another_pgbouncer(settings={"listen_addr": "127.0.0.1,127.0.0.3"}) as bouncer:
         reached = stack.environment(bouncer)
         assert run("-m", "handler", "1", env=reached)[0] == 0
@@ -194,22 +220,48 @@ def test_an_address_that_is_not_in_the_certificate_is_refused(stack: Stack) -> N
     assert "TLS with the server failed: IP address mismatch" in output
 
 
-def test_a_certificate_of_another_ca_is_refused(stack: Stack) -> None:
+def test_a_certificate_from_another_ca_is_rejected(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         code, output = handler(stack, "1", DB_PORT=str(bouncer.port))
     assert code == 1
     assert "TLS with the server failed: unable to get local issuer certificate" in output
 
 
-def test_the_doctor_says_what_is_there() -> None:
+def test_the_doctor_lists_what_is_installed() -> None:
     code, output = run("-m", "infra.local.doctor")
     assert code == 0
     for what in ("Python", "packages", "Postgres", "PgBouncer", "disk", "account"):
         assert re.search(rf"^{what} +(ok|skipped) ", output, re.M), output
 
 
-def test_the_doctor_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+def test_the_doctor_lists_what_is_missing_with_a_hint(tmp_path: Path) -> None:
     code, output = run("-m", "infra.local.doctor", env={"PGBOUNCER": str(tmp_path / "none")})
     assert code == 1
     assert re.search(r"^PgBouncer +missing .*: No such file or dir.*Install one", output, re.M)
     assert output.endswith("not ready: PgBouncer\n")
+
+
+def test_the_doctor_reports_a_role_with_changed_settings(own_stack: Stack, tmp_path: Path) -> None:
+    # In a copy, because another test's stack may be published in this folder.
+    for package in ("handler", "infra"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+
+    def row() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "infra.local.doctor"],
+            cwd=tmp_path,
+            env=os.environ | {"VENV": sys.prefix},
+            capture_output=True,
+            text=True,
+        )
+        found = re.search(r"^roles +(.*)", done.stdout, re.M)
+        assert found is not None, done
+        return found[1]
+
+    assert row().startswith("skipped ")
+    with own_stack.published(tmp_path / ".stack/endpoints.json"):
+        assert row().startswith("ok ")
+        change = "ALTER ROLE appuser SET default_transaction_read_only = on"
+        with psycopg.connect(**own_stack.postgres.admin, dbname=DATABASE, autocommit=True) as admin:
+            admin.execute(change)
+        assert re.search(r"^changed +.*default_transaction_read_only is on", row())

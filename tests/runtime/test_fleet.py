@@ -1,9 +1,12 @@
-"""The fleet does to a process what Lambda does: it serves, times out, and ends it by the rules."""
+"""The fleet behaves as the Lambda service does: it serves, times out and ends sandboxes."""
 
 import asyncio
+import contextlib
 import json
+import re
 import signal
 import time
+import venv
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +16,10 @@ import pytest
 from aiohttp import web
 
 from infra.database.roles import APP
-from infra.local.fleet import Ending, Fleet, front_door
-from infra.local.fleet.front_door import api_gateway_event
-from infra.local.fleet.nursery import Nursery
+from infra.local import ROOT, LabError
+from infra.local.fleet import Ending, Fleet, http_front_end
+from infra.local.fleet.fork_server import ForkServer
+from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
 from tests.conftest import eventually
 
@@ -39,7 +43,7 @@ def function(
     )
 
 
-async def test_an_event_and_its_context_reach_the_function(tmp_path: Path) -> None:
+async def test_the_function_receives_the_event_and_its_context(tmp_path: Path) -> None:
     async with function("echo", tmp_path, timeout=7) as fleet:
         first, second = await fleet.invoke({"n": 1}), await fleet.invoke([None, "ü"])
     assert (first.payload["event"], second.payload["event"]) == ({"n": 1}, [None, "ü"])
@@ -49,9 +53,7 @@ async def test_an_event_and_its_context_reach_the_function(tmp_path: Path) -> No
     assert first.pid == second.pid
 
 
-async def test_each_event_has_a_sandbox_to_itself_up_to_the_reserved_concurrency(
-    tmp_path: Path,
-) -> None:
+async def test_each_concurrent_event_gets_its_own_sandbox_up_to_the_limit(tmp_path: Path) -> None:
     async with function("echo", tmp_path, concurrency=2) as fleet:
         answers = await asyncio.gather(*(fleet.invoke(n) for n in range(3)))
         assert [answer.error for answer in answers] == [None, None, "TooManyRequestsException"]
@@ -63,21 +65,21 @@ async def test_each_event_has_a_sandbox_to_itself_up_to_the_reserved_concurrency
     assert not any(psutil.pid_exists(answer.pid) for answer in answers[:2])
 
 
-async def test_a_sandbox_that_nobody_invokes_is_reaped(tmp_path: Path) -> None:
+async def test_an_idle_sandbox_is_reaped(tmp_path: Path) -> None:
     async with function("echo", tmp_path, idle=0.2) as fleet:
         first = await fleet.invoke({})
         async with asyncio.timeout(5):
-            while fleet.sandboxes:  # noqa: ASYNC110  # it rings no bell
+            while fleet.sandboxes:
                 await asyncio.sleep(0.01)
         assert (await fleet.invoke({})).pid != first.pid
 
 
-async def test_a_forked_sandbox_is_like_any_other(stack: Stack, tmp_path: Path) -> None:
+async def test_a_forked_sandbox_behaves_like_any_other(stack: Stack, tmp_path: Path) -> None:
     with stack.another_pgbouncer() as bouncer:
         async with (
-            Nursery() as nursery,
+            ForkServer() as fork_server,
             Fleet(
-                stack.environment(bouncer), concurrency=3, logs=tmp_path, nursery=nursery
+                stack.environment(bouncer), concurrency=3, logs=tmp_path, fork_server=fork_server
             ) as fleet,
         ):
             read = api_gateway_event("GET", "/orders/1")
@@ -90,11 +92,62 @@ async def test_a_forked_sandbox_is_like_any_other(stack: Stack, tmp_path: Path) 
             for sandbox in others:
                 await fleet.retire(sandbox)
                 assert sandbox.exit_status == 0
-        assert bouncer.said().count("closing because: client close request") == 2
+        assert bouncer.log_since_start().count("closing because: client close request") == 2
     assert not any(psutil.pid_exists(answer.pid) for answer in answers)
 
 
-async def test_a_deploy_starts_new_sandboxes_beside_idle_ones(tmp_path: Path) -> None:
+#: A service whose packages have the names of this project's.
+SERVICE = """
+import sys
+import infra
+from handler import greeting
+
+def handler(event, context):
+    return {"greeting": greeting.TEXT, "infra": infra.__file__, "path": sys.path,
+            "prefix": sys.prefix, "argv": sys.argv}
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> tuple[Path, str]:
+    """The folder of a service, and an interpreter of its own without any packages."""
+    root = tmp_path / "service"
+    for package in ("handler", "infra"):
+        (root / package).mkdir(parents=True)
+        (root / package / "__init__.py").touch()
+    (root / "handler/main.py").write_text(SERVICE)
+    (root / "handler/greeting.py").write_text("TEXT = 'from the service'")
+    venv.create(tmp_path / "venv", symlinks=True)
+    return root, str(tmp_path / "venv/bin/python")
+
+
+@pytest.mark.parametrize("forked", [False, True], ids=["started", "forked"])
+async def test_a_service_in_another_folder_runs_its_own_code_on_its_own_interpreter(
+    service: tuple[Path, str], tmp_path: Path, forked: bool
+) -> None:
+    root, python = service
+    async with contextlib.AsyncExitStack() as undo:
+        fork_server = None
+        if forked:
+            fork_server = await undo.enter_async_context(ForkServer(root=root, python=python))
+        fleet = Fleet({}, root=root, python=python, logs=tmp_path, fork_server=fork_server)
+        answer = (await (await undo.enter_async_context(fleet)).invoke({})).payload
+    assert answer["greeting"] == "from the service"
+    assert answer["infra"] == str(root / "infra/__init__.py")
+    assert answer["prefix"] == str(tmp_path / "venv")
+    assert answer["path"][0] == str(root)
+    assert not {path for path in answer["path"] if path.startswith(str(ROOT))}
+    assert answer["argv"][1:] == ["handler.main.handler"]
+
+
+async def test_an_interpreter_that_cannot_run_a_sandbox_is_refused(tmp_path: Path) -> None:
+    missing = str(tmp_path / "no-python")
+    async with Fleet({}, python=missing) as fleet:
+        with pytest.raises(LabError, match="no-python does not run"):
+            await fleet.invoke({})
+
+
+async def test_a_deployment_starts_new_sandboxes_beside_idle_ones(tmp_path: Path) -> None:
     async with function("echo", tmp_path, concurrency=2) as fleet:
         old = await fleet.invoke({})
         [sandbox] = fleet.sandboxes
@@ -104,7 +157,7 @@ async def test_a_deploy_starts_new_sandboxes_beside_idle_ones(tmp_path: Path) ->
         assert (await fleet.invoke({})).pid == new.pid
 
 
-async def test_an_exception_is_an_answer_and_the_sandbox_stays(tmp_path: Path) -> None:
+async def test_a_handler_exception_is_returned_and_the_sandbox_is_kept(tmp_path: Path) -> None:
     async with function("fail", tmp_path) as fleet:
         first, second = await fleet.invoke({}), await fleet.invoke({})
     assert first.error == "Unhandled" or first.error == "LookupError"
@@ -112,8 +165,8 @@ async def test_an_exception_is_an_answer_and_the_sandbox_stays(tmp_path: Path) -
     assert first.pid == second.pid
 
 
-async def test_a_process_that_leaves_in_mid_invocation_is_replaced(tmp_path: Path) -> None:
-    async with function("leave", tmp_path) as fleet:
+async def test_a_process_that_exits_during_an_invocation_is_replaced(tmp_path: Path) -> None:
+    async with function("exit_process", tmp_path) as fleet:
         first, second = await fleet.invoke({}), await fleet.invoke({})
     assert first.error == "Runtime.ExitError"
     assert first.payload["errorMessage"] == "Runtime exited with error: exit status 3"
@@ -121,7 +174,7 @@ async def test_a_process_that_leaves_in_mid_invocation_is_replaced(tmp_path: Pat
     assert first.pid != second.pid
 
 
-async def test_a_module_that_does_not_import_fails_the_init_phase(tmp_path: Path) -> None:
+async def test_a_module_that_fails_to_import_fails_the_init_phase(tmp_path: Path) -> None:
     handler = "tests.runtime.broken_at_import.handler"
     async with Fleet({}, handler=handler, logs=tmp_path) as fleet:
         answer = await fleet.invoke({})
@@ -137,66 +190,72 @@ async def test_a_function_that_hangs_is_killed_at_its_timeout(tmp_path: Path) ->
         assert not psutil.pid_exists(answer.pid)
 
 
-async def test_an_answer_of_seven_megabytes_is_too_large(tmp_path: Path) -> None:
+async def test_a_response_of_seven_megabytes_is_too_large(tmp_path: Path) -> None:
     async with function("large", tmp_path) as fleet:
         answer = await fleet.invoke({"large": True})
         assert answer.error == "Function.ResponseSizeTooLarge"
         assert (await fleet.invoke({})).payload == "small"
 
 
-async def test_an_extension_that_never_parks_never_ends_the_init_phase(
+async def test_an_extension_that_never_polls_never_ends_the_init_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 2.0)
-    fleet = function("extended", tmp_path, REGISTER="x", PARK="no", GOODBYE=str(tmp_path / "no"))
+    fleet = function(
+        "extended", tmp_path, REGISTER="x", PARK="no", SIGTERM_FILE=str(tmp_path / "no")
+    )
     async with fleet:
         answer = await fleet.invoke({})
         assert answer.error == "Sandbox.Timedout"
         assert not fleet.sandboxes
 
 
-async def test_the_init_phase_has_ten_seconds_of_its_own_processor_time(
+async def test_the_init_phase_is_limited_to_ten_seconds_of_processor_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_CPU_SECONDS", 0.5)
-    async with function("extended", tmp_path, SPIN="60", GOODBYE=str(tmp_path / "no")) as fleet:
-        begun = time.monotonic()
+    async with function(
+        "extended", tmp_path, SPIN="60", SIGTERM_FILE=str(tmp_path / "no")
+    ) as fleet:
+        started = time.monotonic()
         answer = await fleet.invoke({})
         assert answer.error == "Sandbox.Timedout"
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - started < 30
 
 
 async def test_without_an_extension_there_is_no_sigterm(tmp_path: Path) -> None:
-    goodbye = tmp_path / "goodbye"
-    async with function("echo", tmp_path, GOODBYE=str(goodbye)) as fleet:
+    sigterm_file = tmp_path / "sigterm"
+    async with function("echo", tmp_path, SIGTERM_FILE=str(sigterm_file)) as fleet:
         await fleet.invoke({})
-    assert not goodbye.exists()
+    assert not sigterm_file.exists()
 
 
-async def test_with_an_extension_the_process_gets_sigterm_and_may_leave(tmp_path: Path) -> None:
-    goodbye = tmp_path / "goodbye"
-    fleet = function("extended", tmp_path, REGISTER="warm", GOODBYE=str(goodbye))
+async def test_with_an_extension_the_process_gets_sigterm_and_may_exit(tmp_path: Path) -> None:
+    sigterm_file = tmp_path / "sigterm"
+    fleet = function("extended", tmp_path, REGISTER="warm", SIGTERM_FILE=str(sigterm_file))
     async with fleet:
         answer = await fleet.invoke({})
         assert answer.payload == "parked"
-    assert goodbye.read_text() == "SIGTERM came"
+    assert sigterm_file.read_text() == "SIGTERM came"
     assert not psutil.pid_exists(answer.pid)
 
 
-async def test_who_ignores_sigterm_is_killed_after_half_a_second(tmp_path: Path) -> None:
-    goodbye = tmp_path / "goodbye"
-    fleet = function("extended", tmp_path, REGISTER="x", GOODBYE=str(goodbye), STUBBORN="yes")
+async def test_a_process_that_ignores_sigterm_is_killed_after_half_a_second(tmp_path: Path) -> None:
+    sigterm_file = tmp_path / "sigterm"
+    fleet = function(
+        "extended", tmp_path, REGISTER="x", SIGTERM_FILE=str(sigterm_file), STUBBORN="yes"
+    )
     async with fleet:
         answer = await fleet.invoke({})
-        begun = time.monotonic()
+        started = time.monotonic()
         await fleet.end()
-        assert 0.5 <= time.monotonic() - begun < 5
-    assert goodbye.exists()
+        assert 0.5 <= time.monotonic() - started < 5
+    assert sigterm_file.exists()
     assert not psutil.pid_exists(answer.pid)
 
 
-async def test_a_sandbox_outlives_no_fleet_that_was_killed(stack: Stack) -> None:
-    """A frozen one does not notice by itself that nobody answers it any more."""
+async def test_no_sandbox_outlives_a_killed_fleet(stack: Stack) -> None:
+    """A frozen process cannot notice by itself that the fleet is gone."""
     script = (
         "import asyncio, os, signal\n"
         "from infra.local.fleet import Fleet\n"
@@ -217,10 +276,10 @@ async def test_a_sandbox_outlives_no_fleet_that_was_killed(stack: Stack) -> None
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[str]:
-    """The address of a front door to a function that says what it was sent."""
+async def base_url(tmp_path: Path) -> AsyncIterator[str]:
+    """Start an HTTP front end to a function that returns its event, and return its URL."""
     async with function("http_echo", tmp_path) as fleet:
-        runner = web.AppRunner(front_door.application(fleet), shutdown_timeout=0)
+        runner = web.AppRunner(http_front_end.application(fleet), shutdown_timeout=0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
@@ -228,14 +287,14 @@ async def door(tmp_path: Path) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_a_request_becomes_an_event_and_the_answer_a_response(door: str) -> None:
+async def test_an_http_request_becomes_an_event_and_the_result_a_response(base_url: str) -> None:
     async with aiohttp.ClientSession() as client:
-        asked = client.post(
-            f"{door}/a%20b?x=1&x=2",
+        request = client.post(
+            f"{base_url}/a%20b?x=1&x=2",
             data=b"\x00\xff",
             headers={"X-Name": "value", "Cookie": "a=1; b=2"},
         )
-        async with asked as response:
+        async with request as response:
             event = json.loads(await response.read())
             assert response.status == 202
             assert response.headers["x-answer"] == "yes"
@@ -248,7 +307,7 @@ async def test_a_request_becomes_an_event_and_the_answer_a_response(door: str) -
     assert (event["isBase64Encoded"], event["body"]) == (True, "AP8=")
 
 
-async def test_a_hundred_requests_use_one_connection(own_stack: Stack) -> None:
+async def test_a_hundred_requests_reuse_one_http_connection(own_stack: Stack) -> None:
     import asyncpg
 
     paths = ["/orders/1", "/orders/999999", "/orders/0", "/orders/2147483648", "/orders/abc"]
@@ -272,21 +331,39 @@ async def test_a_hundred_requests_use_one_connection(own_stack: Stack) -> None:
     ("variable", "value"),
     [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")],
 )
-async def test_a_bad_setting_fails_the_init_phase_by_name(
+async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
     variable: str, value: str, tmp_path: Path
 ) -> None:
     environment = {"DB_PASS": "hunter2", variable: value}
     async with Fleet(environment, logs=tmp_path) as fleet:
         answer = await fleet.invoke({})
     assert answer.error == "SettingsError"
-    assert answer.payload["errorMessage"].startswith(f"{variable} is {value!r}: ")
+    assert answer.payload["errorMessage"].startswith(f"{variable} is ")
     assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
 
 
-async def test_without_a_database_the_caller_gets_503_and_when_to_come_again(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "DB_HOST: unset, .*; DB_PASS: unset, .*DB_AUTH=secret or iam"),
+        ({"DB_HOST": "db.internal"}, "DB_PASS: unset, "),
+        ({"DB_HOST": "", "DB_PASS": "hunter2"}, "DB_HOST: unset, "),
+    ],
+    ids=["neither", "no way to log in", "no host"],
+)
+async def test_on_lambda_a_missing_host_or_credential_fails_the_init_phase(
+    environment: dict[str, str], message: str, tmp_path: Path
 ) -> None:
-    async with Fleet({"DB_PORT": "1", "DB_PASS": "hunter2"}, logs=tmp_path) as fleet:
+    async with Fleet(environment, logs=tmp_path) as fleet:
+        answer = await fleet.invoke({})
+    assert answer.error == "SettingsError"
+    assert re.fullmatch(f"{message}.*", answer.payload["errorMessage"])
+    assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
+
+
+async def test_without_a_database_the_caller_gets_503_with_retry_after(tmp_path: Path) -> None:
+    nowhere = {"DB_HOST": "localhost", "DB_PORT": "1", "DB_PASS": "hunter2"}
+    async with Fleet(nowhere, logs=tmp_path) as fleet:
         answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
         assert answer.payload["statusCode"] == 503
         assert answer.payload["headers"]["retry-after"] == "1"

@@ -1,4 +1,4 @@
-"""A sandbox that Lambda ends leaves nothing on PgBouncer or Postgres, and is gone in time."""
+"""A sandbox that shuts down leaves nothing on PgBouncer or Postgres and exits in time."""
 
 import asyncio
 import os
@@ -32,47 +32,44 @@ def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
     return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
 
 
-def goodbyes(bouncer: PgBouncer) -> list[str]:
-    """How each client of the application closed, in PgBouncer's words."""
-    lines = [line for line in bouncer.said().splitlines() if f"/{APP}@" in line]
+def logged_closes(bouncer: PgBouncer) -> list[str]:
+    """Return PgBouncer's log messages of how each client of the application closed."""
+    lines = [line for line in bouncer.log_since_start().splitlines() if f"/{APP}@" in line]
     return [line.partition("closing because: ")[2][:20] for line in lines if "closing" in line]
 
 
-async def left_by_itself(fleet: Fleet) -> bool:
-    """Whether the one sandbox was gone before the SIGKILL half a second after SIGTERM."""
+async def exited_by_itself(fleet: Fleet) -> bool:
+    """Return whether the only sandbox exited before the SIGKILL half a second after SIGTERM."""
     [sandbox] = fleet.sandboxes
     await sandbox.end()
     return sandbox.exit_status == 0
 
 
-async def test_idle_sandboxes_say_goodbye(stack: Stack) -> None:
+async def test_idle_sandboxes_close_their_connections(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         for number in range(5):
             async with Fleet(stack.environment(bouncer)) as fleet:
                 answer = await fleet.invoke(http_api("GET", "/orders/1"))
                 assert answer.payload["statusCode"] == 200
                 assert len(clients(bouncer)) == 1
-                assert await left_by_itself(fleet), number
+                assert await exited_by_itself(fleet), number
             eventually(lambda: not clients(bouncer))
-        assert goodbyes(bouncer) == ["client close request"] * 5
+        assert logged_closes(bouncer) == ["client close request"] * 5
 
 
-async def test_a_sandbox_that_never_connected_leaves_as_well(stack: Stack) -> None:
+async def test_a_sandbox_that_never_connected_exits_as_well(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
         await fleet.invoke(http_api("GET", "/health"))
-        assert await left_by_itself(fleet)
+        assert await exited_by_itself(fleet)
 
 
-async def test_in_the_middle_of_a_query_the_query_ends_too(
-    stack: Stack,
-    owner: "asyncpg.Connection[Any]",
-    admin: "asyncpg.Connection[Any]",
-    tmp_path: Path,
+async def test_shutdown_cancels_a_running_query(
+    stack: Stack, owner: "asyncpg.Connection[Any]", admin: "asyncpg.Connection[Any]", tmp_path: Path
 ) -> None:
     async def queries(wanted: int) -> None:
-        # On a connection of its own: in a transaction, the view would stay as it was first seen.
+        # On its own connection: within a transaction the view would not change.
         async with asyncio.timeout(3):
-            while await admin.fetchval(ACTIVE, APP) != wanted:  # noqa: ASYNC110  # it rings no bell
+            while await admin.fetchval(ACTIVE, APP) != wanted:
                 await asyncio.sleep(0.01)
 
     with stack.another_pgbouncer() as bouncer:
@@ -82,29 +79,29 @@ async def test_in_the_middle_of_a_query_the_query_ends_too(
                 await owner.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
                 waiting = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
                 await queries(1)
-                assert await left_by_itself(fleet)
-                await queries(0)  # though the lock is still held
+                assert await exited_by_itself(fleet)
+                await queries(0)  # although the lock is still held
             await asyncio.wait_for(waiting, 5)
         eventually(lambda: not clients(bouncer))
-        assert "client unexpected eof" not in goodbyes(bouncer)
+        assert "client unexpected eof" not in logged_closes(bouncer)
     log = (tmp_path / "sandbox-1.log").read_text()
     assert [line["outcome"] for line in log_lines(log)] == ["ok", "cancelled"]
     assert "Traceback" not in log
 
 
-async def test_with_pgbouncer_not_answering_it_leaves_in_time_all_the_same(stack: Stack) -> None:
+async def test_shutdown_finishes_in_time_when_pgbouncer_does_not_respond(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         assert bouncer.process is not None
         async with Fleet(stack.environment(bouncer)) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
             os.kill(bouncer.process.pid, signal.SIGSTOP)
             try:
-                assert await left_by_itself(fleet)
+                assert await exited_by_itself(fleet)
             finally:
                 os.kill(bouncer.process.pid, signal.SIGCONT)
 
 
-async def test_a_second_process_that_is_refused_the_name_carries_on(
+async def test_a_second_process_that_cannot_register_the_extension_carries_on(
     stack: Stack, tmp_path: Path
 ) -> None:
     """As on Managed Instances, where several processes share one environment."""
@@ -121,7 +118,7 @@ async def test_a_second_process_that_is_refused_the_name_carries_on(
         assert second.returncode == 0
 
 
-def test_outside_lambda_sigterm_is_nobody_s_business_but_the_host_s(stack: Stack) -> None:
+def test_outside_lambda_the_signal_handler_is_left_alone(stack: Stack) -> None:
     process = command(
         "-c",
         "import handler.main, signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)",
@@ -130,10 +127,11 @@ def test_outside_lambda_sigterm_is_nobody_s_business_but_the_host_s(stack: Stack
     assert process.communicate(timeout=30)[0] == "True\n"
 
 
-async def test_a_slow_extensions_api_is_waited_for(
+async def test_the_init_phase_waits_for_a_slow_extensions_api(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Registered without knowing it, the process would never park, and its init phase never end."""
+    """Registering without knowing it would leave the process unparked, and the init phase would
+    never end."""
     register = RuntimeApi._register
 
     async def slowly(self: RuntimeApi, request: Any) -> Any:
@@ -146,4 +144,4 @@ async def test_a_slow_extensions_api_is_waited_for(
     async with Fleet(stack.environment()) as fleet:
         answer = await fleet.invoke(http_api("GET", "/orders/1"))
         assert answer.payload["statusCode"] == 200
-        assert await left_by_itself(fleet)
+        assert await exited_by_itself(fleet)

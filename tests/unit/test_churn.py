@@ -1,4 +1,4 @@
-"""A churn's verdict names the row and the promise; a plan that cannot be is refused in words."""
+"""The verdict of churn names the row and the broken promise, and invalid plans are rejected."""
 
 import json
 from dataclasses import replace
@@ -11,54 +11,58 @@ import pytest
 from infra.local import LabError
 from infra.local.churn import report
 from infra.local.churn.plan import Plan, from_environment
-from infra.local.churn.run import HORIZON, Result
+from infra.local.churn.result import Result
+from infra.local.churn.run import RELEASE_TIMEOUT_S
 
 PLAN = Plan()
 GOOD = Result(
     "pgbouncer",
     "graceful",
     invocations=900,
-    ok=900,
+    succeeded=900,
     peak_backends=8,
     unclean_closes=0,
-    release_seconds=0.1,
-    release_bound_seconds=1.0,
-    cold_ms={"p50": 500.0, "p95": 900.0},
-    warm_ms={"p50": 5.0, "p95": 9.0},
+    release_s=0.1,
+    release_limit_s=1.0,
+    cold_latency_ms={"p50": 500.0, "p95": 900.0},
+    warm_latency_ms={"p50": 5.0, "p95": 9.0},
     samples=[(0.0, 0, 0), (1.0, 8, 24)],
 )
-DIRECT = replace(GOOD, path="direct", ok=400, failed=500, failures={"53300": 500})
+DIRECT = replace(GOOD, path="direct", succeeded=400, failed=500, failures_by_cause={"53300": 500})
 
 
 @pytest.mark.parametrize("result", [GOOD, DIRECT], ids=lambda result: result.path)
-def test_what_should_be_breaks_no_promise(result: Result) -> None:
-    assert report.broken(result, PLAN) == []
+def test_an_expected_result_breaks_no_promise(result: Result) -> None:
+    assert report.broken_promises(result, PLAN) == []
 
 
 @pytest.mark.parametrize(
     ("result", "promise"),
     [
         (
-            replace(GOOD, failed=2, failures={"53300": 2}),
+            replace(GOOD, failed=2, failures_by_cause={"53300": 2}),
             "2 of 900 invocations failed: 2 × 53300",
         ),
         (replace(GOOD, peak_backends=14), "14 backends at the peak, above PgBouncer's pool"),
-        (replace(GOOD, unclean_closes=3), "3 clients left without a goodbye"),
-        (replace(GOOD, release_seconds=1.5), "free after 1.5 s, not after 1 s at most"),
-        (replace(GOOD, release_seconds=None), "free after longer, not after 1 s at most"),
-        (replace(DIRECT, failed=0, failures={}), "the provocation does not work: 24 sandboxes do"),
+        (replace(GOOD, unclean_closes=3), "3 clients did not close their connections"),
+        (replace(GOOD, release_s=1.5), "closed after 1.5 s, not within 1 s"),
+        (replace(GOOD, release_s=None), "closed after longer, not within 1 s"),
+        (
+            replace(DIRECT, failed=0, failures_by_cause={}),
+            "the test proves nothing: 24 sandboxes do",
+        ),
     ],
 )
-def test_a_broken_promise_is_named_with_its_row(result: Result, promise: str) -> None:
-    [fault] = report.broken(result, PLAN)
-    assert fault.startswith(f"{result.path}, graceful: ")
-    assert promise in fault
+def test_a_broken_promise_is_reported_with_its_row(result: Result, promise: str) -> None:
+    [failure] = report.broken_promises(result, PLAN)
+    assert failure.startswith(f"{result.path}, graceful: ")
+    assert promise in failure
 
 
-def test_a_kill_may_close_uncleanly_and_a_bound_past_the_horizon_is_not_judged() -> None:
+def test_kills_may_close_uncleanly_and_limits_past_the_horizon_are_not_judged() -> None:
     killed = replace(GOOD, ending="kill", unclean_closes=24)
-    held = replace(GOOD, ending="freeze", release_seconds=None, release_bound_seconds=HORIZON + 1)
-    assert report.broken(killed, PLAN) == report.broken(held, PLAN) == []
+    held = replace(GOOD, ending="freeze", release_s=None, release_limit_s=RELEASE_TIMEOUT_S + 1)
+    assert report.broken_promises(killed, PLAN) == report.broken_promises(held, PLAN) == []
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_a_kill_may_close_uncleanly_and_a_bound_past_the_horizon_is_not_judged()
         ("DEPLOYS", "0"),
     ],
 )
-def test_an_impossible_size_is_refused_by_name(
+def test_an_impossible_size_is_rejected_by_name(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -81,7 +85,7 @@ def test_an_impossible_size_is_refused_by_name(
         from_environment()
 
 
-def test_too_little_memory_is_noticed_before_anything_starts(
+def test_too_little_memory_is_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = type(psutil.virtual_memory())._replace
@@ -95,30 +99,31 @@ SCHEMA = {
     "path",
     "ending",
     "invocations",
-    "ok",
+    "succeeded",
     "failed",
     "in_flight_at_ending",
-    "failures",
+    "failures_by_cause",
     "peak_backends",
     "peak_clients",
-    "backends_after",
-    "clients_after",
+    "held_backends",
+    "held_clients",
     "unclean_closes",
-    "release_seconds",
-    "release_bound_seconds",
-    "cold_ms",
-    "warm_ms",
+    "release_s",
+    "release_limit_s",
+    "cold_latency_ms",
+    "warm_latency_ms",
     "samples",
+    "warm_invocations_per_s",
 }
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_the_report_has_what_its_schema_says_and_whether_it_is_partial(
+def test_the_report_matches_its_schema_and_says_whether_it_is_partial(
     tmp_path: Path, partial: bool
 ) -> None:
     report.write([DIRECT, GOOD], PLAN, {"postgres": "18.4"}, partial=partial, folder=tmp_path)
     written: dict[str, Any] = json.loads((tmp_path / "churn.json").read_text())
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     assert (written["max_connections"], written["sandboxes"]) == (20, 24)
     assert all(run.keys() >= SCHEMA for run in written["runs"])
     assert written.get("partial", False) is partial
@@ -126,11 +131,11 @@ def test_the_report_has_what_its_schema_says_and_whether_it_is_partial(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["churn.json", "churn.md"]
 
 
-def test_the_committed_report_is_whole_and_breaks_no_promise() -> None:
-    """The one that the README shows."""
+def test_the_committed_report_is_complete_and_breaks_no_promise() -> None:
+    """The report that the README shows."""
     written = json.loads((report.REPORTS / "churn.json").read_text())
     assert "partial" not in written
     plan = Plan(written["sandboxes"], written["max_connections"], written["deploys"])
     rows = [Result(**run) for run in written["runs"]]
     assert len(rows) == 10
-    assert [fault for row in rows for fault in report.broken(row, plan)] == []
+    assert [failure for row in rows for failure in report.broken_promises(row, plan)] == []

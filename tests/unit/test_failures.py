@@ -1,27 +1,27 @@
-"""The table of failures, where what provokes one is a matter of microseconds."""
+"""The table of failures, for errors that are hard to time on a real server."""
 
 import asyncpg
 import pytest
 
-from handler.failures import RAISED, classify
+from handler.warm.request_policy import RAISED, classify
 
 
-def test_a_connection_caught_between_goodbye_and_close_is_worth_another_try() -> None:
-    """Seen where a backend was terminated while its client was idle."""
-    said = "cannot switch to state 11; another operation (2) is in progress"
-    assert classify(asyncpg.InternalClientError(said)).again
-    assert issubclass(asyncpg.InternalClientError, RAISED)  # it comes through raw
+def test_a_connection_the_server_is_closing_is_retried() -> None:
+    """Seen when a backend was terminated while its client was idle."""
+    output = "cannot switch to state 11; another operation (2) is in progress"
+    assert classify(asyncpg.InternalClientError(output)).retryable
+    assert issubclass(asyncpg.InternalClientError, RAISED)  # not wrapped by SQLAlchemy
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError(), Exception(), MemoryError()])
-def test_what_the_table_does_not_know_is_a_500_and_not_tried_again(error: BaseException) -> None:
+def test_an_unknown_error_is_a_500_and_is_not_retried(error: BaseException) -> None:
     failure = classify(error)
-    assert (failure.status, failure.retry_after, failure.again) == (500, None, False)
+    assert (failure.status, failure.retry_after, failure.retryable) == (500, None, False)
 
 
-def test_a_fault_is_one_line_and_quotes_no_row() -> None:
+def test_an_error_message_is_one_line_without_row_data() -> None:
     error = asyncpg.UniqueViolationError("duplicate key value")
     error.detail = "Key (customer_name)=(Crimson Candles) already exists."
     assert "Crimson" in str(error)
-    assert "Crimson" not in classify(error).fault
-    assert "\n" not in classify(error).fault
+    assert "Crimson" not in classify(error).cause
+    assert "\n" not in classify(error).cause

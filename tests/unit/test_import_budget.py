@@ -1,4 +1,4 @@
-"""A cold start pays for every import before its first answer."""
+"""Imports are limited, because every cold start pays for them."""
 
 import os
 import subprocess
@@ -6,23 +6,23 @@ import sys
 
 from infra.local import ROOT
 
-#: What `handler.main` may cost to import, in CPU, interpreter included, as a multiple of asyncpg
-#: alone. It may only fall. 5.3 when this was written, 6.7 on a machine that did much else.
+#: The CPU time of importing `handler.main`, interpreter included, as a multiple of importing
+#: asyncpg alone. It was 5.3 when this was written, 6.7 on a busy machine. Only ever lower it.
 IMPORT_BUDGET = 7.5
 TRIES = 9
 
 
 def cpu_seconds(module: str) -> float:
     script = f"import time, {module}; print(time.process_time())"
-    # Bytecode may be written: without it this would measure the compiler.
+    # With bytecode, or this would measure the compiler.
     environment = {name: os.environ[name] for name in os.environ if name[:10] != "PYTHONDONT"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
     return float(done.stdout)
 
 
-def test_importing_the_handler_costs_a_few_times_the_driver() -> None:
-    """The least of several in turn: what other processes take away is never less than nothing."""
+def test_importing_the_handler_costs_a_small_multiple_of_the_driver() -> None:
+    """Take the minimum of several runs: other processes only ever add time."""
     ours, driver = [], []
     for _ in range(TRIES):
         ours.append(cpu_seconds("handler.main"))
@@ -30,7 +30,7 @@ def test_importing_the_handler_costs_a_few_times_the_driver() -> None:
     assert min(ours) <= IMPORT_BUDGET * min(driver), (min(ours), min(driver))
 
 
-def test_nothing_is_imported_that_only_a_document_or_a_migration_needs() -> None:
+def test_imports_only_needed_by_documentation_or_migrations_are_absent() -> None:
     script = "import sys, handler.main; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
@@ -50,26 +50,26 @@ def test_nothing_is_imported_that_only_a_document_or_a_migration_needs() -> None
     assert "pydantic.v1" not in loaded.stdout.split()
 
 
-def test_who_needs_pydantic_1_still_gets_it() -> None:
+def test_pydantic_1_can_still_be_imported() -> None:
     script = "import handler.main, pydantic.v1; print(pydantic.v1.BaseModel.__name__)"
-    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert said.stdout == "BaseModel\n", said.stderr
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "BaseModel\n", done.stderr
 
 
-def test_the_openapi_models_are_built_when_they_are_asked_for_and_no_others() -> None:
+def test_openapi_models_are_built_on_demand() -> None:
     script = (
         "import handler.main, handler.app, fastapi.openapi.models as models\n"
         "print(models.OpenAPI.__pydantic_complete__, handler.app.OrderOut.__pydantic_complete__)\n"
         "print(sorted(handler.app.app.openapi()['paths']))"
     )
-    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert said.stdout.splitlines() == [
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
         "False True",
         "['/health', '/orders', '/orders/{order_id}', '/ready']",
-    ], said.stderr
+    ], done.stderr
 
 
-def test_garbage_is_looked_for_again_but_not_among_what_was_imported() -> None:
+def test_garbage_collection_resumes_and_skips_imported_objects() -> None:
     script = "import gc, handler.main; print(gc.isenabled(), gc.get_freeze_count() > 50_000)"
-    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert said.stdout.split() == ["True", "True"], said.stderr
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr

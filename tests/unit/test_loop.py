@@ -1,4 +1,4 @@
-"""One loop for the life of the process, and one thread at a time on it."""
+"""One event loop for the life of the process, and one thread at a time on it."""
 
 import asyncio
 import threading
@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from handler.runtime import Loop
+from handler.warm.aws_lambda.event_loop import EventLoop
+from handler.warm.aws_lambda.shutdown import SHUTDOWN_TIMEOUT
 from tests.conftest import run
 
 
@@ -14,34 +15,34 @@ def here() -> int:
     return id(asyncio.get_event_loop())
 
 
-def test_every_call_has_the_same_loop_from_whichever_thread() -> None:
-    loop = Loop()
+def test_every_call_uses_the_same_loop_from_any_thread() -> None:
+    loop = EventLoop()
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         first, second, third = (each.submit(loop.call, here) for each in (one, one, other))
         assert first.result() == second.result() == third.result()
         one.submit(loop.close).result()
 
 
-def test_what_a_call_raises_reaches_the_caller() -> None:
+def test_an_exception_in_a_call_reaches_the_caller() -> None:
     def fail() -> None:
         raise LookupError("no such thing")
 
-    loop = Loop()
+    loop = EventLoop()
     with ThreadPoolExecutor(1) as thread:
         with pytest.raises(LookupError, match="no such thing"):
             thread.submit(loop.call, fail).result()
         thread.submit(loop.close).result()
 
 
-def test_the_goodbye_cancels_an_invocation_and_waits_for_its_end() -> None:
-    loop, begun, seen = Loop(), threading.Event(), list[str]()
+def test_shutdown_cancels_an_invocation_and_waits_for_it() -> None:
+    loop, started, seen = EventLoop(), threading.Event(), list[str]()
 
     async def query() -> None:
-        begun.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.02)  # what a cancelled query still has to do
+            await asyncio.sleep(0.02)  # the clean-up of a cancelled query
             seen.append("cancelled")
 
     async def dispose() -> None:
@@ -53,8 +54,8 @@ def test_the_goodbye_cancels_an_invocation_and_waits_for_its_end() -> None:
 
     with ThreadPoolExecutor(1) as thread:
         serving = thread.submit(invocation)
-        begun.wait()
-        loop.finish(dispose)
+        started.wait()
+        loop.shut_down(dispose, SHUTDOWN_TIMEOUT)
         serving.result()
         thread.submit(loop.close).result()
     assert seen == ["cancelled", "disposed"]
@@ -62,9 +63,9 @@ def test_the_goodbye_cancels_an_invocation_and_waits_for_its_end() -> None:
 
 FORK = """
 import os
-from handler.runtime import Loop
+from handler.warm.aws_lambda.event_loop import EventLoop
 
-loop = Loop()
+loop = EventLoop()
 child = os.fork()
 if child == 0:
     os._exit(loop.call(lambda: 7))
@@ -72,5 +73,5 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_process_may_fork_before_the_first_call() -> None:
+def test_a_process_can_fork_before_the_first_call() -> None:
     assert run("-c", FORK) == (0, "7\n")

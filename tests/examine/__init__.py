@@ -1,0 +1,1 @@
+"""The examination of any function: `infra.local.examine`."""

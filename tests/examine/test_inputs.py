@@ -1,0 +1,79 @@
+"""What `make examine` is told: read in full, or refused in one line before anything starts."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.local import LabError
+from infra.local.examine.inputs import Inputs, from_environment
+
+PROPERTIES = ("start", "thaw", "memory")
+
+
+def test_without_variables_it_is_the_sample_s_read() -> None:
+    inputs = from_environment(PROPERTIES, {})
+    assert inputs.handler == "handler.main.handler"
+    assert inputs.wanted == PROPERTIES
+    assert [event["rawPath"] for event in inputs.events] == ["/orders/1"]
+
+
+def test_each_place_of_a_variable_is_filled_in_and_an_empty_variable_left_out() -> None:
+    inputs = from_environment(PROPERTIES, {"ENV": "URL=x://{user}:{password}@{host}/{other} A=1"})
+    values = {"user": "u", "password": "p", "host": "h", "ca": ""}
+    environment = inputs.environment(values)
+    assert environment["URL"] == "x://u:p@h/{other}"
+    assert environment["A"] == "1"
+    assert environment["DB_HOST"] == "h"
+    assert "DB_SSLROOTCERT" not in environment
+
+
+def test_variables_come_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("# a comment\n\nURL={url}\nGREETING=two words\n")
+    inputs = from_environment(PROPERTIES, {"ENV": str(tmp_path / "env")})
+    assert inputs.variables["GREETING"] == "two words"
+    assert inputs.variables["URL"] == "{url}"
+
+
+def test_a_folder_holds_several_events(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
+    inputs = from_environment(PROPERTIES, {"EVENT": str(tmp_path)})
+    assert [event["name"] for event in inputs.events] == ["a", "b"]
+
+
+def test_properties_are_chosen_left_out_and_required() -> None:
+    chosen = from_environment(PROPERTIES, {"ONLY": "memory start", "REQUIRE": "all"})
+    assert (chosen.wanted, chosen.required) == (("start", "memory"), ("start", "memory"))
+    skipped = from_environment(PROPERTIES, {"SKIP": "thaw", "REQUIRE": "memory"})
+    assert (skipped.wanted, skipped.required) == (("start", "memory"), ("memory",))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HANDLER": "handler"}, "HANDLER is 'handler': not a module and a function"),
+        ({"ROOT": "/nowhere"}, "ROOT is '/nowhere': there is no such folder"),
+        ({"PYTHON": "/nowhere/python"}, "/nowhere/python does not run"),
+        ({"EVENT": "/nowhere.json"}, "EVENT is '/nowhere.json': No such file"),
+        ({"EVENT": __file__}, "is not JSON"),
+        ({"SCHEMA": "/nowhere.sql"}, "SCHEMA cannot be read: .*No such file"),
+        ({"ENV": "/nowhere"}, "ENV is '/nowhere'"),
+        ({"ENV": "A=1 2"}, "ENV has '2', which is not NAME=value"),
+        ({"ENV": "A='1"}, "ENV cannot be read: No closing quotation"),
+        ({"ONLY": "thaws"}, "ONLY names 'thaws'. Properties are: start, thaw, memory"),
+        ({"ONLY": "thaw", "REQUIRE": "memory"}, "REQUIRE names memory, which ONLY"),
+        ({"IMAGE": "x"}, "IMAGE: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_variable_is_refused_in_one_line(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(LabError, match=message) as refused:
+        from_environment(PROPERTIES, variables)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_interpreter_is_this_one_unless_it_is_named() -> None:
+    assert from_environment(PROPERTIES, {}).python == sys.executable
+    assert Inputs().python == sys.executable

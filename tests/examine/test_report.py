@@ -1,0 +1,107 @@
+"""The files of an examination, without one."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from infra.local import ROOT, LabError
+from infra.local.examine import report
+from infra.local.examine.finding import Finding, Verdict, decided, unknown
+from infra.local.examine.inputs import Inputs
+from infra.local.examine.properties import PROPERTIES
+
+FINDINGS = {
+    "thaw": decided(False, "closed politely: status 500 | no", closed_politely=False),
+    "memory": decided(True, "0.1 KiB each", kib_per_request=0.1),
+    "frozen": unknown("it leaves a transaction open"),
+}
+
+
+def test_the_json_is_as_its_schema_says() -> None:
+    made = report.make(Inputs(required=("thaw",)), FINDINGS, {"postgres": "18.6"}, 61.4)
+    jsonschema.validate(
+        json.loads(json.dumps(made)), json.loads((ROOT / "docs/examine.schema.json").read_text())
+    )
+    assert [each["verdict"] for each in made["properties"]] == ["no", "yes", "could not tell"]
+    assert made["environment"]["postgres"] == "18.6"
+
+
+@pytest.mark.parametrize(
+    ("required", "missing"),
+    [
+        ((), []),
+        (("memory",), []),
+        (("thaw", "memory"), ["thaw"]),
+        (("frozen",), ["frozen"]),  # not told is not there
+        (("start",), ["start"]),
+    ],
+)
+def test_what_is_required_and_has_no_yes_is_missing(
+    required: tuple[str, ...], missing: list[str]
+) -> None:
+    assert report.missing(Inputs(required=required), FINDINGS) == missing
+
+
+def test_the_remedy_of_a_no_is_written_down_and_of_no_other(tmp_path: Path) -> None:
+    report.write(report.make(Inputs(), FINDINGS, {}, 1), tmp_path)
+    text = (tmp_path / "examine.md").read_text()
+    assert "### `thaw`" in text
+    assert "### `frozen`" not in text
+    assert "status 500 \\| no" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"examine.json", "examine.md"}
+    assert any(line.startswith("thaw: ") for line in report.remedies(FINDINGS))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (
+            {"rows_doubled": 2, "rows_lost": 0, "recovery_postgres_s": 0.1},
+            ["sends its write again"],
+        ),
+        ({"rows_doubled": 0, "rows_lost": 3, "recovery_postgres_s": 0.1}, ["Rows are missing"]),
+        (
+            {"rows_doubled": None, "rows_lost": None, "recovery_postgres_s": 3.9},
+            ["After a failover"],
+        ),
+        (
+            {"rows_doubled": 1, "rows_lost": 0, "recovery_pgbouncer_s": 3.9},
+            ["sends its write again", "After a failover"],
+        ),
+        ({"recovery_postgres_s": 3.0}, ["After a failover"]),  # 3.004, rounded
+    ],
+)
+def test_the_remedy_of_restarts_fits_the_reason(
+    numbers: dict[str, float | int | str | bool | None], words: list[str], tmp_path: Path
+) -> None:
+    found = {"restarts": Finding(Verdict.NO, "measured", numbers)}
+    report.write(report.make(Inputs(), found, {}, 1), tmp_path)
+    for text in ("\n".join(report.remedies(found)), (tmp_path / "examine.md").read_text()):
+        costs = ("sends its write again", "Rows are missing", "After a failover")
+        assert [each for each in costs if each in text] == words
+
+
+def test_the_report_on_another_service_goes_to_its_own_folder(tmp_path: Path) -> None:
+    assert report.folder_of(ROOT) == report.REPORTS
+    assert report.folder_of(tmp_path) == tmp_path / "reports"
+    assert not list(tmp_path.iterdir())
+    report.write(report.make(Inputs(), FINDINGS, {}, 1), tmp_path)
+    assert "](../docs" not in (tmp_path / "examine.md").read_text()
+
+
+def test_a_folder_that_cannot_take_the_report_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("not a folder")
+    with pytest.raises(LabError, match=f"the report cannot be written to {tmp_path}/reports"):
+        report.folder_of(tmp_path)
+
+
+def test_each_property_is_explained_and_has_a_mutant() -> None:
+    text = (ROOT / "docs/examine.md").read_text()
+    mutants = (ROOT / "tests/examine/mutants.py").read_text()
+    for name, each in PROPERTIES.items():
+        assert f"### `{name}`" in text
+        assert f"def _{name}()" in mutants
+        assert each.cost and each.remedy  # noqa: PT018  # both are text
+    assert Finding(Verdict.YES).verdict == "yes"

@@ -1,0 +1,69 @@
+"""The application's password in moto's Secrets Manager, rotated under load."""
+
+import json
+import logging
+from typing import Any, Self
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+from infra.database.roles import APP
+
+REGION = "eu-central-1"
+
+
+class SecretStore:
+    """Run moto with the password in it. `environment` points a handler at it."""
+
+    def __init__(self, name: str, password: str) -> None:
+        self._name = name
+        self.password = password
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+        }
+        self._client = boto3.client(
+            "secretsmanager",
+            region_name=REGION,
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        made = self._client.create_secret(
+            Name=self._name, SecretString=_secret_string(self.password)
+        )
+        self._current = made["VersionId"]
+        self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": made["ARN"]}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._server.stop()
+
+    def propose(self, password: str) -> None:
+        """Store a new password as AWSPENDING, the first step of a rotation."""
+        put: Any = self._client.put_secret_value(
+            SecretId=self._name, SecretString=_secret_string(password), VersionStages=["AWSPENDING"]
+        )
+        self._proposed = put["VersionId"]
+
+    def promote(self) -> None:
+        """Make the pending password AWSCURRENT, the last step."""
+        self._client.update_secret_version_stage(
+            SecretId=self._name,
+            VersionStage="AWSCURRENT",
+            MoveToVersionId=self._proposed,
+            RemoveFromVersionId=self._current,
+        )
+        self._current = self._proposed
+
+
+def _secret_string(password: str) -> str:
+    return json.dumps({"username": APP, "password": password})

@@ -1,0 +1,432 @@
+"""`make deploy` reports all problems at once, each with a hint, before it creates anything."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+
+from infra.aws import parameters, preflight, stacks
+from infra.aws.account import OperatorError
+from infra.local import ROOT
+from tests.infra import aws_double
+from tests.infra.aws_double import (
+    DOCKER,
+    DOCKER_FOR_BOTH,
+    DOCKER_WITHOUT_BUILDX,
+    REGION,
+    LambdaSettings,
+    client,
+)
+
+#: No profile, no credentials file, no metadata service.
+NO_CREDENTIALS = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+EUROPE = {"AWS_REGION": REGION}
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the PATH with a fake Docker for x86-64."""
+    aws_double.program(tmp_path / "bin", "docker", DOCKER)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return tmp_path / "bin"
+
+
+def deployed(*words: str, **environment: str) -> tuple[int, str]:
+    """Run the command without valid credentials; return exit status and output."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.aws.deploy", *words],
+        cwd=ROOT,
+        env={**ours, **NO_CREDENTIALS, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def account(lambda_settings: LambdaSettings, docker: Path) -> LambdaSettings:
+    """An account without any problem."""
+    return lambda_settings
+
+
+def report(*words: str, stack: str = "warm-engine") -> str:
+    with pytest.raises(OperatorError) as refused:
+        preflight.examine(words, stack)
+    return str(refused.value)
+
+
+# --- On the command line -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (EUROPE, "no AWS credentials. Set AWS_PROFILE"),
+        ({}, "no AWS region. Set one"),
+        ({"AWS_REGION": "eu-centrall-1"}, "there is no region eu-centrall-1"),
+        ({"AWS_PROFILE": "gone", **EUROPE}, "The config profile (gone) could not be found"),
+    ],
+)
+def test_without_credentials_the_hint_says_how_to_set_them(
+    docker: Path, environment: dict[str, str], message: str
+) -> None:
+    code, output = deployed(**environment)
+    assert code == 1
+    assert "nothing was created: 1 fault\n" in output
+    assert message in output
+
+
+def test_rejected_credentials_are_reported_in_one_line(
+    account: LambdaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    from infra.aws.account import explain
+
+    error = ClientError({"Error": {"Code": "ExpiredToken", "Message": "It is old."}}, "X")
+    assert (
+        explain(error) == "AWS refuses the credentials (ExpiredToken). Renew them: `aws sso login`"
+    )
+
+
+def test_all_problems_are_reported_together_with_hints(tmp_path: Path) -> None:
+    """No account, no Docker, an unknown parameter, an invalid one, and an exceeded budget."""
+    code, output = deployed(
+        *("ReservedConcurency=1", "Connection=on", "PoolSize", "InstanceClass=db.huge"),
+        PATH=str(tmp_path),
+        **EUROPE,
+    )
+    assert code == 1
+    assert "nothing was created: 6 faults" in output
+    for fault in (
+        "no AWS credentials",
+        "'ReservedConcurency=1' is not a parameter",
+        "Did you mean ReservedConcurrency=…?",
+        "Did you mean PoolSize=…?",
+        "'PoolSize' is not a parameter",
+        "Connection=on is not allowed",
+        "One of: pgbouncer, rds-proxy",
+        "InstanceClass=db.huge is not allowed",
+        "One of: db.t4g.micro, ",
+        "Docker does not respond",
+    ):
+        assert fault in output, fault
+    assert "Traceback" not in output
+    code, output = deployed("ReservedConcurrency=6000", PATH=str(tmp_path), **EUROPE)
+    assert "the connection budget does not fit" in output
+    assert "change ReservedConcurrency=" in output
+
+
+@pytest.mark.parametrize("stack", ["1shop", "shop_1", "a" * 31, "shop-"])
+def test_an_invalid_stack_name_is_a_problem(account: LambdaSettings, stack: str) -> None:
+    assert f"the stack's name {stack} cannot be used" in report(stack=stack)
+
+
+@pytest.mark.parametrize("word", ["Release=2", "FunctionImage=x", "=1", ""])
+def test_derived_parameters_cannot_be_set(word: str) -> None:
+    chosen, [fault] = parameters.parse([word])
+    assert chosen == {}
+    assert repr(word) in fault.what
+    assert "ReservedConcurrency" in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"PoolSize": "0"}, "PoolSize=0 is not allowed"),
+        ({"PoolSize": "two"}, "PoolSize=two is not allowed"),
+        ({"ProxyMaxConnectionsPercent": "101"}, "ProxyMaxConnectionsPercent=101"),
+        ({"VpcId": "vpc-0123456789abcdef0"}, "VpcId needs SubnetIds and EndpointSecurityGroup"),
+        ({"DatabaseHost": "db", "DatabaseIdentifier": "x"}, "DatabaseHost needs DatabaseSec"),
+        ({"InstanceClass": "db.huge"}, "InstanceClass=db.huge is not allowed"),
+        ({"AlarmTopic": "alarms"}, "AlarmTopic=alarms is not allowed"),
+        ({"AlarmTopic": "arn:aws:sns:eu-west-1:123456789012:alarms"}, "AlarmTopic=arn:aws:sns:eu-"),
+        ({"Zones": "eu-central-1a"}, "Zones=eu-central-1a is not allowed"),
+        ({"Zones": "eu-central-1a,eu-central-1a"}, "Zones=eu-central-1a,eu-"),
+        ({"Zones": "eu-west-1a,eu-west-1b"}, "Zones=eu-west-1a,eu-west-1b is not allowed"),
+        ({"SubnetIds": "subnet-0123456789abcdef0"}, "SubnetIds=subnet-0123456789abcdef0 is not"),
+        ({"EndpointSecurityGroup": "default"}, "EndpointSecurityGroup=default is not allowed"),
+        ({"DatabaseAdminSecret": "admin"}, "DatabaseAdminSecret=admin is not allowed"),
+        ({"DatabaseAdminSecretKey": "alias/mine"}, "DatabaseAdminSecretKey=alias/mine is not"),
+        ({"Authorization": "JWT"}, "Authorization=JWT needs JwtIssuer and JwtAudience"),
+        ({"Authorization": "JWT", "JwtIssuer": "https://x"}, "needs JwtAudience"),
+        ({"Authorization": "JWT", "JwtIssuer": "x", "JwtAudience": "y"}, "not an https:// address"),
+    ],
+)
+def test_an_invalid_parameter_value_is_a_problem(values: dict[str, str], named: str) -> None:
+    complete = parameters.effective({}, {})
+    assert list(parameters.faults(complete, REGION)) == []
+    [fault] = parameters.faults(complete | values, REGION)
+    assert named in fault.what
+    assert fault.remedy
+
+
+def test_a_malformed_vpc_and_its_malformed_subnets_are_reported_together() -> None:
+    values = {"VpcId": "foo", "SubnetIds": "a,b", "EndpointSecurityGroup": "sg-0123abcd"}
+    faults = list(parameters.faults(parameters.effective(values, {}), REGION))
+    assert [fault.what.partition("=")[0] for fault in faults] == ["VpcId", "SubnetIds"]
+
+
+def test_well_formed_values_are_no_problem() -> None:
+    values = {
+        "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
+        "Zones": "eu-central-1a, eu-central-1c",
+        "VpcId": "vpc-0123abcd",
+        "SubnetIds": "subnet-0123abcd, subnet-0123456789abcdef0",
+        "EndpointSecurityGroup": "sg-0123abcd",
+        "DatabaseHost": "shop.abc.eu-central-1.rds.amazonaws.com",
+        "DatabaseIdentifier": "shop",
+        "DatabaseSecurityGroup": "sg-0123abcd",
+        "DatabaseAdminSecret": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-1b2c3d",
+        "DatabaseAdminSecretKey": "arn:aws:kms:eu-central-1:123456789012:key/1a2b-3c4d",
+    }
+    for region in (REGION, ""):  # without credentials the region is not known
+        assert list(parameters.faults(parameters.effective(values, {}), region)) == []
+
+
+def test_one_off_parameters_are_not_kept_for_the_next_deployment() -> None:
+    names = ("Canary", "DeletionProtection")
+    stored = {**dict.fromkeys(names, "false"), "MultiAz": "false", "Release": "1"}
+    kept = parameters.effective({}, stored)
+    assert {name: kept[name] for name in names} == dict.fromkeys(names, "true")
+    assert kept["MultiAz"] == "false"
+    assert "Release" not in kept
+    assert parameters.effective({"Canary": "false"}, stored)["Canary"] == "false"
+
+
+# --- In the account ------------------------------------------------------------------------------
+
+
+def test_an_account_without_problems_gets_the_defaults(account: LambdaSettings) -> None:
+    plan = preflight.examine([], "warm-engine")
+    assert plan.notes == []
+    assert plan.parameters == parameters.effective({}, {})
+    assert plan.budget.AccountConcurrency == 1000
+
+
+def test_an_explicit_reservation_lambda_would_reject_is_a_problem(account: LambdaSettings) -> None:
+    account.limits = {"ConcurrentExecutions": 10, "UnreservedConcurrentExecutions": 10}
+    said = report("ReservedConcurrency=5")
+    assert "ReservedConcurrency=5, and Lambda allows 0 of this region's 10" in said
+    assert "ReservedConcurrency=0 (no reservation)" in said
+    assert preflight.examine(["ReservedConcurrency=0"], "warm-engine").budget.sandboxes == 10
+
+
+def test_reservations_of_other_functions_are_respected(account: LambdaSettings) -> None:
+    account.limits = {"ConcurrentExecutions": 1000, "UnreservedConcurrentExecutions": 500}
+    plan = preflight.examine([], "warm-engine")
+    assert plan.parameters["ReservedConcurrency"] == "400"
+    assert plan.budget.ReservedConcurrency == 400
+    aws_double.create_application("warm-engine", Release="1", ReservedConcurrency="300")
+    # Its own 300 are part of the reserved concurrency.
+    assert preflight.examine(["ReservedConcurrency=700"], "warm-engine")
+    assert "allows 700" in report("ReservedConcurrency=701")
+
+
+def test_a_denied_permission_is_a_note_not_a_problem(account: LambdaSettings) -> None:
+    account.denied = True
+    [note] = preflight.examine([], "warm-engine").notes
+    assert "not permitted" in note
+    assert "lambda:GetAccountSettings" in note
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("ROLLBACK_COMPLETE", "`make destroy STACK=warm-engine`"),
+        ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback --stack-name"),
+        ("DELETE_FAILED", "`make destroy STACK=warm-engine`"),
+        ("UPDATE_IN_PROGRESS", "Wait until it has finished"),
+    ],
+)
+@pytest.mark.parametrize("name", ["warm-engine", "warm-engine-registry"])
+def test_a_stack_that_cannot_be_updated_is_a_problem_with_a_hint(
+    account: LambdaSettings, monkeypatch: pytest.MonkeyPatch, name: str, status: str, remedy: str
+) -> None:
+    found = stacks.Stack(name, status, {"Release": "1", "Prefix": "warm-engine"}, {})
+    monkeypatch.setattr(stacks, "find", lambda _, which: found if which == name else None)
+    said = report()
+    assert f"the stack {name} is {status}" in said
+    assert remedy in said
+
+
+def test_a_foreign_stack_is_not_overwritten(account: LambdaSettings) -> None:
+    aws_double.create_application("warm-engine", MultiAz="true")
+    assert "the stack warm-engine is another application's" in report()
+    assert preflight.examine([], "other")
+    aws_double.create_stack("other-registry", aws_double.NOTHING)
+    assert "the stack other-registry is another application's" in report(stack="other")
+
+
+def test_name_collisions_are_found(account: LambdaSettings) -> None:
+    secrets = boto3.client("secretsmanager", region_name=REGION)
+    secrets.create_secret(Name="warm-engine/pooler-tls", SecretString="x")
+    secrets.delete_secret(SecretId="warm-engine/pooler-tls", RecoveryWindowInDays=7)
+    [repository, *_] = preflight._repositories("warm-engine")
+    boto3.client("ecr", region_name=REGION).create_repository(repositoryName=repository)
+    said = report()
+    assert "the secret warm-engine/pooler-tls is scheduled for deletion" in said
+    assert "restore-secret" in said
+    assert f"the repository {repository} exists, but not the stack" in said
+
+
+def test_our_own_repository_is_not_a_collision(account: LambdaSettings) -> None:
+    aws_double.create_registry("warm-engine-registry", Prefix="warm-engine")
+    assert preflight.examine([], "warm-engine")
+
+
+def test_an_exhausted_vpc_quota_is_a_problem_unless_one_is_given(account: LambdaSettings) -> None:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    while len(ec2.describe_vpcs()["Vpcs"]) < 5:  # moto's quota, as on AWS
+        ec2.create_vpc(CidrBlock="10.0.0.0/16")
+    assert "this region has 5 VPCs" in report()
+    given = network()
+    assert preflight.examine(words(given), "warm-engine")
+
+
+def network() -> dict[str, str]:
+    """Return the parameters of an existing VPC with two subnets in two zones."""
+    ec2 = client("ec2")
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    groups = ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [vpc]}])
+    return {
+        "VpcId": vpc,
+        "SubnetIds": ",".join(each["SubnetId"] for each in subnets[:2]),
+        "EndpointSecurityGroup": groups["SecurityGroups"][0]["GroupId"],
+    }
+
+
+def words(values: dict[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def test_your_own_network_is_checked(account: LambdaSettings) -> None:
+    given, ec2 = network(), client("ec2")
+    assert preflight.examine(words(given), "warm-engine")
+    gone = "vpc-0123456789abcdef0"
+    said = report(*words(given | {"VpcId": gone}))
+    assert f"there is no VPC {gone}" in said
+    assert f"not in {gone}" in said
+    assert "there is no subnet subnet-0123abcd, subnet-4567abcd" in report(
+        *words(given | {"SubnetIds": "subnet-4567abcd,subnet-0123abcd"})
+    )
+    one = ec2.describe_subnets(SubnetIds=given["SubnetIds"].split(","))["Subnets"][0]
+    cidr, zone = "172.31.128.0/20", one["AvailabilityZone"]
+    beside = ec2.create_subnet(VpcId=given["VpcId"], CidrBlock=cidr, AvailabilityZone=zone)
+    same = f"{one['SubnetId']},{beside['Subnet']['SubnetId']}"
+    assert f"the subnets are all in {zone}" in report(*words(given | {"SubnetIds": same}))
+    group = {"EndpointSecurityGroup": "sg-0123abcd"}
+    assert "there is no security group sg-0123abcd" in report(*words(given | group))
+    other = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    made = ec2.create_security_group(GroupName="x", Description="x", VpcId=other)["GroupId"]
+    group = {"EndpointSecurityGroup": made}
+    assert f"{made} is not in {given['VpcId']}" in report(*words(given | group))
+    assert "there is no zone eu-central-1z" in report("Zones=eu-central-1a,eu-central-1z")
+
+
+def test_your_own_database_is_checked(account: LambdaSettings) -> None:
+    given = network() | {
+        "DatabaseHost": "shop.example",
+        "DatabaseIdentifier": "shop",
+        "DatabaseSecurityGroup": "",
+        "DatabaseAdminSecret": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:no-1b2c3d",
+    }
+    given["DatabaseSecurityGroup"] = given["EndpointSecurityGroup"]
+    said = report(*words(given))
+    assert f"there is no secret {given['DatabaseAdminSecret']}" in said
+    assert "there is no RDS instance shop" in said
+    client("rds").create_db_instance(
+        DBInstanceIdentifier="shop",
+        DBInstanceClass="db.m7g.large",
+        Engine="postgres",
+        AllocatedStorage=20,
+        MasterUsername="shop",
+        MasterUserPassword="none-of-ours",
+    )
+    made = client("secretsmanager").create_secret(Name="shop", SecretString="{}")
+    given["DatabaseAdminSecret"] = made["ARN"]
+    # The connection budget would be calculated for a smaller class.
+    assert "shop is a db.m7g.large" in report(*words(given))
+    plan = preflight.examine([*words(given), "InstanceClass=db.m7g.large"], "warm-engine")
+    assert plan.budget.InstanceClass == "db.m7g.large"
+
+
+def test_a_change_that_would_delete_or_move_the_database_is_a_problem(
+    account: LambdaSettings,
+) -> None:
+    given = network()
+    database = {
+        "DatabaseHost": "shop.example",
+        "DatabaseIdentifier": "shop",
+        "DatabaseSecurityGroup": given["EndpointSecurityGroup"],
+        "DatabaseAdminSecret": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:no-1b2c3d",
+    }
+    aws_double.create_application("warm-engine", Release="1", Zones="eu-central-1a,eu-central-1b")
+    said = report(*words(given), *words(database))
+    assert "DatabaseHost was empty: the change would delete the stack's database" in said
+    assert "VpcId was empty" in said
+    assert "SubnetIds was empty" in said
+    assert "Zones was eu-central-1a,eu-central-1b" in report("Zones=eu-central-1a,eu-central-1c")
+    aws_double.create_application("shop", Release="1", **given, **database)
+    said = report("DatabaseHost=", "VpcId=", stack="shop")
+    assert "DatabaseHost was shop.example: the change would create an empty database" in said
+    assert f"Keep VpcId={given['VpcId']}" in said
+    # The same subnets in another order and another host are accepted.
+    turned = ",".join(reversed(given["SubnetIds"].split(",")))
+    said = report(f"SubnetIds={turned}", "DatabaseHost=new.example", stack="shop")
+    assert "Keep " not in said
+    assert "nothing was created: 2 faults" in said  # the secret and the instance do not exist
+
+
+def test_an_error_of_one_check_does_not_hide_the_others(
+    account: LambdaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def throttled(*_: Any) -> Iterator[parameters.Fault]:
+        yield parameters.Fault("found before", "correct it")
+        raise ClientError({"Error": {"Code": "Throttling", "Message": "Rate exceeded"}}, "List")
+
+    def unreachable(*_: Any) -> Iterator[parameters.Fault]:
+        raise EndpointConnectionError(endpoint_url="https://nowhere")
+        yield
+
+    monkeypatch.setattr(preflight, "_names", throttled)
+    monkeypatch.setattr(preflight, "_quotas", unreachable)
+    said = report("Connection=on")
+    assert "nothing was created: 4 faults" in said
+    for each in ("found before", "Rate exceeded", "https://nowhere", "Connection=on"):
+        assert each in said
+
+
+def test_a_docker_that_cannot_build_for_the_architecture_is_a_problem(
+    account: LambdaSettings, docker: Path
+) -> None:
+    said = report("Architecture=arm64")
+    assert "this Docker engine is linux/amd64 and cannot build for Architecture=arm64" in said
+    assert "binfmt --install arm64" in said
+    aws_double.program(docker, "docker", DOCKER_FOR_BOTH)
+    assert preflight.examine(["Architecture=arm64"], "warm-engine")
+    # It is needed without emulation as well.
+    aws_double.program(docker, "docker", DOCKER_WITHOUT_BUILDX)
+    assert "Docker has no buildx" in report()
+
+
+def test_nothing_is_created_when_there_is_a_problem(account: LambdaSettings) -> None:
+    from infra.aws import deploy
+
+    with pytest.raises(OperatorError):
+        deploy.deploy(["ReservedConcurrency=6000"], "warm-engine")
+    session: Any = boto3.Session(region_name=REGION)
+    assert session.client("cloudformation").describe_stacks()["Stacks"] == []
+    assert session.client("secretsmanager").list_secrets()["SecretList"] == []

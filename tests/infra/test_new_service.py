@@ -1,0 +1,521 @@
+"""`make new` makes a service whose demo and tests pass; `make update` merges a newer engine.
+
+Each clone and each service here uses the packages that are installed for these tests.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from infra.local import ROOT, LabError, service
+from infra.local.stack import Stack
+from infra.service.__main__ import changed_paths
+from tests.faults.probe import probe
+
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@localhost")
+#: What the sample is about. Their last letters are apart so that this file can be searched, too.
+SAMPLES_WORDS = r"storefron[t]|\border[s]\b|order_request[s]|warm-engin[e]|appuse[r]"
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("git"), reason="needs git"),
+    pytest.mark.timeout(600),
+]
+
+
+def run(*words: str | Path, cwd: Path, **environment: str) -> tuple[int, str]:
+    """Exit status and output of a command."""
+    done = subprocess.run(
+        words,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def commit(folder: Path, subject: str) -> None:
+    for words in (("add", "--all"), ("commit", "--quiet", "--message", subject)):
+        status, output = run(*GIT, *words, cwd=folder)
+        assert status == 0, output
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With what is not committed yet, so that a change can be tried before it is."""
+    folder = tmp_path_factory.mktemp("work") / "warm-engine"
+    status, output = run("git", "clone", "--quiet", ROOT, folder, cwd=ROOT)
+    if status:
+        pytest.skip(f"this folder is no git clone: {output}")
+    changed = run("git", "ls-files", "--modified", "--others", "--exclude-standard", cwd=ROOT)[1]
+    for name in changed.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if changed:
+        commit(folder, "What is not committed yet")
+    equip(folder)
+    return folder
+
+
+def equip(clone: Path, service: Path | None = None) -> None:
+    """Let setup find what it would install: these packages, and a PgBouncer that was fetched."""
+    if (ROOT / ".tools").exists() and not (clone / ".tools").exists():
+        (clone / ".tools").symlink_to(ROOT / ".tools")
+    for group in ("service",) if service else ("local", "copier"):
+        venv = (service or clone) / (".venv-copier" if group == "copier" else ".venv")
+        venv.mkdir()
+        for name in ("bin", "lib"):
+            (venv / name).symlink_to(Path(sys.prefix) / name)
+        shutil.copy(Path(sys.prefix) / "pyvenv.cfg", venv)
+        code = f"from infra.local.setup import fingerprint; print(fingerprint({group!r}), end='')"
+        status, output = run(sys.executable, "-c", code, cwd=clone, ROOT=str(service or ""))
+        assert status == 0, output
+        (venv / f"ready-{group}").write_text(output)
+
+
+def shell(command: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """A command as it is documented."""
+    left_out = {name: "" for name in os.environ if name.startswith(("MAKE", "MFLAGS", "ARGS"))}
+    python = {"PYTHON": sys.executable, "VENV": ".venv"}
+    return run("sh", "-c", command, cwd=cwd, **{**left_out, **python, **environment})
+
+
+def make_new(clone: Path, destination: Path | str, name: str) -> tuple[int, str]:
+    return run(sys.executable, "-m", "infra.service", "new", destination, name, cwd=clone)
+
+
+def make_update(folder: Path) -> tuple[int, str]:
+    return shell("make update", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def made(clone: Path) -> Path:
+    """A service that all look at and none changes."""
+    status, output = shell("make new DEST=../inventory NAME=inventory", cwd=clone)
+    assert status == 0, output
+    folder = clone.with_name("inventory")
+    equip(clone, folder)
+    return folder
+
+
+@pytest.fixture
+def own(clone: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A clone and a service for a test that changes them."""
+    mine = tmp_path / "warm-engine"
+    assert run("git", "clone", "--quiet", clone, mine, cwd=clone)[0] == 0
+    equip(mine)
+    status, output = make_new(mine, tmp_path / "shop", "shop")
+    assert status == 0, output
+    return mine, tmp_path / "shop"
+
+
+def test_its_own_tests_pass(made: Path, clone: Path) -> None:
+    plugin = str(clone / "infra/local/plugin")
+    # The service's packages have no pytest-asyncio, which wants to be configured.
+    options = "-p no:asyncio"
+    status, output = shell("make test", cwd=made, PYTHONPATH=plugin, PYTEST_ADDOPTS=options)
+    assert status == 0, output
+    assert "6 passed" in output
+
+
+def test_its_demo_serves_a_row_cold_and_warm(made: Path) -> None:
+    status, output = shell("make demo", cwd=made)
+    assert status == 0, output
+    assert '{"key":"first","text":"A row of sample.sql"}' in output
+    assert "1 inventory_app" in output
+
+
+def test_a_changed_model_is_a_revision_that_needs_no_grant(clone: Path, made: Path) -> None:
+    model = made / "handler/inventory.py"
+    before = model.read_text()
+    versions = made / "infra/database/migrations/versions"
+    try:
+        model.write_text(
+            f"{before}\n\nclass More(Base):\n"
+            '    __tablename__ = "more"\n'
+            "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+        )
+        status, output = shell('make migration MESSAGE="add a column"', cwd=made)
+        assert status == 0, output
+        [revision] = versions.glob("*_add_a_column.py")
+        assert "op.create_table" in revision.read_text()
+        with (
+            Stack(service=service.find(made)) as stack,
+            psycopg.connect(**stack.postgres.admin, dbname="inventory") as admin,
+        ):
+            may = "SELECT has_table_privilege('inventory_app', 'more', 'SELECT, INSERT, DELETE')"
+            assert admin.execute(may).fetchone() == (True,)
+    finally:
+        model.write_text(before)
+        for revision in versions.glob("*_add_a_column.py"):
+            revision.unlink()
+
+
+def test_it_is_committed_and_records_its_version(made: Path, clone: Path) -> None:
+    answers = (made / ".copier-answers.yml").read_text()
+    version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
+    assert f"_commit: {version}\n" in answers
+    assert "_src_path: ../warm-engine\n" in answers
+    assert run("git", "log", "--format=%s", cwd=made)[1] == "The service inventory, as made\n"
+
+
+def test_nothing_in_it_names_the_sample(made: Path) -> None:
+    named = run("git", "grep", "-inwE", SAMPLES_WORDS, "--", ":!.copier-answers.yml", cwd=made)[1]
+    allowed = (
+        "LICENSE.warm-engine",
+        "tool.warm-engine",
+        "in order",
+        "their order",
+        "order of",
+        "order (",
+    )
+    wrong = [line for line in named.splitlines() if not any(word in line for word in allowed)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_it_passes_its_own_linters(made: Path) -> None:
+    for words in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
+        status, output = run(sys.executable, "-m", *words, cwd=made, MYPY_CACHE_DIR=os.devnull)
+        assert status == 0, output
+
+
+def test_its_linters_accept_a_module_that_tests_share(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    shutil.copytree(made, folder, symlinks=True)
+    (folder / "tests/rows.py").write_text('FIRST = "first"\n')
+    (folder / "tests/test_rows.py").write_text(
+        'from tests.rows import FIRST\n\n\ndef test_first() -> None:\n    assert FIRST == "first"\n'
+    )
+    for words in (("ruff", "check", "tests"), ("mypy",)):
+        status, output = run(sys.executable, "-m", *words, cwd=folder, MYPY_CACHE_DIR=os.devnull)
+        assert status == 0, output
+
+
+def test_an_added_package_is_pinned_for_the_image(clone: Path, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "added"
+    shutil.copytree(made, folder, symlinks=True)
+    status, output = shell("make add PACKAGE=python-slugify", cwd=folder, LAB=str(clone))
+    if "error sending request" in output:
+        pytest.skip("needs a package index")
+    assert status == 0, output
+    assert '"python-slugify",' in (folder / "pyproject.toml").read_text()
+    pinned = (folder / "handler/requirements.txt").read_text()
+    assert re.search(r"^python-slugify==.*\n +--hash=sha256:", pinned, re.M), pinned
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "infra/service/template"], ids=["root", "service"])
+def test_uv_accepts_the_options_of_make_add(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    [options] = re.findall(r"/uv add (.*) \"\$\(PACKAGE\)\"", (folder / "Makefile").read_text())
+    uv = Path(sys.prefix, "bin/uv")
+    status, output = run(uv, "add", *options.split(), "python-slugify", cwd=tmp_path)
+    assert status == 0, output
+    assert '"python-slugify",' in (tmp_path / "pyproject.toml").read_text()
+
+
+def test_a_long_name_needs_no_other_formatting(clone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "long"
+    assert make_new(clone, folder, "stock_of_the_northern_warehous")[0] == 0
+    for words in (("check", "."), ("format", "--check", ".")):
+        status, output = run(sys.executable, "-m", "ruff", *words, cwd=folder)
+        assert status == 0, output
+
+
+def test_its_engine_asks_for_the_packages_that_ours_does(made: Path) -> None:
+    ours, its = (tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, made))
+    assert its["project"]["dependencies"] == ours["project"]["dependencies"]
+    groups = its["dependency-groups"]
+    assert groups["database"] == ours["dependency-groups"]["database"]
+    assert groups["dev"] == ours["dependency-groups"]["service"]
+
+
+def test_a_changed_engine_is_merged_and_the_authors_files_stay(own: tuple[Path, Path]) -> None:
+    clone, made = own
+    (made / "handler/app.py").write_text("# mine\n")
+    (made / "handler/extra.py").write_text("# mine, too\n")
+    (made / "handler/shop.py").unlink()
+    commit(made, "My routes")
+    engine = clone / "handler/warm"
+    (engine / "tracing.py").write_text((engine / "tracing.py").read_text() + "\nADDED = 1\n")
+    (engine / "metrics.py").rename(engine / "figures.py")
+    commit(clone, "Change and move a part of the engine")
+    status, output = make_update(made)
+    assert status == 0, output
+    assert (made / "handler/warm/tracing.py").read_text().endswith("\nADDED = 1\n")
+    assert (made / "handler/warm/figures.py").exists()
+    assert not (made / "handler/warm/metrics.py").exists()
+    assert (made / "handler/app.py").read_text() == "# mine\n"
+    assert (made / "handler/extra.py").exists()
+    assert not (made / "handler/shop.py").exists()
+    version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
+    assert f"_commit: {version}\n" in (made / ".copier-answers.yml").read_text()
+
+
+def test_a_changed_clone_makes_the_committed_version(own: tuple[Path, Path]) -> None:
+    """What is recorded can be found again."""
+    clone, made = own
+    (clone / "handler/warm/tracing.py").write_text("# not committed\n")
+    folder = made.with_name("stock")
+    status, output = make_new(clone, folder, "stock")
+    assert status == 0, output
+    assert (folder / "handler/warm/tracing.py").read_text() != "# not committed\n"
+    commit(clone, "Now it is")
+    assert make_update(folder)[0] == 0
+    assert (folder / "handler/warm/tracing.py").read_text() == "# not committed\n"
+
+
+def test_a_conflict_is_shown_as_git_shows_one(own: tuple[Path, Path]) -> None:
+    clone, made = own
+    first = '"""OpenTelemetry'
+    for folder, line in ((made, "# the author's"), (clone, "# the engine's")):
+        path = folder / "handler/warm/tracing.py"
+        text = path.read_text()
+        path.write_text(f"{line}\n{text}")
+        commit(folder, f"A first line {first}")
+    status, output = make_update(made)
+    assert (status, "conflict   handler/warm/tracing.py" in output) == (2, True), output
+    merged = (made / "handler/warm/tracing.py").read_text()
+    assert "<<<<<<<" in merged
+    assert "# the author's" in merged
+    assert "# the engine's" in merged
+    assert "UU handler/warm/tracing.py" in run("git", "status", "--porcelain", cwd=made)[1]
+
+
+def test_a_changed_file_that_the_engine_moved_is_a_conflict(own: tuple[Path, Path]) -> None:
+    clone, made = own
+    changed = made / "handler/warm/tracing.py"
+    changed.write_text(changed.read_text() + "\nMINE = 1\n")
+    commit(made, "A change of the engine")
+    version = run("git", "rev-parse", "--short", "HEAD", cwd=made)[1].strip()
+    engine = clone / "handler/warm"
+    (engine / "tracing.py").rename(engine / "spans.py")
+    (engine / "metrics.py").unlink()
+    commit(clone, "Move one module and remove another")
+    status, output = make_update(made)
+    conflicts = [line for line in output.splitlines() if line.startswith("conflict")]
+    assert (status, conflicts) == (
+        2,
+        [
+            "conflict   handler/warm/tracing.py: changed here, moved or removed there; your version"
+            f" is in `git show {version}:./handler/warm/tracing.py`"
+        ],
+    ), output
+    shown = run("git", "show", f"{version}:./handler/warm/tracing.py", cwd=made)[1]
+    assert shown.endswith("MINE = 1\n")
+
+
+def test_a_conflict_in_a_file_with_a_space_in_its_name_is_one_path(tmp_path: Path) -> None:
+    git = partial(run, *GIT, cwd=tmp_path)
+    git("init", "--quiet", "--initial-branch=main")
+    path = tmp_path / "two words.txt"
+    for branch in ("main", "other"):
+        path.write_text("first\n" if branch == "main" else "other\n")
+        commit(tmp_path, branch)
+        git("checkout", "--quiet", "-b", "other")
+    git("checkout", "--quiet", "main")
+    path.write_text("main\n")
+    commit(tmp_path, "A conflict")
+    assert git("merge", "other")[0] == 1
+    assert changed_paths(tmp_path, "--diff-filter=U") == ["two words.txt"]
+
+
+def test_an_update_to_the_same_version_says_so(own: tuple[Path, Path]) -> None:
+    clone, made = own
+    version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
+    (clone / "handler/warm/tracing.py").write_text("# not committed\n")
+    status, output = make_update(made)
+    assert (status, f"already at {version}\n" in output) == (0, True), output
+    assert f"uncommitted changes in {clone} were not brought" in output
+    assert run("git", "status", "--porcelain", cwd=made)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("destination", "name", "message"),
+    [
+        ("{full}", "shop", "DEST={full} exists and is not empty"),
+        ("{tmp}/new", "1shop", "NAME=1shop is no name for a Python module and a database"),
+        ("{tmp}/new", "class", "NAME=class is reserved"),
+        ("{tmp}/new", "postgres", "NAME=postgres is reserved"),
+        ("/proc/new", "shop", "/proc is not writable"),
+        ("{tmp}/new", "Shop; DROP", "NAME=Shop; DROP is no name"),
+        ("{tmp}/new", "", "NAME= is no name"),
+        ("", "shop", "DEST is missing"),
+        ("{tmp}/no/such/folder", "shop", "{tmp}/no/such does not exist"),
+        ("{clone}/inside", "shop", "DEST={clone}/inside is in this repository"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    clone: Path, tmp_path: Path, destination: str, name: str, message: str
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    places = {"full": full, "tmp": tmp_path, "clone": clone}
+    status, output = make_new(clone, destination.format(**places), name)
+    assert (status, output.count("\n")) == (1, 1), output
+    assert output.startswith(f"new: {message.format(**places)}")
+    assert [each.name for each in tmp_path.iterdir()] == ["full"]
+
+
+def test_without_git_it_is_one_line(clone: Path, tmp_path: Path) -> None:
+    words = (sys.executable, "-m", "infra.service", "new", tmp_path / "new", "shop")
+    status, output = run(*words, cwd=clone, PATH=str(tmp_path))
+    assert (status, output) == (
+        1,
+        "new: git is not installed, and versions cannot be told without it\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda made: (made / "new.txt").touch(), "update: Destination repository is dirty"),
+        (lambda made: forget(made, "_commit: v9.9.9"), "update: Unknown revision: 'v9.9.9'"),
+        (lambda made: forget(made, "_src_path: ../elsewhere"), "LAB=../elsewhere is not a clone"),
+        (lambda made: (made / ".copier-answers.yml").unlink(), "LAB= is not a clone"),
+    ],
+    ids=["not committed", "unknown version", "another clone", "not made by make new"],
+)
+def test_what_cannot_be_updated_is_one_line(
+    own: tuple[Path, Path], change: Callable[[Path], object], message: str
+) -> None:
+    made = own[1]
+    change(made)
+    before = run("git", "status", "--porcelain", cwd=made)[1]
+    status, output = make_update(made)
+    lines = [line for line in output.splitlines() if not line.startswith("make")]
+    assert (status, len(lines)) == (2, 1), output
+    assert lines[0].startswith(message)
+    assert run("git", "status", "--porcelain", cwd=made)[1] == before
+
+
+def forget(made: Path, line: str) -> None:
+    """Replace what is recorded of the version or the clone."""
+    answers, name = made / ".copier-answers.yml", line.partition(":")[0]
+    kept = [each for each in answers.read_text().splitlines() if not each.startswith(name)]
+    answers.write_text("\n".join([*kept, line, ""]))
+    commit(made, "Another version")
+
+
+def broken(made: Path, tmp_path: Path, name: str, text: str) -> Path:
+    """A copy of the service with one more line in a file."""
+    folder = tmp_path / "broken"
+    shutil.copytree(made, folder, symlinks=True)
+    path = folder / name
+    path.write_text(path.read_text() + text)
+    return folder
+
+
+def test_a_handler_that_does_not_import_is_one_line(made: Path, tmp_path: Path) -> None:
+    folder = broken(made, tmp_path, "handler/app.py", "\nimport nowhere\n")
+    with pytest.raises(LabError, match="No module named 'nowhere'"):
+        service.find(folder)
+
+
+def test_a_migration_that_fails_is_one_line_and_leaves_nothing(made: Path, tmp_path: Path) -> None:
+    path = "infra/database/migrations/versions/0001_inventory.py"
+    folder = broken(made, tmp_path, path, '\n\ndef upgrade() -> None:\n    op.execute("SELEC")\n')
+    stack = Stack(service=service.find(folder))
+    with pytest.raises(
+        LabError, match=r'migrations of .* failed: .*syntax error at or near "SELEC"'
+    ):
+        stack.__enter__()
+    assert not stack.folder.exists()
+
+
+def test_the_plugin_names_the_reason_why_the_lab_did_not_start(
+    clone: Path, made: Path, tmp_path: Path
+) -> None:
+    folder = broken(made, tmp_path, "handler/app.py", "\nimport nowhere\n")
+    plugin = str(clone / "infra/local/plugin")
+    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-k", "migrations")
+    status, output = run(*words, cwd=folder, PYTHONPATH=plugin)
+    assert status == 1, output
+    assert re.search(r"Exit: the lab did not start: .*No module named 'nowhere'", output), output
+
+
+API_KEY = """\
+def check(x_api_key: Annotated[str, Header()] = "") -> None:
+    if x_api_key != "key":
+        raise HTTPException(401)
+
+
+app = FastAPI(
+    dependencies=[Depends(check)],"""
+
+
+@pytest.fixture(scope="module")
+def guarded(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service with an API key and a nested body, which `make faults` is told of."""
+    folder = tmp_path_factory.mktemp("guarded") / "inventory"
+    shutil.copytree(made, folder, symlinks=True)
+    replace(folder / "handler/app.py", "import FastAPI", "import Depends, FastAPI, Header")
+    replace(folder / "handler/app.py", "app = FastAPI(", API_KEY)
+    replace(folder / "handler/app.py", "class Body(BaseModel):", "class Inner(BaseModel):")
+    replace(
+        folder / "handler/app.py",
+        "class Row(",
+        "class Body(BaseModel):\n    rows: list[Inner]\n\n\nclass Row(",
+    )
+    replace(folder / "handler/app.py", "body.text", "body.rows[0].text")
+    replace(folder / "tests/event.json", '"accept"', '"x-api-key": "key", "accept"')
+    replace(folder / "pyproject.toml", '{text = "{value}"}', '{rows = [{text = "{value}"}]}')
+    replace(folder / "pyproject.toml", "read_path", 'headers = {X-Api-Key = "key"}\nread_path')
+    return folder
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, (path, old)
+    path.write_text(text.replace(old, new))
+
+
+def test_the_traffic_of_make_faults_sends_headers_and_a_nested_body(guarded: Path) -> None:
+    probe(service.find(guarded))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{X-Api-Key", "{X-Other", "PUT /inventory/probe-1 returned 401 instead of 200 or 201"),
+        (
+            'read_path = "/inventory/',
+            'read_path = "/inventory/x',
+            "GET /inventory/xprobe-1 returned 404",
+        ),
+        ('"{value}"', '"text"', "GET /inventory/probe-1 returned a body without 'probe, value 1'"),
+        ("SELECT key, text", "SELECT key, key", "rows does not return 'probe-1'"),
+        ("SELECT key, text", "SELECT key, other", "rows failed: column "),
+        ("[tool.warm-engine.traffic]", "[tool.other]", "has no [tool.warm-engine.traffic]"),
+    ],
+    ids=["no API key", "another path", "no value", "another column", "no column", "no traffic"],
+)
+def test_traffic_that_make_faults_cannot_use_is_one_line(
+    guarded: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    folder = tmp_path / "inventory"
+    shutil.copytree(guarded, folder, symlinks=True)
+    replace(folder / "pyproject.toml", old, new)
+    with pytest.raises(LabError, match=re.escape(message)):
+        probe(service.find(folder))
+
+
+def test_a_folder_that_is_no_service_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"pyproject.toml: No such file"):
+        service.find(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.warm-engine]\ndatabase = 'a'\n")
+    with pytest.raises(LabError, match=r"\[tool.warm-engine\] is missing or wrong"):
+        service.find(tmp_path)

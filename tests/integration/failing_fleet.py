@@ -1,0 +1,76 @@
+"""A sandbox exposed to faults, with its responses and log lines.
+
+Requests go from the real runtime interface client through a real PgBouncer; `attempts` comes from
+the handler's log.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.database.roles import APP
+from infra.local.fleet import Fleet, InvocationResult
+from infra.local.pgbouncer import PgBouncer
+from infra.local.tcp_proxy import TcpProxy
+from tests.conftest import log_lines
+from tests.events import http_api
+
+READ = http_api("GET", "/orders/1")
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'"
+
+
+def write(key: str) -> dict[str, Any]:
+    body = json.dumps({"customer_name": "Ivory Drums"})
+    return http_api("POST", "/orders", body=body, idempotency_key=key)
+
+
+def outcome(answer: InvocationResult) -> tuple[int, str | None]:
+    """Return status and Retry-After."""
+    return answer.payload["statusCode"], answer.payload["headers"].get("retry-after")
+
+
+class LoggedFleet(Fleet):
+    """A fleet of one sandbox that returns the log line of its last invocation."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, **more: Any) -> None:
+        super().__init__(environment, logs=folder, **more)
+        self._log = folder / "sandbox-1.log"
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return log_lines(self._log.read_text())[-1]
+
+    @property
+    def attempts(self) -> int:
+        return int(self.last["attempts"])
+
+    async def recovers(self) -> bool:
+        """Return whether the next good request succeeds in the same sandbox."""
+        answer = await self.invoke(READ)
+        return outcome(answer) == (200, None) and not answer.cold
+
+
+@dataclass
+class FailingFleet:
+    """A fleet whose queries can be blocked while a fault is injected."""
+
+    fleet: LoggedFleet
+    bouncer: PgBouncer
+    proxy: TcpProxy
+    admin: Any
+    locker: Any
+
+    async def during_query(
+        self, event: dict[str, Any], act: Callable[[], Awaitable[object]]
+    ) -> InvocationResult:
+        async with self.locker.transaction():
+            await self.locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
+            answer = asyncio.create_task(self.fleet.invoke(event))
+            async with asyncio.timeout(5):
+                while not await self.admin.fetchval(BLOCKED, APP):
+                    await asyncio.sleep(0.01)
+            await act()
+        return await answer

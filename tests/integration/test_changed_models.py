@@ -1,0 +1,62 @@
+"""Model columns under a migration, whose values SQLAlchemy converts by their first type."""
+
+from decimal import Decimal
+
+import asyncpg
+import pytest
+from sqlalchemy import Float, Integer, Numeric, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from handler.warm.database.engine import create_engine
+from infra.database.roles import APP
+from infra.local.stack import DATABASE, Stack
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Amount(Base):
+    __tablename__ = "amounts"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    exact: Mapped[Decimal] = mapped_column(Numeric(30, 10))
+    rough: Mapped[float] = mapped_column(Float)
+
+
+async def values(engine: AsyncEngine) -> tuple[Decimal, float]:
+    async with engine.connect() as connection:
+        return tuple((await connection.execute(select(Amount.exact, Amount.rough))).one())  # type: ignore[return-value]  # a row of two
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["same connection", "new connection"])
+async def test_a_float_column_changed_to_numeric_is_read_exactly(
+    own_stack: Stack, is_replaced: bool
+) -> None:
+    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    await admin.execute(
+        "CREATE TABLE amounts (id integer, exact double precision, rough double precision);"
+        f"INSERT INTO amounts VALUES (1, 1, 1.5); GRANT SELECT ON amounts TO {APP}"
+    )
+    engine = create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")
+    try:
+        assert await values(engine) == (Decimal(1), 1.5)
+        await admin.execute(
+            "ALTER TABLE amounts ALTER exact TYPE numeric, ALTER rough TYPE numeric;"
+            "UPDATE amounts SET exact = 12345678901234567890.1234567891"
+        )
+        if is_replaced:
+            await engine.dispose()
+        else:
+            with pytest.raises(Exception, match="cached statement plan"):
+                await values(engine)
+        exact, rough = await values(engine)
+        assert exact == Decimal("12345678901234567890.1234567891")
+        assert (type(rough), rough) == (float, 1.5)
+        async with engine.connect() as connection:
+            cut = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
+            assert (await connection.execute(cut)).all() == []
+    finally:
+        await engine.dispose()
+        await admin.close()

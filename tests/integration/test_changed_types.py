@@ -1,0 +1,249 @@
+"""After a column's type changes under a warm engine, reads are correct or an error."""
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from handler.warm.database.connection import connector
+from handler.warm.database.engine import create_engine
+from handler.warm.settings import Settings
+from infra.database.roles import APP
+from infra.local import system_packages
+from infra.local.stack import DATABASE, Stack
+from tests.conftest import administrator
+from tests.integration.changed_columns import KINDS, PREPARATION, QUERIES, RECORDS, Kind
+
+#: A sample in `make test`; `.ci/run` uses 10,000, which is each change several times.
+READS = int(os.environ.get("READS", "500"))
+CHANGES = [(kind, target) for kind in KINDS for target in kind.becomes]
+
+found = system_packages.find_pgbouncer()
+tracks = pytest.mark.skipif(
+    found is None or found.version < (1, 21), reason="PgBouncer tracks statements from 1.21 on"
+)
+PATHS = ["direct", "pooled", pytest.param(0, marks=tracks), pytest.param(200, marks=tracks)]
+
+
+@pytest.fixture
+async def admin(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    async with administrator(own_stack) as connection:
+        yield connection
+
+
+@contextmanager
+def path_to(stack: Stack, path: str | int) -> Iterator[Settings]:
+    if path == "direct":
+        yield stack.settings()
+        return
+    more: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
+    if isinstance(path, int):
+        more["max_prepared_statements"] = path
+    with stack.another_pgbouncer(settings=more) as bouncer:
+        yield stack.settings(through=bouncer)
+
+
+def stock(stack: Stack) -> AsyncEngine:
+    """SQLAlchemy's own dialect without a cache: each read is prepared anew."""
+    caches = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        connect_args={**stack.postgres.admin, "database": DATABASE, **caches},
+        isolation_level="AUTOCOMMIT",
+    )
+
+
+@asynccontextmanager
+async def disposed(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def read(engine: AsyncEngine, query: str) -> str:
+    """Return the rows with their types, or the SQLSTATE or class of the error."""
+    try:
+        async with engine.connect() as connection:
+            rows = await connection.execute(text(query))
+            return repr([tuple(map(shown, row)) for row in rows])
+    except (DBAPIError, ValueError, OverflowError) as error:  # the others come from asyncpg
+        cause = getattr(error, "orig", error).__cause__ or error
+        return f"error: {getattr(cause, 'sqlstate', None) or type(cause).__name__}"
+
+
+def shown(value: Any) -> Any:
+    return (type(value).__name__, value)
+
+
+async def create(admin: "asyncpg.Connection[Any]", kind: Kind) -> None:
+    await admin.execute(
+        f"DROP TABLE IF EXISTS altered; CREATE TABLE altered (id integer, v {kind.name});"
+        f"GRANT SELECT, UPDATE ON altered TO {APP}"
+    )
+    for number, value in enumerate(kind.values, 1):
+        await admin.execute(f"INSERT INTO altered VALUES ({number}, '{value}')")
+
+
+async def alter(admin: "asyncpg.Connection[Any]", target: str) -> None:
+    """Change the type, keeping the values it can represent; the others become NULL."""
+    change = "ALTER TABLE altered ALTER v TYPE {} USING {}"
+    for using in (f"v::{target}", f"v::text::{target}", f"convert_to(v::text, 'UTF8')::{target}"):
+        try:
+            await admin.execute(change.format(target, using))
+        except asyncpg.PostgresError:
+            continue
+        return
+    await admin.execute(change.format(target, f"NULL::{target}"))
+
+
+async def _extensions(admin: "asyncpg.Connection[Any]") -> set[str]:
+    rows = await admin.fetch("SELECT name FROM pg_available_extensions")
+    return {row["name"] for row in rows}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+async def test_a_read_is_correct_or_an_error_and_the_next_is_correct(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]", path: str | int
+) -> None:
+    await admin.execute(PREPARATION)
+    changes = list(CHANGES)
+    if "hstore" in await _extensions(admin):
+        await admin.execute("CREATE EXTENSION hstore")
+    else:
+        changes = [change for change in changes if change[0].name != "hstore"]
+    chance = random.Random(8)
+    reads, errors = 0, 0
+    with path_to(own_stack, path) as settings:
+        ours, theirs = create_engine(settings, isolation_level="AUTOCOMMIT"), stock(own_stack)
+        async with disposed(ours) as warm, disposed(theirs) as fresh:
+            while reads < READS:
+                kind, target = chance.choice(changes)
+                await create(admin, kind)
+                for query in QUERIES:
+                    await read(warm, query)  # its type differs from the warm one
+                    if query != RECORDS:
+                        assert await read(warm, query) == await read(fresh, query), (kind, query)
+                await alter(admin, target)
+                # The first error makes SQLAlchemy prepare all statements anew.
+                for query in chance.sample(QUERIES, len(QUERIES)):
+                    right, first = await read(fresh, query), await read(warm, query)
+                    assert first == right or first.startswith("error: "), (kind, target, query)
+                    errors += first != right
+                    again = await read(warm, query)
+                    # asyncpg does not introspect the members of a record: it must know each
+                    # already.
+                    unknown = query == RECORDS and again == "error: InternalClientError"
+                    assert again == right or unknown, (kind, target, query)
+                    reads += 4
+    print(f"{path}: {reads} reads, {errors} errors at a change, none wrong")
+    assert errors
+
+
+async def test_reordered_columns_are_read_correctly(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    """Their types are the same in either order."""
+    await admin.execute(
+        f"CREATE TABLE altered (price integer, stock integer); GRANT SELECT ON altered TO {APP};"
+        "INSERT INTO altered VALUES (100, 5)"
+    )
+    async with (
+        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
+        engine.connect() as warm,
+    ):
+        query = text("SELECT * FROM altered")
+        assert (await warm.execute(query)).one().stock == 5
+        await admin.execute(
+            "ALTER TABLE altered DROP price; ALTER TABLE altered ADD price integer DEFAULT 100"
+        )
+        with pytest.raises(DBAPIError, match="cached statement plan is invalid"):
+            await warm.execute(query)
+        assert (await warm.execute(query)).one().stock == 5
+
+
+async def test_a_parameter_keeps_the_type_it_was_encoded_with(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    """Without the type in Parse, the four bytes of an integer would be stored as a real."""
+    await admin.execute(
+        f"CREATE TABLE altered (v integer); GRANT ALL ON altered TO {APP};"
+        "INSERT INTO altered VALUES (1)"
+    )
+    async with (
+        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
+        engine.connect() as warm,
+    ):
+        change = text("UPDATE altered SET v = :v")
+        await warm.execute(change, {"v": 2})
+        await admin.execute("ALTER TABLE altered ALTER v TYPE real")
+        await warm.execute(change, {"v": 5})
+        assert await admin.fetchval("SELECT v FROM altered") == 5
+        await admin.execute("ALTER TABLE altered ALTER v TYPE bytea USING ''")
+        with pytest.raises(DBAPIError, match="bytea but expression is of type integer"):
+            await warm.execute(change, {"v": 6})
+        await warm.execute(change, {"v": b"6"})  # prepared anew
+        assert await admin.fetchval("SELECT v FROM altered") == b"6"
+
+
+async def test_two_statements_with_the_same_text_are_distinguished(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    await create(admin, KINDS[1])
+    async with contextlib.AsyncExitStack() as undo:
+        warm = await connector(own_stack.settings())()
+        undo.push_async_callback(warm.close)
+        before = await warm.prepare(QUERIES[0])
+        await alter(admin, "real")
+        after = await warm.prepare(QUERIES[0])
+        assert await after.fetchval() == 5
+        with pytest.raises(asyncpg.InvalidCachedStatementError):
+            await before.fetchval()
+
+
+async def test_a_recreated_type_is_an_error_once(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    make = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE altered (v mood);"
+    await admin.execute(f"{make} GRANT ALL ON altered TO {APP}")
+    async with (
+        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
+        engine.connect() as warm,
+    ):
+        add = text("INSERT INTO altered VALUES (:v) RETURNING v")
+        assert await warm.scalar(add, {"v": "ok"}) == "ok"
+        await admin.execute(f"DROP TABLE altered; DROP TYPE mood; {make}")
+        await admin.execute(f"GRANT ALL ON altered TO {APP}")
+        with pytest.raises(DBAPIError):
+            await warm.scalar(add, {"v": "ok"})
+        assert await warm.scalar(add, {"v": "ok"}) == "ok"
+
+
+async def test_other_connections_of_the_pool_read_correctly_too(
+    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+) -> None:
+    await create(admin, KINDS[1])
+    async with disposed(
+        create_engine(own_stack.settings(pool_size=4), isolation_level="AUTOCOMMIT")
+    ) as warm:
+
+        async def four() -> list[str]:
+            return await asyncio.gather(*(read(warm, QUERIES[0]) for _ in range(4)))
+
+        await four()
+        assert len(set(await four())) == 1
+        await alter(admin, "real")
+        after = await four()
+        assert all("'float', 5.0" in read or read.startswith("error") for read in after), after
+        again = await four()
+        assert all("'float', 5.0" in read for read in again), again

@@ -1,0 +1,168 @@
+"""A server that offers less security than configured does not get the credential."""
+
+import asyncio
+import contextlib
+import re
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from handler.warm.database.engine import create_engine
+from handler.warm.database.tls import tls_context
+from handler.warm.request_policy import classify
+from handler.warm.settings import Settings
+from infra.local.stack import Stack
+from tests.rds_proxy import SSL_REQUEST, RdsProxy
+
+PASSWORD = "Zq9~Xw"
+ASKS = {
+    "in clear": struct.pack("!cii", b"R", 8, 3),
+    "as MD5": struct.pack("!cii4s", b"R", 12, 5, b"salt"),
+}
+
+
+SASL = struct.pack("!cii15s", b"R", 23, 10, b"SCRAM-SHA-256\0\0")
+
+
+class Asking:
+    """A server that requests the password in its own way and records what it is sent."""
+
+    def __init__(self, asks: bytes, tls: ssl.SSLContext | None, piecemeal: bool = False) -> None:
+        self._asks, self._tls, self._piecemeal = asks, tls, piecemeal
+        self.received = b""
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            size, code = struct.unpack("!ii", await reader.readexactly(8))
+            if code == SSL_REQUEST and self._tls is not None:
+                writer.write(b"S")
+                await writer.start_tls(self._tls)
+                size, _ = struct.unpack("!ii", await reader.readexactly(8))
+            await reader.readexactly(size - 8)
+            if self._asks.startswith(SASL):
+                writer.write(SASL)
+                self.received = await reader.read(1000)
+            asks = self._asks.removeprefix(SASL)
+            for part in [asks[:3], asks[3:]] if self._piecemeal else [asks]:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+            self.received += await reader.read(1000)
+        writer.close()
+
+
+@asynccontextmanager
+async def asking(
+    asks: bytes, tls: ssl.SSLContext | None = None, piecemeal: bool = False
+) -> AsyncIterator[Asking]:
+    server = Asking(asks, tls, piecemeal)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listening.close()
+        await listening.wait_closed()
+
+
+async def failure_of(settings: Settings) -> tuple[str, str]:
+    """Return cause and hint of the first query's failure."""
+    runtime = create_engine(settings)
+    try:
+        with pytest.raises(Exception) as raised:  # noqa: PT011  # any exception is classified
+            async with runtime.connect():
+                pass
+    finally:
+        await runtime.dispose()
+    failure = classify(raised.value)
+    return failure.cause, failure.hint
+
+
+@pytest.mark.parametrize("piecemeal", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("mode", ["disable", "prefer", "verify-full"])
+@pytest.mark.parametrize("how", ASKS)
+async def test_a_server_asking_for_a_cleartext_password_does_not_get_it(
+    server_tls: ssl.SSLContext, tmp_path: Path, how: str, mode: str, piecemeal: bool
+) -> None:
+    tls = None if mode == "disable" else server_tls
+    async with asking(ASKS[how], tls, piecemeal) as server:
+        settings = Settings(
+            host="127.0.0.1",
+            port=server.port,
+            password=PASSWORD,
+            connect_timeout=1,
+            sslmode=mode,
+            sslrootcert=tmp_path / "ca.pem" if mode == "verify-full" else None,
+        )
+        cause, hint = await failure_of(settings)
+    assert cause == "the server asked for the password in clear text"
+    assert "scram-sha-256" in hint
+    assert server.received == b""
+
+
+@pytest.mark.parametrize("how", ASKS, ids=lambda how: how.replace(" ", "_"))
+async def test_a_server_switching_from_scram_to_cleartext_gets_no_password(how: str) -> None:
+    async with asking(SASL + ASKS[how]) as server:
+        settings = Settings(
+            host="127.0.0.1",
+            port=server.port,
+            password=PASSWORD,
+            connect_timeout=1,
+            sslmode="disable",
+        )
+        cause, _ = await failure_of(settings)
+    assert cause == "the server asked for the password in clear text"
+    assert b"SCRAM-SHA-256" in server.received
+    assert server.received.count(b"p\0\0\0") == 1
+
+
+async def test_a_server_without_tls_1_3_is_rejected(
+    server_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    server_tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with asking(ASKS["in clear"], server_tls) as server:
+        for mode in ("require", "verify-ca", "verify-full"):
+            settings = Settings(
+                host="127.0.0.1",
+                port=server.port,
+                password=PASSWORD,
+                connect_timeout=1,
+                sslmode=mode,
+                sslrootcert=tmp_path / "ca.pem",
+            )
+            cause, _ = await failure_of(settings)
+            # asyncio's server closes a failed handshake, often before its alert is sent.
+            assert re.match("TLS with the server failed|the database cannot be reached", cause)
+            context = tls_context(settings)
+            assert isinstance(context, ssl.SSLContext)
+            assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+    assert server.received == b""
+
+
+async def test_an_iam_token_is_sent_in_cleartext_and_over_tls_1_2_too(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RDS Proxy requests it that way: allowed only with DB_AUTH=iam."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    async with RdsProxy(stack, tmp_path, lambda token: "Signature" in token) as proxy:
+        proxy._tls.maximum_version = ssl.TLSVersion.TLSv1_2
+        settings = stack.settings(
+            host=proxy.host,
+            port=proxy.port,
+            auth="iam",
+            sslmode="verify-full",
+            sslrootcert=proxy.ca,
+        )
+        runtime = create_engine(settings)
+        try:
+            async with runtime.connect():
+                assert proxy.logins == 1
+        finally:
+            await runtime.dispose()

@@ -1,0 +1,139 @@
+"""docs/events.md, row by row: how each kind of event is handled, and the path a route receives."""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+
+from handler.warm import LambdaHandler, UnservedEventError
+from infra.local import ROOT
+from tests import events
+from tests.conftest import Lambda, log_lines
+from tests.integration.service_events import EVENTS
+
+DOCUMENT = (ROOT / "docs/events.md").read_text()
+
+
+def rows(header: str) -> list[list[str]]:
+    table = DOCUMENT.partition(f"| {header} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+KINDS = rows("event")
+PATHS = rows("service")
+
+
+def test_every_event_kind_has_a_row_in_the_table() -> None:
+    assert [row[0] for row in KINDS] == list(EVENTS)
+    assert len(PATHS) >= 16
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes", "kind"), [row[:3] for row in KINDS], ids=[row[0] for row in KINDS]
+)
+def test_every_event_is_handled_as_its_row_says(
+    lambda_handler: Lambda, capsys: pytest.CaptureFixture[str], name: str, becomes: str, kind: str
+) -> None:
+    event = copy.deepcopy(EVENTS[name])
+    kind = kind.strip("`")
+    if becomes == "raises":
+        with pytest.raises(UnservedEventError) as raised:
+            lambda_handler(event)
+        response = str(raised.value)
+        assert f"not served: an event of kind {kind} (" in response
+        assert '{"source": "aws.scheduler"}' in response
+        for key in sorted(event)[:10] if isinstance(event, dict) else []:
+            assert key in response
+        assert "secret" not in response
+    else:
+        answer = lambda_handler(event)
+        if becomes == "refused":
+            assert answer["statusCode"] == 400
+            assert json.loads(answer["body"])["title"] == "Bad Request"
+        elif "source" in event:
+            assert answer["warm"] is True
+        else:
+            assert answer["statusCode"] == 200
+            assert json.loads(answer["body"])["id"] == 1
+    printed = capsys.readouterr().out
+    [line] = log_lines(printed)
+    assert line["outcome"] == {"raises": "failed", "refused": "refused", "served": "ok"}[becomes]
+    assert kind in line.get("cause", "")
+    assert ("cause" in line) == (becomes != "served")
+    assert "secret" not in printed
+    assert event == EVENTS[name]
+
+
+@pytest.fixture(scope="module")
+def function() -> Iterator[LambdaHandler]:
+    """An app that reports the request."""
+    app = FastAPI()
+
+    @app.get("/{path:path}")
+    async def asked(path: str, request: Request) -> list[str]:
+        return [f"/{path}", request.scope["root_path"], request.url.path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("API_BASE_PATH", "v1")
+        function = LambdaHandler(app)
+        function(events.http_api("GET", "/"), None)  # reads the setting
+    yield function
+    function.loop.close()
+
+
+OWN = {"Function URL": "abc.lambda-url.eu-central-1.on.aws"}
+
+
+def event_of(service: str, domain: str, path: str) -> dict[str, Any]:
+    domain = OWN.get(service, events.OWN_DOMAIN) if domain == "own" else domain
+    if service == "Load balancer":
+        return events.load_balancer("GET", path, host=domain)
+    build = events.rest_api if re.search("REST|1.0", service) else events.http_api
+    event = build("GET", path, host=domain)
+    stage = "$default" if service == "Function URL" else "prod"
+    event["requestContext"] |= {"domainName": domain, "stage": stage}
+    if service == "HTTP API 1.0":
+        event["version"] = "1.0"
+    if service == "HTTP API 1.0" or domain == "api.example.com":
+        event["requestContext"]["path"] = path
+    return event
+
+
+@pytest.mark.parametrize(("service", "domain", "path", "route", "root_path"), PATHS)
+def test_a_route_receives_the_path_its_row_names(
+    function: LambdaHandler, service: str, domain: str, path: str, route: str, root_path: str
+) -> None:
+    event = event_of(service, domain.strip("`"), path.strip("`"))
+    seen, root, whole = json.loads(function(event, None)["body"])
+    assert (seen, root) == (route.strip("`"), root_path.strip("`"))
+    assert whole == root + seen
+
+
+DOMAINS = [
+    "abc123.execute-api.eu-central-1.amazonaws.com",
+    "ABC123.Execute-API.eu-west-1.amazonaws.com",
+    "vpce-1.execute-api.us-east-1.vpce.amazonaws.com",
+    "x.execute-api.cn-north-1.amazonaws.com.cn",
+]
+OTHERS = [
+    "api.example.com",
+    "execute-api.example.com",
+    "x.execute-api.eu-west-1.amazonaws.com.test",
+]
+
+
+@pytest.mark.parametrize("domain", DOMAINS + OTHERS)
+@pytest.mark.parametrize("stage", ["prod", "v1", "orders", "$default"])
+@pytest.mark.parametrize("service", ["HTTP API 2.0", "HTTP API 1.0"])
+def test_a_stage_prefix_is_removed_only_for_api_gateway(
+    function: LambdaHandler, domain: str, stage: str, service: str
+) -> None:
+    event = event_of(service, domain, f"/{stage}/x")
+    event["requestContext"]["stage"] = stage
+    seen, root, _ = json.loads(function(event, None)["body"])
+    removed = stage != "$default" if domain in DOMAINS else stage == "v1"
+    assert (seen, root) == (("/x", f"/{stage}") if removed else (f"/{stage}/x", ""))

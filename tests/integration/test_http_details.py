@@ -1,0 +1,98 @@
+"""Details of HTTP that a service's own routes rely on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.staticfiles import StaticFiles
+from httpx import ASGITransport, AsyncClient
+
+from handler.warm import LambdaHandler, UnservedEventError, install
+from tests.events import function_url, http_api, rest_api
+
+
+def an_app() -> FastAPI:
+    app = FastAPI()
+    install(app)
+
+    @app.get("/x")
+    async def x() -> int:
+        return 1
+
+    @app.get("/status/{status}")
+    async def status(status: int) -> None:
+        raise HTTPException(status)
+
+    @app.get("/not-modified")
+    async def not_modified() -> Response:
+        return Response(status_code=304)
+
+    @app.get("/lines")
+    async def lines() -> Response:
+        return Response('{"a": 1}\n', media_type="application/x-ndjson")
+
+    return app
+
+
+def client(app: FastAPI) -> AsyncClient:
+    return AsyncClient(transport=ASGITransport(app), base_url="http://test")
+
+
+@pytest.fixture
+def invoke() -> Any:
+    handler = LambdaHandler(an_app())
+    yield lambda event: handler(event, None)
+    handler.loop.close()
+
+
+async def test_head_uses_the_first_route_that_serves_get(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("text")
+    app = an_app()
+    app.mount("/", StaticFiles(directory=tmp_path))
+    async with client(app) as caller:
+        assert (await caller.head("/x")).status_code == 200
+        assert (await caller.head("/file.txt")).status_code == 200
+        assert (await caller.head("/missing.txt")).status_code == 404
+
+
+@pytest.mark.parametrize("status", [420, 430, 499, 520, 599])
+async def test_a_status_without_a_reason_phrase_is_kept(status: int) -> None:
+    async with client(an_app()) as caller:
+        answer = await caller.get(f"/status/{status}")
+    assert answer.status_code == status
+    assert answer.json()["status"] == status
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_status_that_allows_no_body_has_none(status: int) -> None:
+    async with client(an_app()) as caller:
+        answer = await caller.get(f"/status/{status}")
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert "content-type" not in answer.headers
+
+
+@pytest.mark.parametrize("event", [http_api, function_url, rest_api])
+def test_a_304_has_no_content_type(invoke: Any, event: Any) -> None:
+    answer = invoke(event("GET", "/not-modified"))
+    assert answer["statusCode"] == 304
+    assert "content-type" not in (answer.get("headers") or {})
+
+
+def test_json_lines_are_sent_as_text(invoke: Any) -> None:
+    assert invoke(http_api("GET", "/lines"))["body"] == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize("key", ['x\n{"cold_start": false}\n', "\ud800", "k" * 20_000])
+def test_keys_of_an_unsupported_event_are_escaped_and_truncated(
+    invoke: Any, key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnservedEventError) as raised:
+        invoke({key: 1})
+    message = str(raised.value)
+    assert message.isascii()
+    assert "\n" not in message
+    assert len(message) < 300
+    [line] = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["outcome"] == "failed"

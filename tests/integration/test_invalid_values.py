@@ -1,0 +1,82 @@
+"""A value that does not fit its column is an error without the value, and the next query works."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from handler.warm import request_policy
+from handler.warm.database.engine import create_engine
+from infra.database.roles import APP
+from infra.local.stack import Stack
+
+SECRET = "tiger"
+TYPES = [
+    *("int2", "int4", "int8", "float4", "float8", "numeric(4,1)", "bool", "varchar(3)", "bytea"),
+    *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid", "json", "jsonb"),
+    *("int4[]", "text[]", "int4range", "tstzrange", "inet", "cidr", "macaddr", "bit(8)", "oid"),
+]
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from(
+        [
+            *(2**15, 2**31, 2**63, -(2**63) - 1, 10**400, Decimal("99999.9"), Decimal("NaN")),
+            *(f"{SECRET}", f"{SECRET}\0", f"{SECRET}\ud800", SECRET * 100_000, SECRET.encode()),
+            *([SECRET], [[1], [2, 3]], {SECRET: SECRET}, object(), float("inf"), b"\xff", (), ""),
+        ]
+    ),
+    st.integers(),
+    st.text(max_size=20).map(lambda value: SECRET + value),
+)
+
+
+async def refused(engine: AsyncEngine, kind: str, value: Any) -> Exception | None:
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text(f"SELECT CAST(:v AS {kind})"), {"v": value})
+    except Exception as error:  # whatever the driver raises
+        return error
+    return None
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(TYPES), value=VALUES)
+async def test_a_bad_value_is_not_quoted_and_the_next_query_works(
+    stack: Stack, kind: str, value: Any
+) -> None:
+    bouncer = stack.pgbouncer
+    engine = create_engine(
+        stack.settings(through=bouncer, pool_size=1), isolation_level="AUTOCOMMIT"
+    )
+    try:
+        for _ in range(2):  # while being prepared, and when known
+            error = await refused(engine, kind, value)
+            if error is not None:
+                failure = request_policy.classify(error)
+                assert (failure.status, failure.retryable) == (500, False), failure
+                assert SECRET not in failure.cause + failure.hint
+                states = {row["state"] for row in bouncer.show("SERVERS") if row["user"] == APP}
+                assert "active" not in states, error
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SELECT 1")) == 1
+    finally:
+        await engine.dispose()
+
+
+async def test_a_value_that_cannot_be_sent_leaves_other_connections_open(stack: Stack) -> None:
+    engine = create_engine(stack.settings(pool_size=3), isolation_level="AUTOCOMMIT")
+    opened = [await engine.connect() for _ in range(3)]
+    before = {await one.scalar(text("SELECT pg_backend_pid()")) for one in opened}
+    with pytest.raises(Exception, match="value out of int32 range"):
+        await opened[0].execute(text("SELECT CAST(:v AS int4)"), {"v": 2**31})
+    for one in opened:
+        await one.rollback()
+        await one.close()
+    opened = [await engine.connect() for _ in range(3)]
+    assert {await one.scalar(text("SELECT pg_backend_pid()")) for one in opened} == before
+    for one in opened:
+        await one.close()
+    await engine.dispose()

@@ -1,0 +1,143 @@
+"""Reads are never wrong while a migration changes the table under a warm environment."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+from sqlalchemy.exc import DBAPIError
+
+from infra.database import schema
+from infra.database.roles import OWNER
+from infra.local.fleet import Fleet
+from infra.local.stack import DATABASE, Stack
+from infra.local.tcp_proxy import TcpProxy
+from tests.conftest import run
+from tests.events import http_api
+
+#: Applied in sequence.
+CHANGES = [
+    "ALTER TABLE orders ALTER id TYPE bigint",
+    "ALTER TABLE orders ALTER customer_name TYPE text",
+    "ALTER TABLE orders ADD note text DEFAULT 'none'",
+    "ALTER TABLE orders DROP note",
+    "ALTER TABLE orders ALTER status TYPE varchar(64)",
+    "ALTER TABLE orders ALTER id TYPE real",
+    "ALTER TABLE orders ALTER id TYPE numeric(20, 4)",
+    "ALTER TABLE orders ALTER id TYPE integer",
+]
+
+
+@pytest.fixture
+async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
+    yield connection
+    await connection.close()
+
+
+async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    bouncer = own_stack.pgbouncer
+    with TcpProxy(bouncer.host, bouncer.port) as proxy:
+        environment = own_stack.environment() | {"DB_PORT": str(proxy.port)}
+        async with Fleet(environment) as fleet:
+
+            async def order(order_id: int) -> dict[str, Any]:
+                answer = await fleet.invoke(http_api("GET", f"/orders/{order_id}"))
+                assert answer.payload["statusCode"] == 200, answer
+                return dict(json.loads(answer.payload["body"]))
+
+            before = {order_id: await order(order_id) for order_id in (1, 5, 999)}
+            for change in CHANGES:
+                await owner.execute(change)
+                # Retried when the columns turn out to have changed.
+                assert await order(1) == before[1], change
+                proxy.reset_counters()
+                after = {order_id: await order(order_id) for order_id in before}
+                assert after == before, change
+                assert all(type(value["id"]) is int for value in after.values()), change
+                assert (proxy.round_trips, proxy.connections) == (len(before), 0), change
+
+
+async def test_values_of_a_widened_column_are_not_truncated(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    long = "Amber Bakery " * 20
+    async with Fleet(own_stack.environment()) as fleet:
+        await fleet.invoke(http_api("GET", "/orders/1"))
+        await owner.execute("ALTER TABLE orders ALTER customer_name TYPE text")
+        await owner.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long)
+        answer = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert json.loads(answer.payload["body"])["customer_name"] == long
+
+
+async def test_a_value_that_no_longer_fits_the_type_is_an_error(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    async with Fleet(own_stack.environment()) as fleet:
+        await fleet.invoke(http_api("GET", "/orders/1"))
+        await owner.execute(
+            "ALTER TABLE orders ALTER status DROP DEFAULT, ALTER status TYPE integer USING 7"
+        )
+        answer = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert answer.payload["statusCode"] == 500
+        await owner.execute("ALTER TABLE orders DROP status")
+        answer = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert answer.payload["statusCode"] == 500
+
+
+async def test_migrating_again_changes_nothing_and_models_match_the_schema(
+    own_stack: Stack,
+) -> None:
+    owner = own_stack.settings(user=OWNER)
+    await schema.migrate(owner)
+    await schema.migrate(owner, command.check)  # raises if autogenerate finds a difference
+
+
+def test_migrations_run_from_the_alembic_command_line(own_stack: Stack) -> None:
+    owner = own_stack.settings(user=OWNER)
+    environment = {
+        "DB_HOST": owner.host,
+        "DB_PORT": str(owner.port),
+        "DB_USER": owner.user,
+        "DB_PASS": owner.password.get_secret_value(),
+    }
+    for words in (["current"], ["downgrade", "base"], ["upgrade", "head"], ["current"]):
+        code, output = run("-m", "alembic", *words, env=environment)
+        assert code == 0, output
+    assert "(head)" in output
+
+
+async def test_downgrading_and_upgrading_keeps_the_orders(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    settings = own_stack.settings(user=OWNER)
+    place = http_api("POST", "/orders", body='{"customer_name": "Red Ropes"}', idempotency_key="k")
+    async with Fleet(own_stack.environment()) as fleet:
+        placed = (await fleet.invoke(place)).payload
+        before = await owner.fetch("SELECT * FROM orders ORDER BY id")
+        await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
+        assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
+        assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
+        assert (await fleet.invoke(place)).payload["statusCode"] == 503  # no table, no order
+        assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
+        await schema.migrate(settings)
+        again = (await fleet.invoke(place)).payload
+        assert again["statusCode"] == 201
+        assert json.loads(again["body"])["id"] > json.loads(placed["body"])["id"]
+
+
+async def test_a_migration_that_waits_for_a_lock_gives_up_quickly(
+    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+) -> None:
+    """A waiting ALTER TABLE blocks every later read."""
+    settings = own_stack.settings(user=OWNER)
+    async with owner.transaction():
+        await owner.execute("SELECT * FROM orders LIMIT 1")  # such as a long report
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
+    async with Fleet(own_stack.environment()) as fleet:
+        assert (await fleet.invoke(http_api("GET", "/orders"))).payload["statusCode"] == 200

@@ -1,0 +1,116 @@
+"""A caller is identified by one string, which differs from every other caller's.
+
+The events are from the API Gateway Developer Guide ("Lambda proxy integrations for HTTP APIs",
+"…for REST APIs", "Control access with Lambda authorizers") and "Invoking Lambda function URLs".
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.warm.aws_lambda import identity
+
+ISSUER = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_abc"
+CLAIMS = {"iss": ISSUER, "sub": "5f1e", "client_id": "web", "exp": "1700000000"}
+ROLE = "arn:aws:sts::123456789012:assumed-role/Shop"
+USER = "arn:aws:iam::123456789012:user/amber"
+
+
+def iam(arn: str, **more: Any) -> dict[str, Any]:
+    """Build the IAM authorizer of payload format 2.0, as HTTP APIs and function URLs send it."""
+    signer = {"accountId": "123456789012", "userArn": arn, "userId": "AROA:x", **more}
+    return {"authorizer": {"iam": signer}}
+
+
+def rest_iam(arn: str | None, **more: Any) -> dict[str, Any]:
+    return {"identity": {"sourceIp": "127.0.0.1", "userArn": arn, "caller": "AROA:x", **more}}
+
+
+def of(context: dict[str, Any], claim: str = "") -> str | None:
+    return identity.of({"requestContext": context}, claim)
+
+
+@pytest.mark.parametrize(
+    ("context", "caller"),
+    [
+        ({"authorizer": {"jwt": {"claims": CLAIMS, "scopes": None}}}, f"jwt {ISSUER} 5f1e"),
+        ({"authorizer": {"claims": CLAIMS, "scopes": None}}, f"jwt {ISSUER} 5f1e"),
+        (iam(f"{ROLE}/i-0123"), f"iam {ROLE}"),
+        (rest_iam(f"{ROLE}/i-0123"), f"iam {ROLE}"),
+        (iam(USER), f"iam {USER}"),
+        (rest_iam(USER), f"iam {USER}"),
+        (iam("arn:aws:iam::123456789012:root"), "iam arn:aws:iam::123456789012:root"),
+        (
+            iam(f"{ROLE}/Cognito", cognitoIdentity={"identityId": "eu-central-1:42"}),
+            f"iam {ROLE} eu-central-1:42",
+        ),
+        (rest_iam(f"{ROLE}/C", cognitoIdentityId="eu-central-1:42"), f"iam {ROLE} eu-central-1:42"),
+        (iam(USER, cognitoIdentity=None), f"iam {USER}"),
+        ({"authorizer": {"principalId": "amber", "tenant": "7"}}, "authorizer amber"),
+        ({"authorizer": {"lambda": {"principalId": "amber"}}}, "authorizer amber"),
+        # Anonymous or ambiguous.
+        ({}, None),
+        ({"authorizer": None}, None),
+        ({"authorizer": {"lambda": {"tenant": "7"}}}, None),
+        ({"authorizer": {"lambda": None}}, None),
+        ({"authorizer": {"jwt": {"claims": {"iss": ISSUER}}}}, None),
+        (rest_iam(None), None),
+    ],
+)
+def test_every_authentication_method_identifies_the_caller(
+    context: dict[str, Any], caller: str | None
+) -> None:
+    assert of(context) == caller
+
+
+def test_sessions_of_one_role_are_the_same_caller() -> None:
+    assert of(iam(f"{ROLE}/one")) == of(iam(f"{ROLE}/other")) == of(rest_iam(f"{ROLE}/third"))
+    others = [ROLE.replace("Shop", "Till"), ROLE.replace("1234", "4321")]
+    assert len({of(iam(f"{arn}/one")) for arn in (ROLE, *others)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("context", "caller"),
+    [
+        ({"authorizer": {"jwt": {"claims": CLAIMS}}}, f"jwt {ISSUER} web"),
+        ({"authorizer": {"lambda": {"client_id": "web"}}}, "authorizer web"),
+        ({"authorizer": {"principalId": "user", "client_id": "web"}}, "authorizer web"),
+        (iam(USER), f"iam {USER}"),
+    ],
+)
+def test_a_configured_claim_identifies_the_caller(context: dict[str, Any], caller: str) -> None:
+    assert of(context, "client_id") == caller
+
+
+def test_the_same_subject_from_another_issuer_is_another_caller() -> None:
+    other = {**CLAIMS, "iss": "https://login.example"}
+    one, another = ({"authorizer": {"jwt": {"claims": each}}} for each in (CLAIMS, other))
+    assert of(one) != of(another)
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+def test_distinct_callers_stay_distinct_and_can_be_stored_and_logged(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    first, second = (
+        of({"authorizer": {"jwt": {"claims": {"iss": issuer, "sub": subject}}}})
+        for issuer, subject in (one, other)
+    )
+    assert first is not None
+    assert first.isascii()
+    assert first.isprintable()
+    assert len(first) <= identity.MAX_LENGTH
+    assert (first == second) == (one == other)
+
+
+def test_a_long_subject_is_replaced_by_its_digest() -> None:
+    one, other = (of({"authorizer": {"principalId": "x" * 300 + last}}) for last in ("a", "b"))
+    assert one != other
+    assert str(one).startswith("authorizer sha256:")
+
+
+@pytest.mark.parametrize("broken", ["x", 7, [1], {"iam": "x"}, {"jwt": {"claims": "x"}}])
+def test_an_unknown_identity_format_has_no_caller(broken: Any) -> None:
+    assert of({"authorizer": broken}) is None
