@@ -1,111 +1,213 @@
-# What there is to do: `make help`.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
 export VENV
+# The folder of another service, for demo, run, churn and faults.
+export ROOT
 
-# Each recipe line is one command, so that make itself starts it and hands SIGTERM on to it.
+# One command per recipe line, so that make starts it without a shell and forwards SIGTERM.
 RUN = $(VENV)/bin/python -m
-SETUP = @$(PYTHON) -m infra.local.setup
+SETUP = @$(SYSTEM_PYTHON) -m infra.local.setup
+SERVICE = $(if $(ROOT),service)
+ROOTED = $(if $(ROOT),--root "$(ROOT)")
 
-.PHONY: help doctor demo run up down invoke logs image psql test churn bench faults soak mutations budget lint fmt deploy requirements clean
+# Checked here, because an older Python cannot parse the setup.
+SYSTEM_PYTHON = $(if $(shell "$(PYTHON)" -c "import sys; print(sys.version_info >= (3, 11) or '')" 2>&1 \
+	| grep -x True),,$(error PYTHON=$(PYTHON) is not Python 3.11 or later. \
+	Set another, as in: make $@ PYTHON=python3.13))"$(PYTHON)"
+
+.PHONY: help doctor demo run new update migration add up down invoke logs image psql console status test coverage churn examine recipes bench faults soak mutations compliance machines budget lint fmt docs archive deploy verify administer destroy requirements clean
+.PHONY: prepare
 .DEFAULT_GOAL := help
 
-help: ## what there is to do
+help: ## list the targets
 	@sed -n "s/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p" Makefile
 
-doctor: ## what this machine lacks, and what is skipped for it
-	@$(PYTHON) -m infra.local.doctor
+doctor: ## what this machine lacks, and which tests are skipped without it
+	@$(SYSTEM_PYTHON) -m infra.local.doctor
 
 demo: ## one order through the runtime client, PgBouncer and Postgres, cold and warm; ends by itself
-	$(SETUP) local
-	@$(RUN) infra.local demo
+	$(SETUP) local $(SERVICE)
+	@$(RUN) infra.local demo $(ROOTED)
 
-run: ## the same, kept up on http://127.0.0.1:8000 (PORT=8000) until Ctrl-C
-	$(SETUP) local
-	@$(RUN) infra.local run --port $(PORT)
+run: ## the same stack, running on http://127.0.0.1:8000 (PORT=8000) until Ctrl-C
+	$(SETUP) local $(SERVICE)
+	@$(RUN) infra.local run --port $(PORT) $(ROOTED)
 
-# The Lambda image on the emulator, behind it PgBouncer and Postgres: docker-compose.yml.
+new: ## create your own service (DEST=../inventory NAME=inventory), see docs/copy.md
+	$(SETUP) copier
+	@$(VENV)-copier/bin/python -m infra.service new "$(DEST)" "$(NAME)"
+
+update: ## update the engine of a service that `make new` created (ROOT=../inventory)
+	$(SETUP) copier
+	@$(VENV)-copier/bin/python -m infra.service update "$(ROOT)"
+
+prepare: # for a service's own Makefile: install the lab and the service's packages, or GROUPS
+	$(SETUP) $(or $(GROUPS),local $(SERVICE))
+
+migration: ## create a revision from the changes of the models (MESSAGE="add a column", ROOT=../inventory)
+	$(SETUP) local $(SERVICE)
+	@$(RUN) infra.local owner $(ROOTED) -- -m alembic revision --autogenerate --message "$(MESSAGE)"
+
+add: ## add a package to the image and pin all of them (PACKAGE="httpx>=0.28")
+	$(SETUP) local
+	@$(VENV)/bin/uv add --quiet --frozen "$(PACKAGE)"
+	@$(MAKE) --no-print-directory requirements
+
+# The Lambda image on the emulator, PgBouncer and Postgres: docker-compose.yml.
 COMPOSE = docker compose --profile "*"
 HANDLER_PORT ?= 9000
+# The version is the newest tag's, and is written nowhere else.
+VERSION = $(or $(patsubst v%,%,$(shell git describe --tags --match 'v*' --dirty 2>/dev/null)),dev)
 EVENT ?= infra/local/event.json
 
 up: export HANDLER_PORT := $(HANDLER_PORT)
-up: ## the same as containers, with the Lambda image, kept up (HANDLER_PORT=9000) until `make down`
+up: ## the same as containers, with the Lambda image (HANDLER_PORT=9000), until `make down`
 	@docker compose up --build --wait
 
-down: ## end these containers, and what they stored
+down: ## remove these containers and their data
 	@$(COMPOSE) down --volumes
 
 invoke: ## send an event to the Lambda container of `make up` (EVENT=infra/local/event.json)
 	@curl -fsS -d @$(EVENT) http://127.0.0.1:$(HANDLER_PORT)/2015-03-31/functions/function/invocations
 	@echo
 
-logs: ## what the containers of `make up` say, until Ctrl-C
+logs: ## follow the logs of `make up`, until Ctrl-C
 	@$(COMPOSE) logs --follow
 
-# --provenance=false: Lambda takes no image that comes with an attestation beside it.
-image: ## the Lambda image, as warm-engine-handler:0.1.0 (TAG=0.1.0)
-	docker build --provenance=false --platform linux/amd64 -f handler/Dockerfile \
-		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t warm-engine-handler:$(or $(TAG),0.1.0) .
+# --provenance=false: Lambda does not accept an image with an attestation.
+image: ## the Lambda image, as warm-engine-handler:VERSION, by the git tag (TAG=dev)
+	docker build --provenance=false --platform linux/amd64 -f handler/Dockerfile --build-arg VERSION="$(VERSION)" \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t warm-engine-handler:$(or $(TAG),$(VERSION)) .
 
-psql: ## a prompt on the Postgres of `make up` where that is up, else of `make run`
+psql: ## psql on the Postgres of `make up` if that is running, else of `make run`
 	@if [ -n "$$($(COMPOSE) ps --quiet --status running postgres 2>/dev/null)" ]; then \
 		exec $(COMPOSE) exec $$(test -t 0 || echo -T) postgres psql -U postgres storefront; \
-	fi; $(PYTHON) -m infra.local.setup local && exec $(RUN) infra.local psql
+	fi; $(SYSTEM_PYTHON) -m infra.local.setup local && exec $(RUN) infra.local psql
 
-test: ## the tests
+console: ## psql on PgBouncer's console (STACK=run or up, if both are running)
+	$(SETUP) local
+	@$(RUN) infra.local console $(if $(STACK),--stack $(STACK))
+
+status: ## connections and locks in PgBouncer and Postgres, refreshed on a terminal (STACK=run or up, if both are running)
+	$(SETUP) local
+	@$(RUN) infra.local status $(if $(STACK),--stack $(STACK))
+
+test: ## run the tests
 	$(SETUP) tests
 	@$(RUN) pytest -n auto --maxprocesses=4 --max-worker-restart=0 $(ARGS)
 
-churn: ## a churning fleet straight to Postgres and through PgBouncer: table, plot, verdict; four minutes
-	$(SETUP) reports
-	@$(RUN) infra.local churn
-
-faults: ## every part broken under traffic, for ten seconds each: reports/faults.md; five minutes
+# `make test` without it keeps its timing; with it a few bounds of `tests/runtime` would be too tight.
+coverage: ## branch coverage of handler/, also in the processes that tests start; fails below 95 %
 	$(SETUP) tests
+	@$(VENV)/bin/coverage erase
+	@$(RUN) coverage run -m pytest -n auto --maxprocesses=4 --max-worker-restart=0 tests/unit tests/integration $(ARGS)
+	@$(VENV)/bin/coverage combine --quiet
+	@$(VENV)/bin/coverage report
+
+churn: ## a fleet under churn, direct and through PgBouncer: table, plot, exit status; four minutes
+	$(SETUP) reports $(SERVICE)
+	@$(RUN) infra.local churn $(ROOTED)
+
+# PYTHON is the examined function's here, and not what the virtual environment is made with.
+examine: SETUP = @python3 -m infra.local.setup
+examine: ## what a function does to its database (HANDLER= ROOT= PYTHON= EVENT= ENV= SCHEMA= ONLY= REQUIRE=all FAST=1)
+	$(SETUP) local
+	@$(RUN) infra.local examine
+
+recipes: ## what the web recommends, each examined: reports/recipes.md; a quarter of an hour
+	$(SETUP) tests
+	@$(RUN) tests.examine
+
+faults: ## inject each fault under traffic for ten seconds: reports/faults.md; five minutes
+	$(SETUP) tests $(SERVICE)
 	@$(RUN) tests.faults $(ARGS)
 
 soak: ## faults in random order for ten minutes, no write lost or doubled (SEED=1 MINUTES=10)
 	$(SETUP) tests
 	@$(RUN) tests.faults.soak "$(SEED)" $(MINUTES)
 
-bench: ## what an order costs: this handler, the usual recipes, the bare driver; six minutes
+bench: ## compare this handler, the usual recipes and the bare driver; six minutes
 	$(SETUP) reports
 	@$(RUN) tests.benchmarks
 
-mutations: ## breaks the code one way at a time and sees the named test fail (ARGS=no_poll for one)
+mutations: ## apply each mutation and check that the named test fails (ARGS=no_poll for one)
 	$(SETUP) tests
-	@$(RUN) pytest tests/mutations/noticed.py -v -n auto --maxprocesses=4 $(if $(ARGS),-k "$(ARGS)")
+	@$(RUN) pytest tests/mutations/run_mutations.py -v -n auto --maxprocesses=4 $(if $(ARGS),-k "$(ARGS)")
 
-budget: ## whether the fleet on AWS could exhaust its database (ARGS=ReservedConcurrency=6000)
+compliance: ## SQLAlchemy's tests on the stock dialect and on this one, direct and pooled; ten minutes
+	$(SETUP) tests
+	@$(RUN) tests.compliance
+
+machines: ## demo and tests on bare Debian machines, in containers (MACHINES="trixie forky-root")
+	$(SETUP) tests
+	@$(RUN) tests.machines
+
+budget: ## check whether the fleet on AWS could exhaust its database (ARGS=ReservedConcurrency=6000)
 	$(SETUP) tests
 	@$(RUN) infra.aws.budget $(ARGS)
 
-lint: ## ruff, mypy --strict, cfn-lint, checkov, and the connection budget of the defaults
+lint: ## ruff, mypy --strict, import-linter, cfn-lint, checkov, sam validate, codespell, the documents, and the connection budget of the defaults
 	$(SETUP) tests
 	$(SETUP) checkov
+	$(SETUP) aws
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
-	@$(VENV)/bin/cfn-lint infra/aws/*.yaml
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/cfn-lint infra/aws/*.yaml infra/aws/github/*.yaml
 	@$(VENV)-checkov/bin/checkov --directory infra/aws --framework cloudformation --skip-download --compact --quiet
+	@AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sh -ec 'for each in template function migration; do \
+		$(VENV)-aws/bin/sam validate --lint --template infra/aws/$$each.yaml; done'
 	@$(RUN) infra.aws.budget
+	@$(VENV)/bin/codespell
+	@$(RUN) tests.documents.prose
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
-fmt: ## ruff's format and its safe fixes
+fmt: ## ruff's format and its safe fixes, and the generated tables in the documents
 	$(SETUP) tests
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
+	@$(RUN) tests.documents.tables
 
-deploy: ## to the AWS account whose credentials are set (ARGS="MultiAz=false …", see infra/aws/README.md)
+docs: ## the documents as a site with search, on http://127.0.0.1:8001 (DOCS_PORT=8001) until Ctrl-C
+	$(SETUP) tests
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs serve --dev-addr 127.0.0.1:$(or $(DOCS_PORT),8001)
+
+# -n: gzip writes no time, so that a tag is the same archive wherever it is made.
+archive: ## the source archive of a tag, its checksum and its section of CHANGELOG.md, into dist/ (TAG=v1.2.3)
+	@sh -ec 'version=$${1#v}; name="warm-engine-$$version"; rm -rf dist; mkdir dist; \
+		sed -n "/^## \\[$$version\\]/,/^## \\[/{/^## \\[/!p}" CHANGELOG.md > dist/notes.md; \
+		grep -q . dist/notes.md || { echo "archive: CHANGELOG.md has no section [$$version]" >&2; exit 1; }; \
+		git archive --prefix="$$name/" --output="dist/$$name.tar" "$$1"; gzip -9n "dist/$$name.tar"; \
+		cd dist; sha256sum *.tar.gz | tee SHA256SUMS' archive "$(TAG)"
+
+deploy verify administer destroy: export STACK := $(STACK)
+deploy: export PLAN := $(PLAN)
+deploy: ## deploy to the AWS account of the credentials (ARGS="MultiAz=false …", see docs/aws.md)
 	$(SETUP) aws
 	@$(VENV)-aws/bin/python -m infra.aws.deploy $(ARGS)
 
-# --universal: one file for every platform and Python; no index lines: whoever installs chooses.
+verify: export CHANGES := $(CHANGES)
+verify: ## check that deployment: table, reports/aws.json (STACK=, CHANGES=1 adds checks that change it)
+	$(SETUP) aws
+	@$(VENV)-aws/bin/python -m infra.aws.verify
+
+destroy: export FORCE := $(FORCE)
+destroy: ## delete that deployment after listing what is deleted and kept (STACK=, FORCE=1 does not ask)
+	$(SETUP) aws
+	@$(VENV)-aws/bin/python -m infra.aws.destroy
+
+administer: ## run SQL="SELECT 1" as the administrator of the database on AWS, or the migrations (STACK=)
+	$(SETUP) aws
+	@$(VENV)-aws/bin/python -m infra.aws.administer $${SQL:+"$$SQL"}
+
+# --universal: for every platform and Python; without index lines, so that the installer chooses.
 COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(UPGRADE)
 
-requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the newest)
+requirements: ## pin the packages with hashes (UPGRADE=--upgrade for the newest)
 	$(SETUP) local
 	$(COMPILE) pyproject.toml -o handler/requirements.txt
 	$(COMPILE) --group database -c handler/requirements.txt -o infra/database/requirements.txt
@@ -114,6 +216,8 @@ requirements: ## pin the packages anew, with hashes (UPGRADE=--upgrade for the n
 	$(COMPILE) --group tests -c handler/requirements.txt -c infra/local/requirements.txt -c infra/local/requirements-reports.txt -o tests/requirements.txt
 	$(COMPILE) --group checkov -o infra/aws/requirements-checkov.txt
 	$(COMPILE) --group aws -o infra/aws/requirements.txt
+	$(COMPILE) --group copier -c handler/requirements.txt -c infra/local/requirements.txt -o infra/service/requirements.txt
+	$(COMPILE) --group service -c handler/requirements.txt -c infra/local/requirements.txt -c tests/requirements.txt -o infra/service/requirements-dev.txt
 
-clean: ## remove what these targets made in this folder
-	rm -rf $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock .tools .stack .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove what these targets created
+	rm -rf .coverage* $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock $(VENV)-copier $(VENV)-copier.lock .tools .site dist .stack .hypothesis .mypy_cache .pytest_cache .ruff_cache
