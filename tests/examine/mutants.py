@@ -201,17 +201,26 @@ def _deployment() -> Any:
 
 
 def _restarts() -> Any:
-    """A circuit breaker that never closes."""
+    """A circuit breaker that opens at the first refused connection and never closes again."""
+    import asyncpg
+
     from handler.main import handler
 
-    broken: list[Any] = []
+    connect = asyncpg.connect
+    refusals: list[OSError] = []
+
+    async def connect_and_record(**options: Any) -> Any:
+        try:
+            return await connect(**options)
+        except OSError as error:
+            refusals.append(error)
+            raise
 
     def handle(event: Any, context: Any) -> Any:
-        answer = broken[0] if broken else handler(event, context)
-        if answer.get("statusCode") == 503 and not broken:
-            broken.append(answer)
-        return answer
+        return {"statusCode": 503, "body": ""} if refusals else handler(event, context)
 
+    patched: Any = asyncpg
+    patched.connect = connect_and_record
     return handle
 
 

@@ -17,6 +17,8 @@ CALLERS = 3
 RECOVERY_LIMIT_S = 3.0
 #: How long traffic goes on before and after.
 BEFORE_S, AFTER_S = 0.5, RECOVERY_LIMIT_S + 1.0
+#: How long PgBouncer is down, in seconds: each caller sends several requests in that time.
+OUTAGE_S = 0.5
 #: Until a write that failed must have been taken.
 RESEND_S = 10.0
 
@@ -83,6 +85,7 @@ async def _restart_postgres(lab: Lab) -> None:
 
 async def _restart_pgbouncer(bouncer: PgBouncer) -> None:
     await asyncio.to_thread(bouncer.stop)
+    await asyncio.sleep(OUTAGE_S)
     await asyncio.to_thread(bouncer.start)
 
 
