@@ -112,7 +112,7 @@ churn: ## a fleet under churn, direct and through PgBouncer: table, plot, exit s
 
 # PYTHON is the examined function's here, and not what the virtual environment is made with.
 examine: SETUP = @python3 -m infra.local.setup
-examine: ## what a function does to its database (HANDLER= ROOT= PYTHON= EVENT= ENV= SCHEMA= ONLY= REQUIRE=all FAST=1)
+examine: ## what a function does to its database (HANDLER= ROOT= PYTHON= IMAGE= EVENT= ENV= SCHEMA= ONLY= REQUIRE=all FAST=1)
 	$(SETUP) local
 	@$(RUN) infra.local examine
 

@@ -55,6 +55,7 @@ def test_properties_are_chosen_left_out_and_required() -> None:
     [
         ({"HANDLER": "handler"}, "HANDLER is 'handler': not a module and a function"),
         ({"ROOT": "/nowhere"}, "ROOT is '/nowhere': there is no such folder"),
+        ({"IMAGE": "a", "ROOT": "/"}, "IMAGE has the code and the interpreter: leave out ROOT"),
         ({"PYTHON": "/nowhere/python"}, "/nowhere/python does not run"),
         ({"EVENT": "/nowhere.json"}, "EVENT is '/nowhere.json': No such file"),
         ({"EVENT": __file__}, "is not JSON"),
@@ -64,7 +65,6 @@ def test_properties_are_chosen_left_out_and_required() -> None:
         ({"ENV": "A='1"}, "ENV cannot be read: No closing quotation"),
         ({"ONLY": "thaws"}, "ONLY names 'thaws'. Properties are: start, thaw, memory"),
         ({"ONLY": "thaw", "REQUIRE": "memory"}, "REQUIRE names memory, which ONLY"),
-        ({"IMAGE": "x"}, "IMAGE: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

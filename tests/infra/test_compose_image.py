@@ -1,10 +1,17 @@
 """The Lambda image by itself: its contents, and running under Lambda's restrictions."""
 
 import json
+import os
+from pathlib import Path
 
+import pytest
 from testcontainers.core.container import DockerContainer
 
-from infra.local import ROOT
+from infra.local import ROOT, LabError, network
+from infra.local.examine.command import measure
+from infra.local.examine.finding import Verdict
+from infra.local.examine.image import unpacked
+from infra.local.examine.inputs import Inputs
 from tests.infra.conftest import LABEL, ON_COMPOSE, ComposeStack, Sandbox, docker
 
 pytestmark = ON_COMPOSE
@@ -110,3 +117,31 @@ async def test_every_package_has_a_pinned_hash_for_arm64(compose: ComposeStack) 
         *("--platform", "manylinux2014_aarch64", "--platform", "manylinux_2_28_aarch64"),
         *("--python-version", "3.14", "-d", "/tmp/wheels", "-r", "/handler/requirements.txt"),
     )
+
+
+CHANGES_ROOT = pytest.mark.skipif(
+    os.getuid() != 0 and not network.is_isolated(), reason="only root may change the root directory"
+)
+
+
+@CHANGES_ROOT
+def test_make_examine_measures_the_function_in_an_image(compose: ComposeStack) -> None:
+    wanted = ("start", "events", "pooling", "shutdown", "deployment")
+    with unpacked(image_of(compose), Inputs(wanted=wanted, fast=True)) as inputs:
+        findings, _ = measure(inputs, "not needed")
+        unpacked_to = inputs.root
+    assert {name: finding.verdict for name, finding in findings.items()} == dict.fromkeys(
+        wanted, Verdict.YES
+    ), findings
+    assert not unpacked_to.exists()
+    with Path("/proc/self/mountinfo").open() as mounts:
+        assert "warm-engine-image-" not in mounts.read()
+
+
+@CHANGES_ROOT
+def test_an_image_that_does_not_exist_is_named(compose: ComposeStack) -> None:
+    with (
+        pytest.raises(LabError, match=r"No such image: no-such-image"),
+        unpacked("no-such-image", Inputs()),
+    ):
+        pytest.fail("it was unpacked")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +17,7 @@ import psycopg
 from infra.local import LabError, network
 from infra.local.examine import report
 from infra.local.examine.finding import Finding, UnknownError, unknown
+from infra.local.examine.image import unpacked
 from infra.local.examine.inputs import Inputs, from_environment
 from infra.local.examine.lab import MAX_CONNECTIONS, Lab
 from infra.local.examine.properties import PROPERTIES
@@ -42,8 +44,12 @@ def examine() -> int:
     def say(line: str) -> None:
         print(line, file=stream, flush=True)
 
-    say(f"examining  {inputs.handler} in {inputs.root}: {len(inputs.wanted)} properties\n")
-    findings, servers = measure(inputs, no_filter, lambda name, found: say(report.row(name, found)))
+    with unpacked(inputs.image, inputs) if inputs.image else nullcontext(inputs) as inputs:
+        where = inputs.image or inputs.root
+        say(f"examining  {inputs.handler} in {where}: {len(inputs.wanted)} properties\n")
+        findings, servers = measure(
+            inputs, no_filter, lambda name, found: say(report.row(name, found))
+        )
     made = report.make(inputs, findings, servers, _seconds_since_start())
     report.write(made, folder)
     if inputs.as_json:

@@ -39,6 +39,7 @@ class Inputs:
     handler: str = DEFAULT_HANDLER
     root: Path = ROOT
     python: str = sys.executable
+    image: str = ""
     events: tuple[Any, ...] = ()
     variables: Mapping[str, str] = None  # type: ignore[assignment]  # see __post_init__
     schema: Path | None = None
@@ -66,8 +67,8 @@ class Inputs:
 def from_environment(properties: Iterable[str], given: Mapping[str, str] = os.environ) -> Inputs:
     """Raises LabError, in one line, for the first variable that is wrong."""
     known = tuple(properties)
-    if given.get("IMAGE"):
-        raise LabError("IMAGE: images are not examined yet. Name the folder with the code: ROOT=")
+    if given.get("IMAGE") and (given.get("ROOT") or given.get("PYTHON")):
+        raise LabError("IMAGE has the code and the interpreter: leave out ROOT and PYTHON")
     handler = given.get("HANDLER") or DEFAULT_HANDLER
     if not re.fullmatch(r"[\w/-]+(\.\w+)+", handler):
         raise LabError(f"HANDLER is {handler!r}: not a module and a function, such as app.handler")
@@ -91,6 +92,7 @@ def from_environment(properties: Iterable[str], given: Mapping[str, str] = os.en
         handler=handler,
         root=root,
         python=python,
+        image=given.get("IMAGE") or "",
         events=tuple(_events(given.get("EVENT") or str(DEFAULT_EVENT))),
         variables=DEFAULT_VARIABLES | _variables(given.get("ENV") or ""),
         schema=schema,
