@@ -118,6 +118,7 @@ examine: ## what a function does to its database (HANDLER= ROOT= PYTHON= IMAGE= 
 
 recipes: ## what the web recommends, each examined: reports/recipes.md; a quarter of an hour
 	$(SETUP) tests
+	$(SETUP) stac
 	@$(RUN) tests.examine
 
 faults: ## inject each fault under traffic for ten seconds: reports/faults.md; five minutes
@@ -218,6 +219,7 @@ requirements: ## pin the packages with hashes (UPGRADE=--upgrade for the newest)
 	$(COMPILE) --group aws -o infra/aws/requirements.txt
 	$(COMPILE) --group copier -c handler/requirements.txt -c infra/local/requirements.txt -o infra/service/requirements.txt
 	$(COMPILE) --group service -c handler/requirements.txt -c infra/local/requirements.txt -c tests/requirements.txt -o infra/service/requirements-dev.txt
+	$(COMPILE) --group stac -o tests/examine/recipes/stac_fastapi/requirements.txt
 
 clean: ## remove what these targets created
-	rm -rf .coverage* $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock $(VENV)-copier $(VENV)-copier.lock .tools .site dist .stack .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .coverage* $(VENV) $(VENV).lock $(VENV)-checkov $(VENV)-checkov.lock $(VENV)-aws $(VENV)-aws.lock $(VENV)-copier $(VENV)-copier.lock $(VENV)-stac $(VENV)-stac.lock .tools .site dist .stack .hypothesis .mypy_cache .pytest_cache .ruff_cache

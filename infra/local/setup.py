@@ -43,10 +43,11 @@ REQUIREMENTS = {
     "checkov": ["infra/aws/requirements-checkov.txt"],
     "aws": ["infra/aws/requirements.txt"],
     "copier": ["infra/service/requirements.txt"],
+    "stac": ["tests/examine/recipes/stac_fastapi/requirements.txt"],
     # In the folder of another service.
     "service": [*_DATABASE, "tests/requirements.txt"],
 }
-APART = ("checkov", "aws", "copier")
+APART = ("checkov", "aws", "copier", "stac")
 #: The pytest plugin for services that are tested on the lab.
 PLUGIN = ROOT / "infra/local/plugin"
 EMULATOR = ROOT / "tests/requirements-emulator.txt"

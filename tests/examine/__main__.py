@@ -11,11 +11,10 @@ from infra.local.churn.report import replace
 from infra.local.examine import report
 from infra.local.examine.command import measure
 from infra.local.examine.finding import Finding, Verdict
-from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
 from infra.local.signals import treat_sigterm_as_sigint
 from tests.examine import plot
-from tests.examine.recipes import RECIPES
+from tests.examine.recipes import RECIPES, inputs_of
 
 SHOWN = {Verdict.YES: "yes", Verdict.NO: "**no**", Verdict.UNKNOWN: "?"}
 
@@ -32,9 +31,10 @@ def main() -> int:
     started = time.monotonic()
     for name in chosen:
         print(f"\n{name}", flush=True)
-        inputs = Inputs(handler=f"{RECIPES[name]}.handler", wanted=tuple(PROPERTIES), fast=fast)
         found[name], servers = measure(
-            inputs, no_filter, lambda each, finding: print(report.row(each, finding), flush=True)
+            inputs_of(name, fast=fast),
+            no_filter,
+            lambda each, finding: print(report.row(each, finding), flush=True),
         )
     made = make(found, servers, fast, time.monotonic() - started)
     replace(report.REPORTS / "recipes.json", json.dumps(made, indent=1) + "\n")
@@ -50,8 +50,7 @@ def make(
     """The report as JSON has it."""
     recipes = []
     for name, findings in found.items():
-        inputs = Inputs(handler=f"{RECIPES[name]}.handler", fast=fast)
-        one = report.make(inputs, findings, servers, seconds)
+        one = report.make(inputs_of(name, fast=fast), findings, servers, seconds)
         recipes.append({"name": name, "handler": one["handler"], "properties": one["properties"]})
     environment = one["environment"]
     return {

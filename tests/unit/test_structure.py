@@ -62,6 +62,7 @@ APART = [
     "infra/aws/requirements.txt",
     "tests/requirements-emulator.txt",
     "infra/service/requirements.txt",
+    "tests/examine/recipes/stac_fastapi/requirements.txt",
 ]
 
 
@@ -96,6 +97,7 @@ def test_every_declared_dependency_is_pinned() -> None:
         "infra/aws/requirements.txt": project["dependency-groups"]["aws"],
         "infra/service/requirements.txt": project["dependency-groups"]["copier"],
         "infra/service/requirements-dev.txt": project["dependency-groups"]["service"],
+        "tests/examine/recipes/stac_fastapi/requirements.txt": project["dependency-groups"]["stac"],
     }
     for name, wanted in declared.items():
         packages = [each for each in wanted if isinstance(each, str)]  # the others include a group

@@ -1,10 +1,18 @@
 """Ways to reach Postgres from Lambda that the web recommends, as functions to be examined.
 
-Each is as its own documentation has it, on the table and the event of the sample. By name, with the
-module of its `handler`.
+Each follows its own documentation, with the table and the event of the sample. The last is a public
+project's handler as it ships, with a virtual environment, an event and a schema of its own.
 """
 
-RECIPES = {
+import json
+from pathlib import Path
+
+from infra.local import setup
+from infra.local.examine.inputs import Inputs
+from infra.local.examine.properties import PROPERTIES
+
+#: The module of the `handler` of each.
+MODULES = {
     "this handler": "handler.main",
     "the tutorial's engine": "tests.benchmarks.baselines.tutorial",
     "NullPool": "tests.benchmarks.baselines.nullpool",
@@ -15,3 +23,35 @@ RECIPES = {
     "synchronous engine with psycopg": "tests.examine.recipes.synchronous",
     "psycopg 3 with every remedy": "tests.examine.recipes.every_property",
 }
+
+STAC = "stac-fastapi-pgstac 5.0.3"
+_STAC_FOLDER = Path(__file__).parent / "stac_fastapi"
+_STAC_VARIABLES = {
+    "POSTGRES_USER": "{user}",
+    "POSTGRES_PASS": "{password}",
+    "POSTGRES_HOST_READER": "{host}",
+    "POSTGRES_HOST_WRITER": "{host}",
+    "POSTGRES_PORT": "{port}",
+    "POSTGRES_DBNAME": "{name}",
+    "PGSSLMODE": "{sslmode}",
+    "PGSSLROOTCERT": "{ca}",
+}
+RECIPES = (*MODULES, STAC)
+
+
+def inputs_of(recipe: str, *, fast: bool) -> Inputs:
+    """Return what to examine for a recipe: all properties."""
+    wanted = tuple(PROPERTIES)
+    if recipe != STAC:
+        return Inputs(handler=f"{MODULES[recipe]}.handler", wanted=wanted, fast=fast)
+    return Inputs(
+        handler="stac_fastapi.pgstac.app.handler",
+        root=_STAC_FOLDER,
+        python=str(setup.folder("stac") / "bin/python"),
+        events=(json.loads((_STAC_FOLDER / "event.json").read_text()),),
+        variables=_STAC_VARIABLES,
+        schema=_STAC_FOLDER / "schema.sql",
+        schema_text=(_STAC_FOLDER / "schema.sql").read_text(),
+        wanted=wanted,
+        fast=fast,
+    )
