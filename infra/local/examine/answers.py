@@ -46,7 +46,7 @@ def failed(answer: InvocationResult) -> bool:
 
 
 def described(answer: InvocationResult) -> str:
-    """An answer in one line, for a message."""
+    """An answer in one line, for a message. Without a traceback, whose paths are this machine's."""
     payload = answer.payload if isinstance(answer.payload, dict) else {}
     if answer.error is not None:
         kind = payload.get("errorType") or answer.error
@@ -55,4 +55,4 @@ def described(answer: InvocationResult) -> str:
         text = f"status {payload['statusCode']}: {payload.get('body')}"
     else:
         text = json.dumps(answer.payload)
-    return " ".join(text.split())[:300]
+    return " ".join(text.partition("Traceback (most recent call last)")[0].split())[:300]
