@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     port: int = Field(5432, ge=1, le=65535, description="1 to 65535, the port of PgBouncer")
     name: Name = Field("storefront", description="a database name of 1 to 63 characters")
     user: Name = Field("appuser", description="a role name of 1 to 63 characters")
-    # A special character that breaks a URL: the password is never part of one.
+    # A special character that breaks a URL. No URL contains the password.
     password: SecretStr = Field(
         SecretStr("s3cr3t!"), validation_alias="DB_PASS", description="any text without NUL"
     )
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         None, description="disable, allow, prefer, require, verify-ca or verify-full"
     )
     sslrootcert: FilePath | None = Field(None, description=CA_FILE)
-    # Connections that are never used: an execution environment serves one event at a time.
+    # Connections that are never used. An execution environment serves one event at a time.
     pool_size: int = Field(1, ge=1, le=1000, description="1 to 1000 connections that stay open")
     max_overflow: int = Field(0, ge=0, le=1000, description="0 to 1000 connections beyond the pool")
     # A wait for a free connection that is longer than the caller waits for the response.
