@@ -44,7 +44,7 @@ _LOGS = "see the logs of PgBouncer and Postgres"
 _LOST = Failure("the connection was lost: {}", _LOGS, retryable=True)
 _REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME, or DB_AUTH")
 #: Possible if PgBouncer does not reset server connections (`server_reset_query_always`).
-_LEFT_BEHIND = "a server connection of PgBouncer may still have another client's SET"
+_RECONNECT = "run RECONNECT in PgBouncer: a server connection may have another client's SET"
 
 # Name, exception class, patterns of SQLSTATE and message → failure. The first match counts.
 # PgBouncer uses 08P01 for capacity, authentication and configuration alike, and the driver 08003
@@ -62,7 +62,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "no credentials: {}", "check that the function's subnets reach Secrets Manager")),
     ("tls", ssl.SSLError, "", "Missing Authority Key Identifier", Failure(
         "TLS with the server failed: {}",
-        "issue its certificate with authorityKeyIdentifier, required since Python 3.13")),
+        "reissue its certificate with authorityKeyIdentifier, required since Python 3.13")),
     ("tls", ssl.SSLError, "", "PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", Failure(
         "TLS with the server failed: {}", "enable TLS 1.3 on the server")),
     ("tls", ssl.SSLError, "", "", Failure(
@@ -87,7 +87,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "Postgres is full: {}", "connect through PgBouncer", retry_after=2)),
     ("pooler_lookup", Exception, "", "bouncer config error", Failure(
         "PgBouncer cannot look up the login: {}",
-        "its log says why auth_query failed; check the privileges of its lookup role")),
+        "find the reason in its log; check the privileges of the lookup role")),
     ("pooler_full", Exception, "", "no more connections allowed", Failure(
         "PgBouncer is full: {}", "raise its max_client_conn", retry_after=2)),
     ("pooler_wait", Exception, "", "query_wait_timeout", Failure(
@@ -96,26 +96,27 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     ("statement_timeout", Exception, "57014", "", Failure("the query exceeded statement_timeout",
         "speed it up, raise the role's limit, or look for locks (make status)", 504, None)),
     ("query_timeout", Exception, "", "query timeout", Failure(
-        "the query exceeded PgBouncer's query_timeout", "see why it was not cancelled", 504, None)),
+        "the query exceeded PgBouncer's query_timeout", "check statement_timeout", 504, None)),
     ("postgres_unreachable", Exception, "", "server login has been failing", Failure(
         "PgBouncer cannot reach Postgres", "check that Postgres is running")),
     ("read_only", Exception, "25006", "", Failure(
-        "{}", "connect to the primary, without read_only=True; else RECONNECT: " + _LEFT_BEHIND)),
+        "{}", "connect to the primary, without read_only=True. If you already do, " + _RECONNECT)),
     ("query", Exception, "25P02", "", Failure(
         "{}", "let the first error propagate, or use begin_nested() for it", 500, None)),
     ("unknown_database", Exception, "3D000", "", Failure("no such database", "check DB_NAME")),
     ("schema", Exception, "42(P01|883)", "^(relation|function) ", Failure(
-        "{}", "run the migrations: alembic upgrade head. If done, RECONNECT: " + _LEFT_BEHIND)),
+        "{}", "run the migrations (alembic upgrade head). If they are done, " + _RECONNECT)),
     ("permission", Exception, "42501", "", Failure(
         "{}", "run the migrations, which grant the privileges")),
     # The statement has run already. SQLAlchemy prepares it again at the next call.
     ("stale_statement", asyncpg.InvalidCachedStatementError, "", "", Failure(
-        "a column changed under a prepared statement", "it is prepared again", retryable=True)),
+        "a column's type changed after the statement was prepared",
+        "nothing to do: the next call prepares the statement again", retryable=True)),
     ("connection_lost", Exception, "", "connection (was|is) closed", _LOST),
     # The driver has read the server's last message but not yet the end of the stream.
     ("connection_lost", asyncpg.InternalClientError, "", "", _LOST),
     ("deadlock", Exception, "40P01", "", Failure(
-        "a deadlock: {}", "lock rows in the same sequence everywhere", retryable=True)),
+        "a deadlock: {}", "lock rows in the same order everywhere", retryable=True)),
     ("serialization", Exception, "40001", "", Failure(
         "a serialization failure: {}", "keep serializable transactions short", retryable=True)),
     ("invalid_value", Exception, "23(502|514)", "", Failure(

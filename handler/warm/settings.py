@@ -41,57 +41,57 @@ class Settings(BaseSettings):
     port: int = Field(5432, ge=1, le=65535, description="1 to 65535, the port of PgBouncer")
     name: Name = Field("storefront", description="a database name of 1 to 63 characters")
     user: Name = Field("appuser", description="a role name of 1 to 63 characters")
-    # Any character: it is never part of a URL, so nothing has to be percent-encoded.
+    # A special character that breaks a URL. No URL contains the password.
     password: SecretStr = Field(
         SecretStr("s3cr3t!"), validation_alias="DB_PASS", description="any text without NUL"
     )
-    # A password that is never rotated because it is part of a configuration.
+    # A password that is never rotated, because it is part of the function's configuration.
     auth: Auth = Field("password", description="password (`DB_PASS`), secret or iam (RDS tokens)")
     secret_arn: str | None = Field(
         None,
         pattern=r"^arn:aws[\w-]*:secretsmanager:[\w-]+:\d{12}:secret:\S+$",
         description="the ARN of a Secrets Manager secret; needed by `DB_AUTH=secret`",
     )
-    # A login on a server that only pretends to be the database: only `verify-full` prevents it.
+    # A login to a server that impersonates the database. Only `verify-full` prevents it.
     sslmode: SslMode | None = Field(
         None, description="disable, allow, prefer, require, verify-ca or verify-full"
     )
     sslrootcert: FilePath | None = Field(None, description=CA_FILE)
-    # More connections than a sandbox can use: it serves one event at a time, so one is enough.
-    pool_size: int = Field(1, ge=1, le=1000, description="1 to 1000 connections kept open")
-    max_overflow: int = Field(0, ge=0, le=1000, description="0 to 1000 connections above the pool")
-    # A wait for a connection that is longer than the caller waits for the response.
-    pool_timeout: Seconds = Field(3, description="seconds above 0, a day at most")
-    # Connections that stay on old PgBouncers of a load balancer after new ones were added.
+    # Connections that are never used. An execution environment serves one event at a time.
+    pool_size: int = Field(1, ge=1, le=1000, description="1 to 1000 connections that stay open")
+    max_overflow: int = Field(0, ge=0, le=1000, description="0 to 1000 connections beyond the pool")
+    # A wait for a free connection that is longer than the caller waits for the response.
+    pool_timeout: Seconds = Field(3, description="seconds above 0, at most a day")
+    # Connections that stay on the old PgBouncers of a load balancer after new ones are added.
     pool_recycle: int = Field(1800, ge=-1, description="seconds, or -1 for never")
-    # A connection that PgBouncer (`client_idle_timeout`) or a load balancer closed while the
-    # sandbox was frozen. Keep it below their timeouts: an older connection is replaced.
-    max_idle: Seconds = Field(240, description="seconds above 0, a day at most")
-    # An address that drops packets: without a limit the kernel tries for two minutes.
-    connect_timeout: Seconds = Field(3, description="seconds above 0, a day at most")
-    # A server that never answers. Keep it above the sum of PgBouncer's `query_wait_timeout` and the
-    # role's `statement_timeout`, whose errors come first and give the reason.
-    command_timeout: Seconds = Field(9, description="seconds above 0, a day at most")
+    # An error on a connection that PgBouncer (`client_idle_timeout`) or a load balancer closed
+    # during a freeze. Keep the value below their timeouts.
+    max_idle: Seconds = Field(240, description="seconds above 0, at most a day")
+    # A wait of two minutes, the kernel's default, for an address that drops packets.
+    connect_timeout: Seconds = Field(3, description="seconds above 0, at most a day")
+    # An endless wait for a server. Keep the value above the sum of PgBouncer's `query_wait_timeout`
+    # and the role's `statement_timeout`, so that their errors, which give the reason, come first.
+    command_timeout: Seconds = Field(9, description="seconds above 0, at most a day")
     # A first request that waits for the handshake; with `required`, a start without a database.
     prewarm: Prewarm = Field("off", description="off, on (a failure is logged) or required")
-    # 404 for every request, because paths start with the base path of a custom domain.
+    # A 404 for every request, because each path starts with the base path of a custom domain.
     api_base_path: str = Field(
         "",
         validation_alias="API_BASE_PATH",
         pattern=r"^/?(?:(?:\.?[a-zA-Z0-9_~!$&'()*+,;=:@-])+\.?(?:/|$))*$",
         description="whole segments of a path, such as v1 or /shop/v2",
     )
-    # Shared idempotency keys, where callers share the subject of their tokens or an authorizer
-    # names them in another field.
+    # Callers who share idempotency keys, because their tokens have the same subject or because an
+    # authorizer names the caller in another field.
     api_caller_claim: str = Field(
         "",
         validation_alias="API_CALLER_CLAIM",
         pattern=r"^[A-Za-z0-9_:./-]*$",
         description="a claim of a JWT, or a field of an authorizer's context, such as client_id",
     )
-    # A log that contains the SQL of no request, or of all requests.
+    # A log that contains either no SQL or the SQL of all requests.
     sql_token: SecretStr | None = Field(None, min_length=16, description="16 characters or more")
-    # Alarms on metrics of a different namespace than the function's.
+    # Alarms that watch a different namespace than the one to which the function writes.
     metrics_namespace: str | None = Field(
         None,
         validation_alias="AWS_EMF_NAMESPACE",

@@ -67,7 +67,7 @@ def settings(_: Read) -> str:
             shown = "unset" if default in (None, "") else f"`{default}`"
             yield f"| `{variable}` | {shown} | {field.description} | {prevented[name]} |"
 
-    return table("variable | default | allowed | why it exists", rows())
+    return table("variable | default | allowed | failure it prevents", rows())
 
 
 # --- Errors --------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ SYMPTOMS: list[BaseException] = [
     CredentialsError("AccessDeniedException"),
     CredentialsError("ResourceNotFoundException"),
     CredentialsError("ExpiredTokenException"),
-    CredentialsError("the server asks for the password in clear"),
+    CredentialsError("the server asked for the password in clear text"),
     CredentialsError("EndpointConnectionError"),
 ]
 
@@ -145,7 +145,7 @@ def errors(_: Read) -> str:
                 f"| {cause} | {cell(failure.hint)} | {answer} |"
             )
 
-    return table("message | SQLSTATE | `failure` | `cause` | `hint` | answer", rows())
+    return table("message | SQLSTATE | `failure` | `cause` | `hint` | response", rows())
 
 
 # --- Reports -------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def errors(_: Read) -> str:
 ENDINGS = {
     "graceful": "SIGTERM, then `dispose()`",
     "kill": "SIGKILL",
-    "freeze": "frozen, never thawed",
-    "vanish": "gone without a FIN",
-    "no_extension": "no extension, so no SIGTERM and no `dispose()`",
+    "freeze": "frozen and never thawed",
+    "vanish": "reclaimed without a FIN",
+    "no_extension": "no extension, so neither SIGTERM nor `dispose()`",
 }
 
 
@@ -190,14 +190,13 @@ def churn_summary(read: Read) -> str:
     }
     timeout = report["environment"]["client_idle_timeout_s"]
     return (
-        f"{report['sandboxes']} execution environments share a Postgres with "
-        f"{report['max_connections']} connections, start together, and are\nreplaced by a "
+        f"{report['sandboxes']} execution environments, which share a Postgres with "
+        f"{report['max_connections']} connections, start together and are then\nreplaced by a "
         f"deployment. Connected directly, {totals['direct'][0]:,} of {totals['direct'][1]:,} "
         f"invocations failed. Through\nPgBouncer, {totals['pgbouncer'][0]:,} of "
-        f"{totals['pgbouncer'][1]:,} failed ([report](reports/churn.md)). These are the sums of "
-        f"one run for each of the\n{len(report['runs']) // 2} ways in which an execution "
-        f"environment can end, in time-lapse: `client_idle_timeout` is {timeout} s\n"
-        "instead of 300 s."
+        f"{totals['pgbouncer'][1]:,} failed ([report](reports/churn.md)). These are totals over "
+        f"{len(report['runs']) // 2} runs, one\nfor each way in which an execution environment "
+        f"can end. To shorten the runs, `client_idle_timeout` was {timeout} s\ninstead of 300 s."
     )
 
 
