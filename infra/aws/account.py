@@ -22,6 +22,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+from infra.aws.closed_pipe import stop_at_closed_pipe
+
 #: Error codes for expired or invalid credentials.
 _REJECTED = {
     "AuthFailure",
@@ -31,7 +33,13 @@ _REJECTED = {
     "SignatureDoesNotMatch",
     "UnrecognizedClientException",
 }
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+#: Error codes for a missing permission; the last is that of SNS.
+_DENIED = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "UnauthorizedOperation",
+    "AuthorizationError",
+}
 
 
 class OperatorError(Exception):
@@ -106,8 +114,14 @@ def one_line(error: Exception) -> str:
 
 def command(name: str, work: Callable[[], int]) -> int:
     """Run a script's `work`; print an expected error and return exit status 1."""
+    return stop_at_closed_pipe(lambda: _with_errors_in_one_line(name, work))
+
+
+def _with_errors_in_one_line(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
+    except BrokenPipeError:
+        raise  # an OSError, but of the output
     except OperatorError as error:
         reason = str(error)
     except (BotoCoreError, ClientError) as error:

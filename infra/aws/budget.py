@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from infra.aws import template_file
+from infra.aws.closed_pipe import stop_at_closed_pipe
 
 #: Instance class → memory in GiB. https://aws.amazon.com/rds/instance-types/
 MEMORY = {
@@ -315,11 +316,16 @@ def fits(budget: Budget) -> bool:
 
 
 def main() -> int:
+    return stop_at_closed_pipe(lambda: report(sys.argv[1:]))
+
+
+def report(words: Sequence[str]) -> int:
+    """Print the budget with the values of `words`; return 1 if it does not fit, 2 for bad words."""
     try:
-        words = [word.partition("=") for word in sys.argv[1:]]
-        if not all(equals for _, equals, _ in words):
+        pairs = [word.partition("=") for word in words]
+        if not all(equals for _, equals, _ in pairs):
             raise ValueError("usage: python -m infra.aws.budget [NAME=VALUE …]")
-        budget = from_templates(**{name: value for name, _, value in words})
+        budget = from_templates(**{name: value for name, _, value in pairs})
     except ValueError as error:
         print(f"budget: {error}", file=sys.stderr)
         return 2
