@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
-from botocore.exceptions import WaiterError
+from botocore.exceptions import ClientError, WaiterError
 
 from infra.aws import account, plan, stacks, trust
 from infra.aws.account import OperatorError
@@ -214,7 +214,20 @@ def delete(session: boto3.Session, found: Inventory) -> None:
 def _delete_stack(session: boto3.Session, name: str) -> None:
     print(f"the stack {name} …", flush=True)
     client = stacks.client(session)
-    client.delete_stack(StackName=name)
+    request: Any = {"StackName": name}
+    if role := os.environ.get("CLOUDFORMATION_ROLE"):
+        request["RoleARN"] = role
+    try:
+        client.delete_stack(**request)
+    except ClientError as error:
+        # CloudFormation keeps the role of the last deployment: infra/aws/github/roles.yaml.
+        if "cannot be assumed" not in str(error):
+            raise
+        raise OperatorError(
+            f"the stack {name} cannot be deleted: {account.one_line(error)}. Create a role that "
+            "CloudFormation can assume and that may delete all of it, then "
+            "`CLOUDFORMATION_ROLE=ARN make destroy`"
+        ) from None
     try:
         client.get_waiter("stack_delete_complete").wait(
             StackName=name,

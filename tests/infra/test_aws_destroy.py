@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from infra.aws import destroy, stacks
 from infra.aws.account import OperatorError
@@ -177,6 +178,35 @@ def test_a_failed_deletion_lists_the_remaining_resources(monkeypatch: pytest.Mon
         destroy.destroy("warm-engine")
     # The next run continues from here.
     assert client("secretsmanager").list_secrets()["SecretList"] != []
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deleted_cloudformation_role_is_reported_and_can_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CloudFormation deletes with the role of the last deployment, unless it is given another."""
+    replacement = "arn:aws:iam::123456789012:role/replacement"
+    client_of_stacks = stacks.client(boto3.Session(region_name=REGION))
+    delete_stack = client_of_stacks.delete_stack
+
+    def delete(StackName: str, RoleARN: str = "") -> None:  # noqa: N803  # AWS's names
+        if RoleARN != replacement:
+            message = "Role arn:aws:iam::123456789012:role/x is invalid or cannot be assumed"
+            error = {"Error": {"Code": "ValidationError", "Message": message}}
+            raise ClientError(error, "DeleteStack")  # type: ignore[arg-type]  # a part of it
+        delete_stack(StackName=StackName)
+
+    monkeypatch.setattr(client_of_stacks, "delete_stack", delete)
+    monkeypatch.setattr(stacks, "client", lambda _: client_of_stacks)
+    monkeypatch.setenv("FORCE", "1")
+    monkeypatch.delenv("CLOUDFORMATION_ROLE", raising=False)
+    with pytest.raises(
+        OperatorError, match=r"role/x is invalid or cannot be assumed.*make destroy"
+    ):
+        destroy.destroy("warm-engine")
+    monkeypatch.setenv("CLOUDFORMATION_ROLE", replacement)
+    assert destroy.destroy("warm-engine") == 0
+    assert left()["stacks"] == []
 
 
 @pytest.mark.usefixtures("aws")
