@@ -20,6 +20,7 @@ from tests.infra.test_aws_preflight import account, docker
 __all__ = ["account", "docker"]  # fixtures
 
 ROLES = template_file.read("github/roles")["Resources"]
+PARAMETERS = template_file.read("github/roles")["Parameters"]
 
 
 def statements(role: str) -> list[dict[str, Any]]:
@@ -79,8 +80,33 @@ def test_each_role_trusts_one_kind_of_run_of_one_repository() -> None:
     assert condition["StringEquals"] == {f"{provider}:aud": "sts.amazonaws.com"}
     ref = {"Fn::Sub": "repo:${Repository}:ref:refs/tags/${Tags}"}
     assert condition["StringLike"] == {f"{provider}:sub": ref}
+    nested = {"Fn::Sub": "repo:${Repository}:ref:refs/tags/*/*"}
+    assert condition["StringNotLike"] == {f"{provider}:sub": nested}
     [statement] = ROLES["ExecutionRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
     assert statement["Principal"] == {"Service": "cloudformation.amazonaws.com"}
+
+
+@pytest.mark.parametrize(
+    ("repository", "is_allowed"),
+    [("octo/shop.api_2", True), ("octo/*", False), ("octo/sho?", False), ("octo/a:ref", False)],
+)
+def test_a_repository_name_cannot_contain_a_wildcard(repository: str, is_allowed: bool) -> None:
+    pattern = PARAMETERS["Repository"]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, repository)) == is_allowed
+    assert not re.fullmatch(PARAMETERS["Tags"]["AllowedPattern"], "release/v*")
+
+
+def test_every_bucket_must_belong_to_the_account() -> None:
+    """The end of the name of SAM's bucket is generated, and names are global."""
+    buckets = [
+        statement
+        for role in ("PlanRole", "DeployRole", "ExecutionRole")
+        for statement in statements(role)
+        if "s3:" in str(statement["Action"])
+    ]
+    assert len(buckets) == 5  # the shared policy is in two roles
+    same_account = {"StringEquals": {"aws:ResourceAccount": {"Ref": "AWS::AccountId"}}}
+    assert all(statement["Condition"] == same_account for statement in buckets)
 
 
 def test_the_deploy_role_only_passes_the_cloudformation_role() -> None:
