@@ -20,10 +20,10 @@ NOT_KEPT = {"DeletionProtection", "Canary"}
 #: meaning. CloudFormation would reject a malformed value only when it creates the resource.
 SHAPES = {
     "AlarmTopic": (r"arn:[\w-]+:sns:{region}:\d{{12}}:[\w.-]+", "the ARN of an SNS topic"),
-    "Zones": (r"{region}[a-z] *, *{region}[a-z]", "two comma-separated availability zones"),
+    "Zones": (r"{region}[a-z],{region}[a-z]", "two comma-separated availability zones"),
     "VpcId": (r"vpc-[0-9a-f]{{8,17}}", "the ID of a VPC"),
     "SubnetIds": (
-        r"subnet-[0-9a-f]{{8,17}}( *, *subnet-[0-9a-f]{{8,17}})+",
+        r"subnet-[0-9a-f]{{8,17}}(,subnet-[0-9a-f]{{8,17}})+",
         "the comma-separated IDs of two or more subnets",
     ),
     "EndpointSecurityGroup": (r"sg-[0-9a-f]{{8,17}}", "the ID of a security group"),
@@ -41,6 +41,28 @@ SHAPES = {
 }
 #: Parameters whose values contain the region.
 _REGIONAL = {"AlarmTopic", "Zones", "DatabaseAdminSecret", "DatabaseAdminSecretKey"}
+#: Parameter → the parameters that must be set with it.
+REQUIRES = {
+    "VpcId": ("SubnetIds", "EndpointSecurityGroup"),
+    "DatabaseHost": (
+        "DatabaseIdentifier",
+        "DatabaseSecurityGroup",
+        "DatabaseAdminSecret",
+        "VpcId",
+    ),
+}
+#: Parameter → the parameters that only describe what it names.
+DESCRIBES = {
+    "VpcId": ("SubnetIds", "EndpointSecurityGroup", "TaskEndpointSecurityGroup"),
+    "DatabaseHost": (
+        "DatabaseIdentifier",
+        "DatabaseSecurityGroup",
+        "DatabaseAdminSecret",
+        "DatabaseAdminSecretKey",
+    ),
+}
+#: Comma-separated lists.
+LISTS = {"Zones", "SubnetIds", "JwtAudience"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,13 @@ def effective(chosen: Mapping[str, str], stored: Mapping[str, str]) -> dict[str,
         name: str(each["Default"]) for name, each in declared().items() if "Default" in each
     }
     kept = {k: v for k, v in stored.items() if k in defaults and k not in NOT_KEPT}
-    return {**defaults, **kept, **chosen}
+    merged = {**defaults, **kept, **chosen}
+    return {name: _trimmed(v) if name in LISTS else v for name, v in merged.items()}
+
+
+def _trimmed(value: str) -> str:
+    """Remove the spaces around the members of a comma-separated list."""
+    return ",".join(member.strip() for member in value.split(","))
 
 
 def listed(value: str) -> list[str]:
@@ -92,8 +120,8 @@ def listed(value: str) -> list[str]:
 def has_shape(name: str, value: str, region: str) -> bool:
     """Return whether a value has the format of its parameter; an empty `region` allows any."""
     pattern = SHAPES[name][0].format(region=re.escape(region) if region else r"[a-z0-9-]+")
-    is_list = name in ("Zones", "SubnetIds")
-    return bool(re.fullmatch(pattern, value)) and not (is_list and len(listed(value)) < 2)
+    is_complete = name not in LISTS or len(listed(value)) > 1
+    return is_complete and bool(re.fullmatch(pattern, value))
 
 
 def _shape_faults(values: Mapping[str, str], region: str) -> Iterator[Fault]:
@@ -102,6 +130,22 @@ def _shape_faults(values: Mapping[str, str], region: str) -> Iterator[Fault]:
         if value and not has_shape(name, value, region):
             where = f" in {region}" if region and name in _REGIONAL else ""
             yield Fault(f"{name}={value} is not allowed", f"Use {meaning}{where}")
+
+
+def _incomplete_groups(values: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield parameters that cannot be used without others that are empty."""
+    for name, needed in REQUIRES.items():
+        missing = [other for other in needed if not values.get(other)]
+        if values.get(name) and missing:
+            yield Fault(f"{name} needs {' and '.join(missing)}", f"Add {'=… '.join(missing)}=…")
+    for name, dependents in DESCRIBES.items():
+        unused = [other for other in dependents if values.get(other)]
+        if unused and not values.get(name):
+            yield Fault(
+                f"{' and '.join(unused)} cannot be used without {name}",
+                f"Add {name}=…, or remove {'them' if len(unused) > 1 else 'it'}: "
+                f"{'= '.join(unused)}=",
+            )
 
 
 def faults(values: Mapping[str, str], region: str = "") -> Iterator[Fault]:
@@ -124,16 +168,7 @@ def faults(values: Mapping[str, str], region: str = "") -> Iterator[Fault]:
             if not value.isdecimal() or not lowest <= int(value) <= highest:
                 most = f" to {highest}" if "MaxValue" in each else " or more"
                 yield Fault(f"{name}={value} is not allowed", f"A number, {lowest}{most}")
-    for given, needed in (
-        ("VpcId", ("SubnetIds", "EndpointSecurityGroup")),
-        (
-            "DatabaseHost",
-            ("DatabaseIdentifier", "DatabaseSecurityGroup", "DatabaseAdminSecret", "VpcId"),
-        ),
-    ):
-        missing = [name for name in needed if not values.get(name)]
-        if values.get(given) and missing:
-            yield Fault(f"{given} needs {' and '.join(missing)}", f"Add {'=… '.join(missing)}=…")
+    yield from _incomplete_groups(values)
     if values.get("Authorization") == "JWT":
         missing = [name for name in ("JwtIssuer", "JwtAudience") if not values.get(name)]
         if missing:

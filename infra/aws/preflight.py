@@ -322,8 +322,32 @@ def _administrator(found: _Findings, account: Account) -> Iterator[Fault]:
             )
 
 
+def _administrator_key(found: _Findings, account: Account) -> Iterator[Fault]:
+    kms = account.session.client("kms")
+    for key in _given(found, account, "DatabaseAdminSecretKey"):
+        try:
+            kms.describe_key(KeyId=key)
+        except kms.exceptions.NotFoundException:
+            yield Fault(
+                f"there is no KMS key {key}",
+                "DatabaseAdminSecretKey=… of the key that encrypts DatabaseAdminSecret",
+            )
+
+
+def _alarm_topic(found: _Findings, account: Account) -> Iterator[Fault]:
+    sns = account.session.client("sns")
+    for topic in _given(found, account, "AlarmTopic"):
+        try:
+            sns.get_topic_attributes(TopicArn=topic)
+        except sns.exceptions.NotFoundException:
+            yield Fault(
+                f"there is no SNS topic {topic}",
+                "AlarmTopic=… of an existing topic, or AlarmTopic= for alarms without messages",
+            )
+
+
 def _database(found: _Findings, account: Account) -> Iterator[Fault]:
-    """Check that the instance exists and has the class for which the budget is calculated."""
+    """Check the instance's existence and endpoint, and the class that the budget is made for."""
     values = parameters.effective(found.chosen, found.stored)
     identifier = values["DatabaseIdentifier"]
     if not values["DatabaseHost"] or not identifier:
@@ -336,6 +360,17 @@ def _database(found: _Findings, account: Account) -> Iterator[Fault]:
             f"there is no RDS instance {identifier}", "DatabaseIdentifier=… of an existing instance"
         )
         return
+    endpoint = there.get("Endpoint", {}).get("Address")
+    if endpoint is None:
+        yield Fault(
+            f"{identifier} has no endpoint yet (status {there['DBInstanceStatus']})",
+            "Wait until it is available",
+        )
+    elif endpoint.lower() != values["DatabaseHost"].lower():
+        yield Fault(
+            f"DatabaseHost={values['DatabaseHost']} is not the endpoint of {identifier}",
+            f"DatabaseHost={endpoint}, or the DatabaseIdentifier=… of that host",
+        )
     if there["DBInstanceClass"] != values["InstanceClass"]:
         yield Fault(
             f"{identifier} is a {there['DBInstanceClass']}, but the connection budget is "
@@ -344,7 +379,16 @@ def _database(found: _Findings, account: Account) -> Iterator[Fault]:
         )
 
 
-_GIVEN = (_vpc, _subnets, _security_groups, _zones, _administrator, _database)
+_GIVEN = (
+    _vpc,
+    _subnets,
+    _security_groups,
+    _zones,
+    _administrator,
+    _administrator_key,
+    _alarm_topic,
+    _database,
+)
 
 
 def _unmovable(found: _Findings) -> Iterator[Fault]:

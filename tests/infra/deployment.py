@@ -64,7 +64,7 @@ class Stack:
             assert value is not None, f"{template}.yaml is not given {name}"
             is_list = each["Type"].startswith("List<") or each["Type"] == "CommaDelimitedList"
             if is_list and isinstance(value, str):
-                value = value.split(",")
+                value = [member.strip() for member in value.split(",")]
             self.parameters[name] = value
         self.template = translate(template, self.parameters)
         self._stacks: dict[str, Stack] = {}

@@ -118,7 +118,8 @@ def test_a_second_deployment_keeps_the_parameters_of_the_first(steps: Steps) -> 
     """SAM keeps them too, but the budget, alarms and images would use the defaults."""
     deploy.deploy(["InstanceClass=db.t4g.medium", "PoolerTasks=3"], "warm-engine")
     first = steps.parameters
-    deploy.deploy(["AlarmTopic=arn:aws:sns:eu-central-1:123456789012:alarms"], "warm-engine")
+    topic = aws_double.client("sns").create_topic(Name="alarms")["TopicArn"]
+    deploy.deploy([f"AlarmTopic={topic}"], "warm-engine")
     second = steps.parameters
     assert (second["InstanceClass"], second["PoolerTasks"]) == ("db.t4g.medium", "3")
     assert second["BudgetedConnections"] == first["BudgetedConnections"] != "65"

@@ -31,6 +31,19 @@ NO_CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 EUROPE = {"AWS_REGION": REGION}
+#: Well-formed parameters of an existing VPC, and of a database in it.
+VPC = {
+    "VpcId": "vpc-0123abcd",
+    "SubnetIds": "subnet-0123abcd, subnet-0123456789abcdef0",
+    "EndpointSecurityGroup": "sg-0123abcd",
+}
+DATABASE = VPC | {
+    "DatabaseHost": "shop.abc.eu-central-1.rds.amazonaws.com",
+    "DatabaseIdentifier": "shop",
+    "DatabaseSecurityGroup": "sg-0123abcd",
+    "DatabaseAdminSecret": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-1b2c3d",
+    "DatabaseAdminSecretKey": "arn:aws:kms:eu-central-1:123456789012:key/1a2b-3c4d",
+}
 
 
 @pytest.fixture
@@ -155,10 +168,14 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
         ({"Zones": "eu-central-1a"}, "Zones=eu-central-1a is not allowed"),
         ({"Zones": "eu-central-1a,eu-central-1a"}, "Zones=eu-central-1a,eu-"),
         ({"Zones": "eu-west-1a,eu-west-1b"}, "Zones=eu-west-1a,eu-west-1b is not allowed"),
-        ({"SubnetIds": "subnet-0123456789abcdef0"}, "SubnetIds=subnet-0123456789abcdef0 is not"),
-        ({"EndpointSecurityGroup": "default"}, "EndpointSecurityGroup=default is not allowed"),
-        ({"DatabaseAdminSecret": "admin"}, "DatabaseAdminSecret=admin is not allowed"),
-        ({"DatabaseAdminSecretKey": "alias/mine"}, "DatabaseAdminSecretKey=alias/mine is not"),
+        (VPC | {"SubnetIds": "subnet-0123456789abcdef0"}, "SubnetIds=subnet-0123456789abcdef0 is "),
+        (VPC | {"EndpointSecurityGroup": "default"}, "EndpointSecurityGroup=default is not allow"),
+        (DATABASE | {"DatabaseAdminSecret": "admin"}, "DatabaseAdminSecret=admin is not allowed"),
+        (DATABASE | {"DatabaseAdminSecretKey": "alias/mine"}, "DatabaseAdminSecretKey=alias/mine "),
+        (VPC | {"VpcId": ""}, "SubnetIds and EndpointSecurityGroup cannot be used without VpcId"),
+        ({"TaskEndpointSecurityGroup": "sg-0123abcd"}, "cannot be used without VpcId"),
+        ({"DatabaseIdentifier": "shop"}, "DatabaseIdentifier cannot be used without DatabaseHost"),
+        (DATABASE | {"DatabaseHost": ""}, "DatabaseAdminSecretKey cannot be used without Database"),
         ({"Authorization": "JWT"}, "Authorization=JWT needs JwtIssuer and JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "https://x"}, "needs JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "x", "JwtAudience": "y"}, "not an https:// address"),
@@ -167,7 +184,7 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
 def test_an_invalid_parameter_value_is_a_problem(values: dict[str, str], named: str) -> None:
     complete = parameters.effective({}, {})
     assert list(parameters.faults(complete, REGION)) == []
-    [fault] = parameters.faults(complete | values, REGION)
+    [fault] = parameters.faults(parameters.effective(values, {}), REGION)
     assert named in fault.what
     assert fault.remedy
 
@@ -179,20 +196,20 @@ def test_a_malformed_vpc_and_its_malformed_subnets_are_reported_together() -> No
 
 
 def test_well_formed_values_are_no_problem() -> None:
-    values = {
+    values = DATABASE | {
         "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
         "Zones": "eu-central-1a, eu-central-1c",
-        "VpcId": "vpc-0123abcd",
-        "SubnetIds": "subnet-0123abcd, subnet-0123456789abcdef0",
-        "EndpointSecurityGroup": "sg-0123abcd",
-        "DatabaseHost": "shop.abc.eu-central-1.rds.amazonaws.com",
-        "DatabaseIdentifier": "shop",
-        "DatabaseSecurityGroup": "sg-0123abcd",
-        "DatabaseAdminSecret": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-1b2c3d",
-        "DatabaseAdminSecretKey": "arn:aws:kms:eu-central-1:123456789012:key/1a2b-3c4d",
     }
     for region in (REGION, ""):  # without credentials the region is not known
         assert list(parameters.faults(parameters.effective(values, {}), region)) == []
+
+
+def test_spaces_in_lists_are_removed() -> None:
+    values = {"Zones": " eu-central-1a,  eu-central-1c ", "JwtAudience": "shop, admin"}
+    for chosen, stored in ((values, {}), ({}, values)):
+        trimmed = parameters.effective(chosen, stored)
+        assert trimmed["Zones"] == "eu-central-1a,eu-central-1c"
+        assert trimmed["JwtAudience"] == "shop,admin"
 
 
 def test_one_off_parameters_are_not_kept_for_the_next_deployment() -> None:
@@ -357,10 +374,34 @@ def test_your_own_database_is_checked(account: LambdaSettings) -> None:
     )
     made = client("secretsmanager").create_secret(Name="shop", SecretString="{}")
     given["DatabaseAdminSecret"] = made["ARN"]
+    [instance] = client("rds").describe_db_instances()["DBInstances"]
+    endpoint = instance["Endpoint"]["Address"]
+    said = report(*words(given))
+    assert "DatabaseHost=shop.example is not the endpoint of shop" in said
+    assert f"DatabaseHost={endpoint}" in said
+    given["DatabaseHost"] = endpoint.upper()
     # The connection budget would be calculated for a smaller class.
-    assert "shop is a db.m7g.large" in report(*words(given))
+    said = report(*words(given))
+    assert "shop is a db.m7g.large" in said
+    assert "endpoint" not in said
     plan = preflight.examine([*words(given), "InstanceClass=db.m7g.large"], "warm-engine")
     assert plan.budget.InstanceClass == "db.m7g.large"
+
+
+def test_a_key_or_topic_that_does_not_exist_is_a_problem(account: LambdaSettings) -> None:
+    key = f"arn:aws:kms:{REGION}:123456789012:key/1a2b3c4d-0000-0000-0000-000000000000"
+    topic = f"arn:aws:sns:{REGION}:123456789012:alarms"
+    database = {**DATABASE, **network(), "DatabaseAdminSecretKey": key}
+    said = report(*words(database), f"AlarmTopic={topic}")
+    assert f"there is no KMS key {key}" in said
+    assert "DatabaseAdminSecretKey=… of the key that encrypts" in said
+    assert f"there is no SNS topic {topic}" in said
+    assert "AlarmTopic=… of an existing topic" in said
+    database["DatabaseAdminSecretKey"] = client("kms").create_key()["KeyMetadata"]["Arn"]
+    client("sns").create_topic(Name="alarms")
+    said = report(*words(database), f"AlarmTopic={topic}")
+    assert "KMS" not in said
+    assert "SNS" not in said
 
 
 def test_a_change_that_would_delete_or_move_the_database_is_a_problem(
