@@ -1,8 +1,8 @@
-"""`make administer`: one statement as the database's administrator, or the migrations, on AWS.
+"""`make administer`: runs a statement as the database's administrator, or the migrations, on AWS.
 
 `python -m infra.aws.administer [SQL]` runs the task of migration.yaml inside the VPC and prints its
-output. `STACK` is the stack, by default warm-engine. CloudTrail records the statement, and the
-task's log keeps the rows for a day, so do not put a password into it.
+output. `STACK` is the stack, by default warm-engine. Do not put a password into the statement:
+CloudTrail records it. The task's log keeps the rows for a day.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from botocore.exceptions import ClientError
 from infra.aws import account, stacks
 from infra.aws.account import OperatorError, error_code
 
-#: Seconds between two polls of the task, and their maximum: the operator ends it with Ctrl-C.
-POLL, FOREVER = 6, 100_000
+#: Seconds between two polls of the task, and the number of polls: it is the operator who stops
+#: waiting, with Ctrl-C.
+POLL_SECONDS, POLLS = 6, 100_000
 #: Outputs of migration.yaml that the task needs.
 OUTPUTS = ("Cluster", "Task", "TaskLog", "SubnetIds", "SecurityGroup")
 
@@ -48,7 +49,7 @@ def administer(command: list[str], stack: str) -> int:
     print(f"task {arn}, in a minute or two …", file=sys.stderr, flush=True)
     cluster, tasks = outputs["Cluster"], [arn]
     ecs.get_waiter("tasks_stopped").wait(
-        cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL, "MaxAttempts": FOREVER}
+        cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": POLLS}
     )
     print_log(session, outputs["TaskLog"], f"task/administer/{arn.rpartition('/')[2]}")
     task = ecs.describe_tasks(cluster=cluster, tasks=tasks)["tasks"][0]
@@ -94,7 +95,7 @@ def print_log(session: boto3.Session, group: str, stream: str) -> None:
             for event in page["events"]:
                 print(event["message"])
     except client.exceptions.ResourceNotFoundException:
-        return  # no output
+        return  # the task has written nothing
 
 
 if __name__ == "__main__":

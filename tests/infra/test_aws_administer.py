@@ -38,7 +38,7 @@ class Aws:
     def xml(self, operation: str, stack: str) -> tuple[int, str]:
         if operation == "DescribeStackResource" and stack == "warm-engine" and self.has_migration:
             detail = "<PhysicalResourceId>inner</PhysicalResourceId>"
-            answer = f"<StackResourceDetail>{detail}</StackResourceDetail>"
+            result = f"<StackResourceDetail>{detail}</StackResourceDetail>"
         elif operation == "DescribeStacks" and stack in ("warm-engine", "inner"):
             members = "".join(
                 f"<member><OutputKey>{name}</OutputKey><OutputValue>{value}</OutputValue></member>"
@@ -46,12 +46,12 @@ class Aws:
             )
             status = "<StackStatus>CREATE_COMPLETE</StackStatus>"
             status += "<CreationTime>2026-01-01T00:00:00Z</CreationTime>"
-            answer = f"<Stacks><member>{status}<Outputs>{members}</Outputs></member></Stacks>"
+            result = f"<Stacks><member>{status}<Outputs>{members}</Outputs></member></Stacks>"
         else:
             message = f"Stack '{stack}' does not exist"
             error = f"<Error><Code>ValidationError</Code><Message>{message}</Message></Error>"
             return 400, f"<ErrorResponse>{error}</ErrorResponse>"
-        return 200, f"<R><{operation}Result>{answer}</{operation}Result></R>"
+        return 200, f"<R><{operation}Result>{result}</{operation}Result></R>"
 
     def answer(self, request: Request) -> Response:
         if target := request.headers.get("X-Amz-Target"):

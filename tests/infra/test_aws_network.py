@@ -136,18 +136,18 @@ def actions(statements: list[dict[str, Any]]) -> set[str]:
 
 
 def test_endpoint_policies_allow_what_the_roles_need() -> None:
-    may = {
+    allowed = {
         action
         for role in WITH_PGBOUNCER.of_type("AWS::IAM::Role").values()
         for policy in role.get("Policies", [])
         for action in actions(policy["PolicyDocument"]["Statement"])
     }
     # Used by the flow log service, from outside the VPC.
-    may -= {"logs:DescribeLogGroups", "logs:DescribeLogStreams"}
+    allowed -= {"logs:DescribeLogGroups", "logs:DescribeLogStreams"}
     for service, statements in allowed_by_endpoints().items():
         name = service.partition(".")[0]
         if name != "s3":
-            wanted = {action for action in may if action.startswith(f"{name}:")}
+            wanted = {action for action in allowed if action.startswith(f"{name}:")}
             assert actions(statements) == wanted, service
 
 
@@ -172,19 +172,19 @@ def test_the_flow_log_can_be_written_but_its_group_not_created_again() -> None:
 
 
 def test_every_component_has_its_own_security_group() -> None:
-    there, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
-    worn = {
-        "function": there["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "migration": there["Migration/Migrate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "rotation": there["Migration/Rotate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "balancer": there["Pooler/Balancer"]["Properties"]["SecurityGroups"],
-        "pooler": there["Pooler/Service"]["Properties"]["NetworkConfiguration"][
+    resources, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
+    groups = {
+        "function": resources["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "migration": resources["Migration/Migrate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "rotation": resources["Migration/Rotate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "balancer": resources["Pooler/Balancer"]["Properties"]["SecurityGroups"],
+        "pooler": resources["Pooler/Service"]["Properties"]["NetworkConfiguration"][
             "AwsvpcConfiguration"
         ]["SecurityGroups"],
         "proxy": proxy["Proxy/Proxy"]["Properties"]["VpcSecurityGroupIds"],
-        "database": there["Database/Instance"]["Properties"]["VPCSecurityGroups"],
+        "database": resources["Database/Instance"]["Properties"]["VPCSecurityGroups"],
     }
-    assert worn == {
+    assert groups == {
         "function": ["Security/Function"],
         "migration": ["Security/Migration"],
         "rotation": ["Security/Migration"],
