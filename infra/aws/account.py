@@ -1,4 +1,4 @@
-"""The AWS account and region of the scripts, and their error messages.
+"""The AWS account and region of the commands, and how they report errors.
 
 The region is resolved once for boto3, SAM and the AWS CLI. botocore provides the credentials.
 """
@@ -22,6 +22,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+from infra.aws.closed_pipe import stop_at_closed_pipe
+
 #: Error codes for expired or invalid credentials.
 _REJECTED = {
     "AuthFailure",
@@ -31,16 +33,22 @@ _REJECTED = {
     "SignatureDoesNotMatch",
     "UnrecognizedClientException",
 }
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+#: Error codes for a missing permission; the last is that of SNS.
+_DENIED = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "UnauthorizedOperation",
+    "AuthorizationError",
+}
 
 
 class OperatorError(Exception):
-    """A problem and how to solve it, for the operator."""
+    """A problem, and what the operator can do about it."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """The identity, account number and region that a script works with."""
+    """The identity, account number and region that a command works with."""
 
     session: boto3.Session
     region: str
@@ -49,14 +57,14 @@ class Account:
 
 
 def resolve_region() -> str:
-    """Return the region, and set it for all child processes.
+    """Return the region, and set it for all child processes. Raises OperatorError if there is none.
 
-    AWS_REGION takes precedence, as in the AWS CLI. botocore and SAM read only AWS_DEFAULT_REGION
-    and would otherwise use the profile's region.
+    AWS_REGION takes precedence, as in the AWS CLI. botocore and SAM read only AWS_DEFAULT_REGION,
+    and without it would use the profile's region.
     """
-    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    from_environment = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     session = boto3.Session()
-    region = named or session.region_name
+    region = from_environment or session.region_name
     if not region:
         raise OperatorError("no AWS region. Set one: export AWS_REGION=eu-central-1")
     if region not in session.get_available_regions("lambda"):
@@ -66,14 +74,14 @@ def resolve_region() -> str:
 
 
 def identify() -> Account:
-    """Return the account of the credentials. Raises OperatorError if there are none."""
+    """Return the account of the credentials. Raises OperatorError if they cannot be used."""
     try:
         region = resolve_region()
         session = boto3.Session(region_name=region)
-        who = session.client("sts").get_caller_identity()
+        caller = session.client("sts").get_caller_identity()
     except (BotoCoreError, ClientError) as error:
         raise OperatorError(explain(error)) from None
-    return Account(session, region, who["Account"], who["Arn"])
+    return Account(session, region, caller["Account"], caller["Arn"])
 
 
 def error_code(error: ClientError) -> str:
@@ -85,7 +93,7 @@ def is_denied(error: ClientError) -> bool:
 
 
 def explain(error: BotoCoreError | ClientError) -> str:
-    """Return the problem and its solution in one line."""
+    """Return the error, and what to do about it if that is known, in one line."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return (
             "no AWS credentials. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
@@ -105,9 +113,18 @@ def one_line(error: Exception) -> str:
 
 
 def command(name: str, work: Callable[[], int]) -> int:
-    """Run a script's `work`; print an expected error and return exit status 1."""
+    """Run the `work` of the command `name` and return its exit status.
+
+    An expected error is printed in one line, with exit status 1.
+    """
+    return stop_at_closed_pipe(lambda: _with_errors_in_one_line(name, work))
+
+
+def _with_errors_in_one_line(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
+    except BrokenPipeError:
+        raise  # an OSError, but of the output
     except OperatorError as error:
         reason = str(error)
     except (BotoCoreError, ClientError) as error:

@@ -1,8 +1,8 @@
-"""`make administer`: one statement as the database's administrator, or the migrations, on AWS.
+"""`make administer`: runs a statement as the database's administrator, or the migrations, on AWS.
 
 `python -m infra.aws.administer [SQL]` runs the task of migration.yaml inside the VPC and prints its
-output. `STACK` is the stack, by default warm-engine. CloudTrail records the statement, and the
-task's log keeps the rows for a day, so do not put a password into it.
+output. `STACK` is the stack, by default warm-engine. Do not put a password into the statement:
+CloudTrail records it. The task's log keeps the rows for a day.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import sys
 
 import boto3
+from botocore.exceptions import ClientError
 
 from infra.aws import account, stacks
-from infra.aws.account import OperatorError
+from infra.aws.account import OperatorError, error_code
 
-#: Seconds between two polls of the task, and their maximum: the operator ends it with Ctrl-C.
-POLL, FOREVER = 6, 100_000
+#: Seconds between two polls of the task, and the number of polls: it is the operator who stops
+#: waiting, with Ctrl-C.
+POLL_SECONDS, POLLS = 6, 100_000
+#: Outputs of migration.yaml that the task needs.
+OUTPUTS = ("Cluster", "Task", "TaskLog", "SubnetIds", "SecurityGroup")
 
 
 def main() -> int:
@@ -25,15 +29,15 @@ def main() -> int:
 def administer(command: list[str], stack: str) -> int:
     """Run the task with `command`, print its log and return its exit code."""
     session = boto3.Session(region_name=account.resolve_region())
-    place, ecs = migration_outputs(session, stack), session.client("ecs")
+    outputs, ecs = migration_outputs(session, stack), session.client("ecs")
     started = ecs.run_task(
-        cluster=place["Cluster"],
-        taskDefinition=place["Task"],
+        cluster=outputs["Cluster"],
+        taskDefinition=outputs["Task"],
         launchType="FARGATE",
         networkConfiguration={
             "awsvpcConfiguration": {
-                "subnets": place["SubnetIds"].split(","),
-                "securityGroups": [place["SecurityGroup"]],
+                "subnets": outputs["SubnetIds"].split(","),
+                "securityGroups": [outputs["SecurityGroup"]],
                 "assignPublicIp": "DISABLED",
             }
         },
@@ -43,11 +47,11 @@ def administer(command: list[str], stack: str) -> int:
         raise OperatorError(f"ECS started no task: {started['failures']}")
     arn = started["tasks"][0]["taskArn"]
     print(f"task {arn}, in a minute or two …", file=sys.stderr, flush=True)
-    cluster, tasks = place["Cluster"], [arn]
+    cluster, tasks = outputs["Cluster"], [arn]
     ecs.get_waiter("tasks_stopped").wait(
-        cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL, "MaxAttempts": FOREVER}
+        cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": POLLS}
     )
-    print_log(session, place["TaskLog"], f"task/administer/{arn.rpartition('/')[2]}")
+    print_log(session, outputs["TaskLog"], f"task/administer/{arn.rpartition('/')[2]}")
     task = ecs.describe_tasks(cluster=cluster, tasks=tasks)["tasks"][0]
     code = task["containers"][0].get("exitCode")
     if code is None:  # the container never ran
@@ -56,11 +60,29 @@ def administer(command: list[str], stack: str) -> int:
 
 
 def migration_outputs(session: boto3.Session, stack: str) -> dict[str, str]:
-    """Return the outputs of the nested stack of migration.yaml."""
-    found = stacks.client(session).describe_stack_resource(
-        StackName=stacks.get(session, stack).name, LogicalResourceId="Migration"
-    )
-    return stacks.get(session, found["StackResourceDetail"]["PhysicalResourceId"]).outputs
+    """Return the outputs of the nested stack of migration.yaml.
+
+    Raises OperatorError if they are incomplete: the stack was not created, or not to its end.
+    """
+    root = stacks.get(session, stack)
+    outputs: dict[str, str] = {}
+    try:
+        resource = stacks.client(session).describe_stack_resource(
+            StackName=root.name, LogicalResourceId="Migration"
+        )
+        identifier = resource["StackResourceDetail"].get("PhysicalResourceId", "")
+        nested = stacks.find(session, identifier) if identifier else None
+        outputs = nested.outputs if nested else {}
+    except ClientError as error:
+        if error_code(error) != "ValidationError":  # "Resource Migration does not exist …"
+            raise
+    missing = [name for name in OUTPUTS if name not in outputs]
+    if missing:
+        raise OperatorError(
+            f"the stack {stack} ({root.status}) has no task to run: its migration lacks the output "
+            f"{', '.join(missing)}. Run `make deploy STACK={stack}` first"
+        )
+    return outputs
 
 
 def print_log(session: boto3.Session, group: str, stream: str) -> None:
@@ -73,7 +95,7 @@ def print_log(session: boto3.Session, group: str, stream: str) -> None:
             for event in page["events"]:
                 print(event["message"])
     except client.exceptions.ResourceNotFoundException:
-        return  # no output
+        return  # the task has written nothing
 
 
 if __name__ == "__main__":

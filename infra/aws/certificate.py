@@ -1,7 +1,7 @@
-"""PgBouncer's certificate, signed by a CA whose key is then discarded.
+"""Creates PgBouncer's certificate, signed by a CA whose key is then discarded.
 
-AWS Private CA would cost more than the rest of the deployment, and a load balancer cannot terminate
-TLS for PgBouncer, because clients of Postgres negotiate it within the protocol.
+AWS Private CA would cost more than the rest of the deployment. A load balancer cannot terminate TLS
+for PgBouncer, because clients of Postgres negotiate it within their protocol.
 """
 
 import datetime
@@ -34,20 +34,20 @@ def make(host: str) -> dict[str, str]:
         .add_extension(authority, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    private = key.private_bytes(
+    private_key = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
     return {
         "certificate": certificate.public_bytes(serialization.Encoding.PEM).decode(),
-        "key": private.decode(),
+        "key": private_key.decode(),
         "ca": ca.public_bytes(serialization.Encoding.PEM).decode(),
     }
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(
@@ -66,8 +66,9 @@ def _builder(
     )
 
 
-def _usage(**wanted: bool) -> x509.KeyUsage:
-    none = dict.fromkeys(
+def _usage(**allowed: bool) -> x509.KeyUsage:
+    """Return a key usage that allows only what is named."""
+    nothing = dict.fromkeys(
         (
             "digital_signature",
             "content_commitment",
@@ -81,4 +82,4 @@ def _usage(**wanted: bool) -> x509.KeyUsage:
         ),
         False,
     )
-    return x509.KeyUsage(**{**none, **wanted})
+    return x509.KeyUsage(**{**nothing, **allowed})

@@ -2,8 +2,8 @@
 
 `python -m infra.aws.deploy [PARAMETER=VALUE …]` with the parameters of template.yaml. The steps are
 preflight, repositories, certificate, images, stack. The environment selects the account and region
-(AWS_PROFILE, AWS_REGION) and the stack (STACK, by default warm-engine). With PLAN, the name of a
-file, the changes are written there and nothing is deployed.
+(AWS_PROFILE, AWS_REGION) and the stack (STACK, by default warm-engine). If PLAN names a file, the
+changes are written to it and nothing is deployed.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ def main() -> int:
 
 
 def show(words: Sequence[str], stack: str, report: Path) -> int:
-    """Write what a deployment would change to `report`."""
-    found = preflight.examine(words, stack)
-    session = found.account.session
-    there = stacks.get(session, stack)
-    parameters = {**there.parameters, **found.parameters}
-    parameters["BudgetedConnections"] = connection_alarm_threshold(found.budget)
+    """Write what a deployment would change to `report`, and print it."""
+    checked = preflight.examine(words, stack)
+    session = checked.account.session
+    existing = stacks.get(session, stack)
+    parameters = {**existing.parameters, **checked.parameters}
+    parameters["BudgetedConnections"] = connection_alarm_threshold(checked.budget)
     parameters["Release"] = release(parameters)
-    text = plan.changes(session, there, parameters)
+    text = plan.changes(session, existing, parameters)
     report.write_text(text)
     print(text)
     return 0
 
 
 def deploy(words: Sequence[str], stack: str) -> int:
-    found = preflight.examine(words, stack)
-    session, region = found.account.session, found.account.region
-    print(f"account {found.account.number}, {region}, as {found.account.arn}, stack {stack}")
-    for note in found.notes:
+    checked = preflight.examine(words, stack)
+    session, region = checked.account.session, checked.account.region
+    print(f"account {checked.account.number}, {region}, as {checked.account.arn}, stack {stack}")
+    for note in checked.notes:
         print(f"note: {note}", flush=True)
 
     registry, prefix = stacks.registry_of(stack), stacks.prefix_of(stack)
     programs.sam("registry", registry, region, Prefix=prefix)
     repositories = repositories_of(session, registry)
-    parameters = {"DeletionProtection": "true", **found.parameters, "Prefix": prefix}
-    parameters["BudgetedConnections"] = connection_alarm_threshold(found.budget)
+    parameters = {"DeletionProtection": "true", **checked.parameters, "Prefix": prefix}
+    parameters["BudgetedConnections"] = connection_alarm_threshold(checked.budget)
     parameters["S3PrefixList"] = s3_prefix_list(session)
     parameters["PoolerTlsSecret"] = trust.prepare(session, stack)
     for name in images.IMAGES:
@@ -71,7 +71,7 @@ def deploy(words: Sequence[str], stack: str) -> int:
         parameters[f"{name.capitalize()}Image"] = image
     parameters["Release"] = release(parameters)
     parameters["SecretVersions"] = secret_versions(session, stack)
-    if found.is_new:
+    if checked.is_new:
         # A failed creation can only be rolled back if its resources are not protected.
         unprotected = {**parameters, "DeletionProtection": "false"}
         programs.sam("template", stack, region, repositories["Function"], **unprotected)
@@ -82,7 +82,7 @@ def deploy(words: Sequence[str], stack: str) -> int:
 
 
 def repositories_of(session: boto3.Session, registry: str) -> dict[str, str]:
-    """Return the outputs of the registry's stack: the repository of each image."""
+    """Return the repository of each image, which are the outputs of the registry's stack."""
     outputs = stacks.get(session, registry).outputs
     missing = [name for name in map(str.capitalize, images.IMAGES) if name not in outputs]
     if missing:
@@ -99,28 +99,28 @@ def connection_alarm_threshold(sized: budget.Budget) -> str:
 
 
 def release(parameters: dict[str, str]) -> str:
-    """Return a digest of parameters and templates: a new value publishes a new version."""
-    ours = {k: v for k, v in parameters.items() if k not in ("Release", "SecretVersions")}
-    digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode())
+    """Return a digest of parameters and templates. A new value publishes a new version."""
+    inputs = {k: v for k, v in parameters.items() if k not in ("Release", "SecretVersions")}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for path in sorted(template_file.FOLDER.glob("*.yaml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def secret_versions(session: boto3.Session, stack: str) -> str:
-    """Return the current versions of the secrets that a migration sets in Postgres.
+    """Return the current versions of the secrets whose passwords a migration sets in Postgres.
 
-    It is `none` for a secret that was never changed. The first deployment creates the secret and
-    cannot know its version; a version passed by the second one would run the migration and
-    replace every PgBouncer, although nothing changed.
+    The version is `none` for a secret that was never changed. The first deployment creates the
+    secret and cannot know its version. If the second one passed it, that would run the migration
+    and replace every PgBouncer, although nothing changed.
     """
-    found, client = stacks.find(session, stack), session.client("secretsmanager")
+    existing, client = stacks.find(session, stack), session.client("secretsmanager")
     versions = []
     for name in ("OwnerSecret", "LookupSecret"):
         stages: dict[str, list[str]] = {}
-        if found and name in found.outputs:  # otherwise this deployment creates it
-            described = client.describe_secret(SecretId=found.outputs[name])
-            stages = described["VersionIdsToStages"]
+        if existing and name in existing.outputs:  # otherwise this deployment creates it
+            secret = client.describe_secret(SecretId=existing.outputs[name])
+            stages = secret["VersionIdsToStages"]
         current = [version for version, labels in stages.items() if "AWSCURRENT" in labels]
         was_changed = any("AWSPREVIOUS" in labels for labels in stages.values())
         versions += current if was_changed else ["none"]
@@ -128,13 +128,14 @@ def secret_versions(session: boto3.Session, stack: str) -> str:
 
 
 def s3_prefix_list(session: boto3.Session) -> str:
+    """Return the identifier of the region's prefix list for S3."""
     name = f"com.amazonaws.{session.region_name}.s3"
-    found = session.client("ec2").describe_managed_prefix_lists(
+    lists = session.client("ec2").describe_managed_prefix_lists(
         Filters=[{"Name": "prefix-list-name", "Values": [name]}]
     )["PrefixLists"]
-    if not found:
+    if not lists:
         raise account.OperatorError(f"this region has no prefix list {name}")
-    return str(found[0]["PrefixListId"])
+    return str(lists[0]["PrefixListId"])
 
 
 if __name__ == "__main__":

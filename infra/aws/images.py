@@ -9,7 +9,7 @@ import boto3
 
 from infra.aws import programs, trust
 
-#: Image → arguments of its build.
+#: Image → the arguments of `docker buildx build` for it.
 IMAGES = {
     "function": ["--file", "handler/Dockerfile", "."],
     "migrate": ["--file", "infra/database/Dockerfile", "."],
@@ -22,32 +22,36 @@ BUILDER = ("docker", "context", "inspect", "--format", "{{.Name}}")
 
 
 def push(session: boto3.Session, name: str, repository: str, architecture: str, stack: str) -> str:
-    """Build an image, push it if it is missing, and return its name with digest."""
-    # Without an attestation, which would make a manifest list: Lambda does not accept one.
+    """Build an image, push it if the repository lacks it, and return its name with digest."""
+    # With an attestation the image would be a manifest list, which Lambda does not accept.
     build = ["docker", "buildx", "build", "--quiet", "--provenance=false", "--load"]
-    # Docker's own builder: any other would look for the base image in a registry.
+    # Any other builder than Docker's own would look for the base image in a registry.
     builder = programs.run(*BUILDER, quiet=True).strip()
     build += ["--builder", builder, "--platform", PLATFORMS[architecture]]
     print(f"image {name} …", flush=True)
-    # Two deployments from one checkout may run at the same time.
+    # In the tag, because two deployments from one checkout may run at the same time.
     local = f"warm-engine/{name}:{stack}-{session.region_name}"
     programs.run(*build, "--tag", local, *IMAGES[name])
-    arguments = [f"{name.upper()}={local}", f"TRUST={trust.folder(session, stack)}"]
-    given = [word for each in arguments for word in ("--build-arg", each)]
-    output = programs.run(*build, "--target", name, *given, "infra/aws", quiet=True)
-    identity = output.strip()
-    tag = identity.removeprefix("sha256:")[:32]
+    output = programs.run(
+        *(*build, "--target", name),
+        *("--build-arg", f"{name.upper()}={local}"),
+        *("--build-arg", f"TRUST={trust.folder(session, stack)}"),
+        "infra/aws",
+        quiet=True,
+    )
+    image_id = output.strip()
+    tag = image_id.removeprefix("sha256:")[:32]
     ecr = session.client("ecr")
     host, _, path = repository.partition("/")
-    wanted: Any = {"repositoryName": path, "imageIds": [{"imageTag": tag}]}
+    image: Any = {"repositoryName": path, "imageIds": [{"imageTag": tag}]}
     try:
-        ecr.describe_images(**wanted)
+        ecr.describe_images(**image)
     except ecr.exceptions.ImageNotFoundException:
         token = ecr.get_authorization_token()["authorizationData"][0]["authorizationToken"]
         user, _, password = base64.b64decode(token).decode().partition(":")
         login = ("docker", "login", "--username", user, "--password-stdin", host)
         programs.run(*login, stdin=password)
-        programs.run("docker", "tag", identity, f"{repository}:{tag}")
+        programs.run("docker", "tag", image_id, f"{repository}:{tag}")
         programs.run("docker", "push", "--quiet", f"{repository}:{tag}")
-    digest = ecr.describe_images(**wanted)["imageDetails"][0]["imageDigest"]
+    digest = ecr.describe_images(**image)["imageDetails"][0]["imageDigest"]
     return f"{repository}@{digest}"

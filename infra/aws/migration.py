@@ -1,8 +1,8 @@
-"""Prepares the database before a new version: roles, the pooler's lookup, migrations.
+"""Prepares the database before a new version starts: roles, the pooler's lookup, migrations.
 
 `handler` is the Lambda function of a CloudFormation custom resource. `main` runs in a Fargate task,
 for migrations that take longer than Lambda allows: `python -m infra.aws.migration [SQL]`. Both can
-be repeated. `infra.database` defines roles and tables, `rotation` changes passwords.
+be repeated. `infra.database` defines roles and tables, and `rotation` changes passwords.
 """
 
 import asyncio
@@ -26,27 +26,30 @@ from infra.database.check import differences
 log = logging.getLogger(__name__)
 
 
-def secret(arn: str, **which: str) -> dict[str, str]:
-    """Return the fields of a secret: `username` and `password`."""
-    value = boto3.client("secretsmanager").get_secret_value(SecretId=arn, **which)
-    fields: dict[str, str] = json.loads(value["SecretString"])
+def secret(arn: str, **version: str) -> dict[str, str]:
+    """Return the fields of a secret: `username` and `password`. `version` is as in boto3."""
+    response = boto3.client("secretsmanager").get_secret_value(SecretId=arn, **version)
+    fields: dict[str, str] = json.loads(response["SecretString"])
     return fields
 
 
 def settings(user: str = roles.OWNER, password: str = "") -> Settings:
-    """Return the settings of the environment for `user`; on Lambda a password must be given."""
+    """Return the settings of the environment for `user`.
+
+    `password` is passed on even if it is empty, because settings on Lambda must have one.
+    """
     return load_settings(user=user, password=password)
 
 
 def arguments(user: str, password: str) -> dict[str, Any]:
     """Return asyncpg's arguments for `user`, without the name of a database."""
-    given = settings()
+    server = settings()
     tls: ssl.SSLContext | bool = False
-    if given.effective_sslmode != "disable":
-        tls = ssl.create_default_context(cafile=given.sslrootcert)
+    if server.effective_sslmode != "disable":
+        tls = ssl.create_default_context(cafile=server.sslrootcert)
     return {
-        "host": given.host,
-        "port": given.port,
+        "host": server.host,
+        "port": server.port,
         "user": user,
         "password": password,
         "ssl": tls,
@@ -74,9 +77,9 @@ async def migrate() -> None:
 
 
 def handler(event: dict[str, Any], context: Any) -> Any:
-    """Migrate for Create and Update; do nothing for Delete.
+    """Migrate for the request types Create and Update, and do nothing for Delete.
 
-    Invoke it with `{"RequestType": "Check"}` to get the differences of the roles.
+    `{"RequestType": "Check"}` returns how the roles differ from their definition.
     """
     if event["RequestType"] == "Check":
         return {"differences": asyncio.run(check())}
@@ -86,16 +89,16 @@ def handler(event: dict[str, Any], context: Any) -> Any:
             asyncio.run(migrate())
     except Exception as error:
         log.exception("the migration failed")
-        # The error's text, which may contain a row, must not be visible in the stack's events.
+        # The stack's events must not show the error's text, which may contain a row.
         reason = f"{type(error).__name__}: see the function's log"
-    answer = {
+    response = {
         "Status": "FAILED" if reason else "SUCCESS",
         "Reason": reason,
         "PhysicalResourceId": event.get("PhysicalResourceId", "migration"),
         **{key: event[key] for key in ("StackId", "RequestId", "LogicalResourceId")},
     }
     request = urllib.request.Request(  # noqa: S310  # an https address, by CloudFormation
-        event["ResponseURL"], json.dumps(answer).encode(), {"Content-Type": ""}, method="PUT"
+        event["ResponseURL"], json.dumps(response).encode(), {"Content-Type": ""}, method="PUT"
     )
     # Without a response CloudFormation waits until the resource's ServiceTimeout.
     urllib.request.urlopen(request, timeout=30).close()  # noqa: S310  # as above
@@ -103,14 +106,13 @@ def handler(event: dict[str, Any], context: Any) -> Any:
 
 
 async def run(statement: str) -> None:
-    """Run one statement as the administrator without a transaction; print its rows as CSV."""
+    """Run one statement as the administrator, outside a transaction, and print its rows as CSV."""
     connection = await asyncpg.connect(**administrator(), database=settings().name)
     try:
         prepared = await connection.prepare(statement)
         rows = await prepared.fetch()
-        lines = csv.writer(sys.stdout)
-        if names := [attribute.name for attribute in prepared.get_attributes()]:
-            lines.writerows([names, *rows])
+        if columns := [attribute.name for attribute in prepared.get_attributes()]:
+            csv.writer(sys.stdout).writerows([columns, *rows])
         print(prepared.get_statusmsg())
     finally:
         await connection.close()

@@ -18,7 +18,7 @@ SERVICES = {
 
 
 def nodes() -> Iterator[str]:
-    """Yield a node for each security group."""
+    """Yield a node for each security group, labelled with the start of its description."""
     network = template_file.read("network")["Resources"]
     groups = {
         **template_file.read("security")["Resources"],
@@ -28,37 +28,38 @@ def nodes() -> Iterator[str]:
     }
     for name, resource in groups.items():
         if resource["Type"] == "AWS::EC2::SecurityGroup":
-            words = resource["Properties"]["GroupDescription"].partition(";")[0]
-            yield f'  {name}["{words}"]'
+            label = resource["Properties"]["GroupDescription"].partition(";")[0]
+            yield f'  {name}["{label}"]'
 
 
-def group(reference: Any) -> str:
-    """Return the name in `!Ref Pooler`, or that of the database the templates create."""
+def group_name(reference: Any) -> str:
+    """Return the name in a `!Ref`; of an `!If`, the one for a database that the stack creates."""
     name: str = reference["Fn::If"][1]["Ref"] if "Fn::If" in reference else reference["Ref"]
     return name
 
 
 def connections() -> Iterator[str]:
-    """Yield an arrow for each ingress rule; dotted: only with RDS Proxy."""
+    """Yield an arrow for each ingress rule, dotted if the rule exists only with RDS Proxy."""
     for resource in template_file.read("security")["Resources"].values():
         if resource["Type"] == "AWS::EC2::SecurityGroupIngress":
             rule = resource["Properties"]
             arrow = "-.->" if resource.get("Condition") == "UsesProxy" else "-->"
-            source, target = group(rule["SourceSecurityGroupId"]), group(rule["GroupId"])
+            source = group_name(rule["SourceSecurityGroupId"])
+            target = group_name(rule["GroupId"])
             yield f"  {source} {arrow}|{rule['FromPort']}| {target}"
 
 
 def calls() -> Iterator[tuple[str, str]]:
     """Yield each AWS service with the security group of the function that it calls."""
-    for template, where in (("function", "Function"), ("migration", "Migration")):
+    for template, group in (("function", "Function"), ("migration", "Migration")):
         for resource in template_file.read(template)["Resources"].values():
             properties = resource.get("Properties", {})
             if resource["Type"] == "AWS::Lambda::Permission":
-                yield properties["Principal"].partition(".")[0], where
+                yield properties["Principal"].partition(".")[0], group
             elif resource["Type"].startswith("Custom::"):
-                yield "cloudformation", where
+                yield "cloudformation", group
             for event in properties.get("Events", {}).values():
-                yield {"Schedule": "events"}[event["Type"]], where
+                yield {"Schedule": "events"}[event["Type"]], group
 
 
 def picture() -> str:
@@ -68,9 +69,9 @@ def picture() -> str:
         [
             "flowchart LR",
             f'  Caller(["Caller"]) -->|{" or ".join(callers)}| Api',
-            *(f'  {name}["{words}"]' for name, words in SERVICES.values()),
+            *(f'  {name}["{label}"]' for name, label in SERVICES.values()),
             *nodes(),
-            *(f"  {SERVICES[service][0]} --> {where}" for service, where in called),
+            *(f"  {SERVICES[service][0]} --> {group}" for service, group in called),
             *connections(),
             "",
         ]

@@ -1,7 +1,7 @@
-"""The changes of a deployment, from a CloudFormation change set that is never executed.
+"""Lists what a deployment would change, from a CloudFormation change set that is never executed.
 
-It uses the images of the stack, because a pull request may not push images, so a change of only the
-handler's code shows no changes.
+The change set has the images that the stack has, because a pull request may not push images. So a
+change of only the handler's code shows no changes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from botocore.exceptions import ClientError, WaiterError
 from infra.aws import programs, stacks, template_file
 from infra.aws.account import OperatorError
 
-#: CloudFormation's messages if nothing would change.
+#: What CloudFormation's reason contains if nothing would change.
 _NOTHING = ("didn't contain changes", "No updates are to be performed")
 
 
 def s3_prefix(stack: str) -> str:
-    """Return a prefix other than the deployment's, where a plan may not write."""
+    """Return a prefix other than the deployment's, to which a plan may not write."""
     return f"{stack}-plan"
 
 
@@ -35,24 +35,25 @@ def changes(session: boto3.Session, stack: stacks.Stack, parameters: dict[str, s
         programs.package("template", s3_prefix(stack.name), str(session.region_name), packaged)
         body = packaged.read_text()
     declared = template_file.read("template")["Parameters"]
-    told = [
+    values = [
         {"ParameterKey": key, "ParameterValue": value}
         for key, value in parameters.items()
         if key in declared
     ]
     client: Any = stacks.client(session)
     try:
-        return _table(stack.name, _planned(client, stack.name, body, told, nested=True))
+        return _table(stack.name, _planned(client, stack.name, body, values, nested=True))
     except OperatorError as error:
-        # Values known only during a deployment make a nested change set fail, although the
-        # deployment would succeed: aws-cloudformation/cfn-language-discussion#152.
-        rows = _planned(client, stack.name, body, told, nested=False)
+        # Values that are known only during a deployment make a nested change set fail, although
+        # the deployment would succeed: aws-cloudformation/cfn-language-discussion#152.
+        rows = _planned(client, stack.name, body, values, nested=False)
         return f"{_table(stack.name, rows)}\nWithout the stacks within it: {error}\n"
 
 
 def _planned(
     client: Any, stack: str, body: str, parameters: list[dict[str, str]], *, nested: bool
 ) -> list[tuple[str, ...]]:
+    """Create a change set, return its rows as `_rows` does, and delete it."""
     name = f"plan-{uuid.uuid4().hex}"
     client.create_change_set(
         StackName=stack,
@@ -68,45 +69,45 @@ def _planned(
         return sorted(set(_rows(client, stack, name)))
     except WaiterError:
         reason = _reason(client.describe_change_set(StackName=stack, ChangeSetName=name), client)
-        if any(words in reason for words in _NOTHING):
+        if any(message in reason for message in _NOTHING):
             return []
         raise OperatorError(f"CloudFormation cannot plan that: {reason}") from None
     finally:
-        _forget(client, stack, name)
+        _delete(client, stack, name)
 
 
 def _reason(change_set: dict[str, Any], client: Any) -> str:
-    """Return why it failed; for a nested change set, of that (aws/aws-sam-cli#2406)."""
+    """Return why a change set failed, or its nested one if that is why (aws/aws-sam-cli#2406)."""
     reason = str(change_set.get("StatusReason", "no reason given"))
-    if inner := re.search(r"arn:\S+:changeSet/[\w/-]+", reason):
-        return _reason(client.describe_change_set(ChangeSetName=inner[0]), client)
+    if nested := re.search(r"arn:\S+:changeSet/[\w/-]+", reason):
+        return _reason(client.describe_change_set(ChangeSetName=nested[0]), client)
     return reason
 
 
-def _forget(client: Any, stack: str, name: str) -> None:
+def _delete(client: Any, stack: str, name: str) -> None:
     try:
         client.delete_change_set(StackName=stack, ChangeSetName=name)
     except ClientError as error:
         print(f"the change set {name} was not deleted: {error}")
 
 
-def _rows(client: Any, stack: str, name: str, place: str = "") -> Iterator[tuple[str, ...]]:
-    """Yield path, type, action and replacement of each change."""
+def _rows(client: Any, stack: str, name: str, parent: str = "") -> Iterator[tuple[str, ...]]:
+    """Yield path, type, action and replacement of each change; `parent` is the path of `stack`."""
     token: dict[str, str] = {}
     while True:
-        found = client.describe_change_set(StackName=stack, ChangeSetName=name, **token)
-        for each in found.get("Changes", []):
-            change = each["ResourceChange"]
-            here = place + change["LogicalResourceId"]
-            if inner := change.get("ChangeSetId"):
+        page = client.describe_change_set(StackName=stack, ChangeSetName=name, **token)
+        for entry in page.get("Changes", []):
+            change = entry["ResourceChange"]
+            path = parent + change["LogicalResourceId"]
+            if nested := change.get("ChangeSetId"):
                 identifier = change.get("PhysicalResourceId") or stack
-                yield from _rows(client, identifier, inner, f"{here}/")
+                yield from _rows(client, identifier, nested, f"{path}/")
             else:
-                replaced = change.get("Replacement", "")
-                yield here, change["ResourceType"], change["Action"], replaced
-        if "NextToken" not in found:
+                replacement = change.get("Replacement", "")
+                yield path, change["ResourceType"], change["Action"], replacement
+        if "NextToken" not in page:
             return
-        token = {"NextToken": found["NextToken"]}
+        token = {"NextToken": page["NextToken"]}
 
 
 def _table(stack: str, rows: list[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""Runs Docker and SAM."""
+"""Runs Docker and SAM as child processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ ROOT = template_file.FOLDER.parents[1]
 
 
 def run(*command: str, stdin: str | None = None, quiet: bool = False) -> str:
-    """Run a program in the checkout. Print its output or, if `quiet`, return it."""
+    """Run a program in the checkout. Print its output or, if `quiet`, return it.
+
+    Raises OperatorError if it fails or is not installed.
+    """
     try:
         done = subprocess.run(
             command,
@@ -42,7 +45,7 @@ def _sam() -> str:
 
 
 def package(template: str, prefix: str, region: str, output: Path) -> None:
-    """Upload nested templates and write a template that refers to them to `output`."""
+    """Upload the nested templates, and write a template that refers to them to `output`."""
     run(
         *(_sam(), "package", "--template-file", str(template_file.FOLDER / f"{template}.yaml")),
         *("--resolve-s3", "--s3-prefix", prefix, "--region", region),
@@ -52,10 +55,10 @@ def package(template: str, prefix: str, region: str, output: Path) -> None:
 
 
 def sam(template: str, stack: str, region: str, repository: str = "", **parameters: str) -> None:
-    """Create or update a stack, and wait for it."""
+    """Create or update a stack, and wait until that has finished."""
     with tempfile.TemporaryDirectory() as folder:
-        # In a file, because on the command line SAM rejects empty values and splits values at
-        # spaces. JSON is valid YAML, but SAM does not accept the extension .json.
+        # In a file: on the command line SAM rejects empty values and splits values at spaces. JSON
+        # is valid YAML, but SAM does not accept the extension .json.
         file = Path(folder) / "parameters.yaml"
         file.write_text(json.dumps(parameters))
         run(
@@ -66,7 +69,7 @@ def sam(template: str, stack: str, region: str, repository: str = "", **paramete
             *("--resolve-s3", "--s3-prefix", stack),
             *("--no-confirm-changeset", "--no-fail-on-empty-changeset"),
             *("--capabilities", "CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"),
-            # A role for CloudFormation, if the deployer may not create resources.
+            # CloudFormation's own role, if the deployer may not create resources.
             *(("--role-arn", role) if (role := os.environ.get("CLOUDFORMATION_ROLE")) else ()),
             *(("--image-repository", repository) if repository else ()),
             *(("--parameter-overrides", f"file://{file}") if parameters else ()),

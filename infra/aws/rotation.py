@@ -1,8 +1,8 @@
-"""Rotates the password of the application or the owner: the function that Secrets Manager calls.
+"""The function that Secrets Manager calls to rotate the password of the application or the owner.
 
 `roles.set_password` changes the password in Postgres and in PgBouncer's lookup in one transaction.
-PgBouncer does not know a password that is changed in another way (ALTER ROLE, RDS's own rotation),
-because on RDS nobody may read `pg_authid`.
+PgBouncer would not learn of a password that is changed in another way (ALTER ROLE, RDS's own
+rotation), because on RDS no role may read `pg_authid`.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ def handler(event: dict[str, str], context: Any) -> None:
         create_secret(arn, token)
     elif step == "finishSecret":
         finish_secret(arn, token, versions)
-    # finishSecret also changes the password, so that only a few milliseconds are between that and
-    # the new label. setSecret and testSecret do nothing.
+    # setSecret and testSecret do nothing: finishSecret changes the password itself, so that only a
+    # few milliseconds pass between the change and the new label.
 
 
 def create_secret(arn: str, token: str) -> None:
     client = boto3.client("secretsmanager")
     with contextlib.suppress(client.exceptions.ResourceNotFoundException):
         secret(arn, VersionId=token, VersionStage="AWSPENDING")
-        return  # created by an earlier attempt, and possibly in use
-    password = client.get_random_password(PasswordLength=40, ExcludeCharacters='"')
-    pending = {**secret(arn), "password": password["RandomPassword"]}
+        return  # an earlier attempt created it, and may have set it in Postgres
+    response = client.get_random_password(PasswordLength=40, ExcludeCharacters='"')
+    pending = {**secret(arn), "password": response["RandomPassword"]}
     client.put_secret_value(
         SecretId=arn,
         ClientRequestToken=token,
@@ -49,21 +49,22 @@ def create_secret(arn: str, token: str) -> None:
 
 
 def finish_secret(arn: str, token: str, versions: dict[str, list[str]]) -> None:
-    new = secret(arn, VersionId=token, VersionStage="AWSPENDING")
+    pending = secret(arn, VersionId=token, VersionStage="AWSPENDING")
     current = next(version for version, stages in versions.items() if "AWSCURRENT" in stages)
-    asyncio.run(change_password(new["username"], new["password"]))
+    asyncio.run(change_password(pending["username"], pending["password"]))
     boto3.client("secretsmanager").update_secret_version_stage(
         SecretId=arn,
         VersionStage="AWSCURRENT",
         MoveToVersionId=token,
         RemoveFromVersionId=current,
     )
-    log.info("the password of %s was changed", new["username"])
+    log.info("the password of %s was changed", pending["username"])
 
 
 async def change_password(role: str, password: str) -> None:
+    """Change the password of `role` in Postgres, and check that it is accepted."""
     if role not in (roles.APP, roles.OWNER):
-        # Otherwise anyone who may change the secret could change any role's password.
+        # Otherwise whoever may change the secret could change any role's password.
         raise ValueError(f"the secret's username is neither {roles.APP} nor {roles.OWNER}")
     connection = await asyncpg.connect(**administrator(), database=settings().name)
     try:

@@ -23,7 +23,7 @@ SAM_STACK = "aws-sam-cli-managed-default"
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack."""
+    """The state of a CloudFormation stack. `updated` is when it was last created or updated."""
 
     name: str
     status: str
@@ -66,47 +66,48 @@ def registry_of(stack: str) -> str:
 
 
 def prefix_of(stack: str) -> str:
-    """Return the prefix of resource names: of repositories, a hosted zone, an RDS Proxy."""
+    """Return the prefix of the names of repositories, the hosted zone and RDS Proxy."""
     return stack.lower()
 
 
 def find(session: boto3.Session, name: str, *, empty: bool = False) -> Stack | None:
-    """Return the stack with that name, with `empty` also one without any resources."""
+    """Return a stack by its name or ARN, or None; with `empty` also one without resources."""
     try:
-        found = client(session).describe_stacks(StackName=name)["Stacks"][0]
+        [stack] = client(session).describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
         if error_code(error) == "ValidationError":  # "Stack with id … does not exist"
             return None
         raise
-    status = found["StackStatus"]
+    status = stack["StackStatus"]
     if status == "DELETE_COMPLETE" or (status == "REVIEW_IN_PROGRESS" and not empty):
         return None
     return Stack(
         name,
         status,
-        {each["ParameterKey"]: each["ParameterValue"] for each in found.get("Parameters", [])},
-        {each["OutputKey"]: each["OutputValue"] for each in found.get("Outputs", [])},
-        found.get("LastUpdatedTime", found["CreationTime"]),
+        {entry["ParameterKey"]: entry["ParameterValue"] for entry in stack.get("Parameters", [])},
+        {entry["OutputKey"]: entry["OutputValue"] for entry in stack.get("Outputs", [])},
+        stack.get("LastUpdatedTime", stack["CreationTime"]),
     )
 
 
 def get(session: boto3.Session, name: str) -> Stack:
-    """Return the stack with that name. Raises OperatorError if there is none."""
-    if (found := find(session, name)) is None:
-        where = session.region_name
-        raise OperatorError(f"there is no stack {name} in {where}. Set STACK=… or AWS_REGION=…")
-    return found
+    """Return a stack by its name or ARN. Raises OperatorError if there is none."""
+    stack = find(session, name)
+    if stack is None:
+        region = session.region_name
+        raise OperatorError(f"there is no stack {name} in {region}. Set STACK=… or AWS_REGION=…")
+    return stack
 
 
-def resources(session: boto3.Session, name: str, place: str = "") -> Iterator[Resource]:
-    """Yield all existing resources, also of nested stacks."""
-    pages = client(session).get_paginator("list_stack_resources")
-    for page in pages.paginate(StackName=name):
-        for each in page["StackResourceSummaries"]:
-            identifier = each.get("PhysicalResourceId", "")
-            if not identifier or each["ResourceStatus"] == "DELETE_COMPLETE":
+def resources(session: boto3.Session, name: str, parent: str = "") -> Iterator[Resource]:
+    """Yield all existing resources, those of nested stacks too; `parent` is the path of `name`."""
+    paginator = client(session).get_paginator("list_stack_resources")
+    for page in paginator.paginate(StackName=name):
+        for summary in page["StackResourceSummaries"]:
+            identifier, kind = summary.get("PhysicalResourceId", ""), summary["ResourceType"]
+            if not identifier or summary["ResourceStatus"] == "DELETE_COMPLETE":
                 continue
-            here = place + each["LogicalResourceId"]
-            yield Resource(here, each["ResourceType"], identifier)
-            if each["ResourceType"] == "AWS::CloudFormation::Stack":
-                yield from resources(session, identifier, f"{here}/")
+            path = parent + summary["LogicalResourceId"]
+            yield Resource(path, kind, identifier)
+            if kind == "AWS::CloudFormation::Stack":
+                yield from resources(session, identifier, f"{path}/")

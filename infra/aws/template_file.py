@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader for CloudFormation's tags."""
+    """A YAML loader that knows CloudFormation's tags."""
 
 
 def _intrinsic(loader: _Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
@@ -31,7 +31,7 @@ _Loader.add_multi_constructor("!", _intrinsic)
 
 @cache
 def read(name: str) -> dict[str, Any]:
-    """Return the template `infra/aws/<name>.yaml`. It is cached: do not change it."""
+    """Return the template `infra/aws/<name>.yaml`. It is cached, so do not modify it."""
     text = (FOLDER / f"{name}.yaml").read_text()
     template: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader with tags
     return template

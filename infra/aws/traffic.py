@@ -1,7 +1,7 @@
-"""Tests a new version before CodeDeploy sends it traffic: a hook.
+"""The hook that tests a new version before CodeDeploy sends it traffic.
 
-With the status `Failed` all traffic stays on the old version. Later the alarms of function.yaml
-decide. CodeDeploy does not call it for the first deployment, which has no old version.
+If it reports `Failed`, all traffic stays on the old version. After that the alarms of function.yaml
+decide. CodeDeploy does not call the hook for the first deployment, which has no old version.
 """
 
 import json
@@ -15,10 +15,11 @@ from botocore.config import Config
 
 log = logging.getLogger(__name__)
 
-#: The database through the pooler, and a read with the application's privileges.
+#: Path and query string of a request that checks the connection through the pooler, and of one that
+#: reads with the application's privileges.
 REQUESTS = (("/ready", ""), ("/orders", "limit=1"))
-#: Seconds to wait for a response, enough for a cold start; CodeDeploy waits for an hour.
-PATIENCE = 30
+#: Seconds to wait for a response: enough for a cold start. CodeDeploy waits for an hour.
+READ_TIMEOUT = 30
 
 
 def handler(event: dict[str, str], context: Any) -> None:
@@ -33,19 +34,19 @@ def handler(event: dict[str, str], context: Any) -> None:
 
 
 def failures(version: str) -> Iterator[str]:
-    """Send REQUESTS to `version` and yield each failure as a line."""
-    config = Config(read_timeout=PATIENCE, retries={"total_max_attempts": 1})
+    """Send REQUESTS to `version` and yield one line for each failure."""
+    config = Config(read_timeout=READ_TIMEOUT, retries={"total_max_attempts": 1})
     client = boto3.client("lambda", config=config)
     for path, query in REQUESTS:
         try:
-            answer = client.invoke(
+            response = client.invoke(
                 FunctionName=version, Payload=json.dumps(request(path, query)).encode()
             )
-            payload = json.load(answer["Payload"])
+            payload = json.load(response["Payload"])
         except Exception as error:  # report it: without a status CodeDeploy waits for an hour
             yield f"GET {path}: {type(error).__name__}: {error}"
             continue
-        if "FunctionError" in answer:
+        if "FunctionError" in response:
             yield f"GET {path}: {payload.get('errorType')}, see the function's log"
         elif payload.get("statusCode") != 200:
             yield f"GET {path}: {payload.get('statusCode')} {payload.get('body')}"

@@ -1,7 +1,7 @@
-"""The CAs that verify the servers: PgBouncer's own, and Amazon's for RDS and RDS Proxy.
+"""The CAs by which servers are verified: PgBouncer's own, and Amazon's for RDS and RDS Proxy.
 
 `make deploy` creates PgBouncer's first certificate and keeps it. `python -m infra.aws.trust`
-creates the next one, which no PgBouncer uses yet; STACK is the stack.
+stores the next one, which no PgBouncer uses yet, for the stack STACK.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from infra.aws.account import OperatorError
 TRUST = template_file.FOLDER / ".trust"
 #: File in TRUST → its source. RDS's bundle is that of all regions, because the file is kept for
 #: later deployments to other regions.
-PAGES = {
+SOURCES = {
     "rds-global.pem": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
     "proxy.pem": "https://www.amazontrust.com/repository/AmazonRootCA1.pem",
 }
-#: The versions of the secret whose CAs a function trusts: the current, the next and the previous.
-#: With the current one alone, logins would fail while PgBouncer's certificate is replaced.
+#: Stages of the secret's versions whose CAs a function trusts: the current, the next and the
+#: previous one. With the current one alone, logins would fail while PgBouncer's certificate is
+#: replaced.
 TRUSTED = ("AWSCURRENT", "AWSPENDING", "AWSPREVIOUS")
 
 
@@ -38,36 +39,39 @@ def pooler_host(stack: str) -> str:
 
 
 def folder(session: boto3.Session, stack: str) -> Path:
-    """Return the folder of the stack's own CA, relative to the context of infra/aws/Dockerfile."""
+    """Return the folder of the stack's own CA, relative to infra/aws, which is Docker's context."""
     return Path(".trust", str(session.region_name), stack)
 
 
 def prepare(session: boto3.Session, stack: str) -> str:
-    """Create PgBouncer's certificate once, write all CAs to `.trust`, and return its ARN."""
+    """Create PgBouncer's certificate if it is missing, and write all CAs to TRUST.
+
+    Returns the ARN of the certificate's secret.
+    """
     secrets, name = session.client("secretsmanager"), secret_name(stack)
     try:
         arn = secrets.describe_secret(SecretId=name)["ARN"]
     except secrets.exceptions.ResourceNotFoundException:
-        made = json.dumps(certificate.make(pooler_host(stack)))
-        arn = secrets.create_secret(Name=name, SecretString=made)["ARN"]
+        first = json.dumps(certificate.make(pooler_host(stack)))
+        arn = secrets.create_secret(Name=name, SecretString=first)["ARN"]
     target = TRUST.parent / folder(session, stack)
     target.mkdir(parents=True, exist_ok=True)
     (target / "pooler.pem").write_text("".join(_authorities(session, name)))
-    for file, page in PAGES.items():
-        _fetch(page, TRUST / file)
+    for file, source in SOURCES.items():
+        _fetch(source, TRUST / file)
     return str(arn)
 
 
 def _authorities(session: boto3.Session, name: str) -> list[str]:
-    """Return the distinct CAs of the secret's versions."""
-    secrets, found = session.client("secretsmanager"), []
+    """Return the distinct CAs in the trusted versions of the secret `name`."""
+    secrets, authorities = session.client("secretsmanager"), []
     for stage in TRUSTED:
         try:
             version = secrets.get_secret_value(SecretId=name, VersionStage=stage)
         except secrets.exceptions.ResourceNotFoundException:
             continue
-        found.append(json.loads(version["SecretString"])["ca"])
-    return list(dict.fromkeys(found))
+        authorities.append(json.loads(version["SecretString"])["ca"])
+    return list(dict.fromkeys(authorities))
 
 
 def renew(stack: str) -> int:
@@ -76,15 +80,15 @@ def renew(stack: str) -> int:
     secrets, name = session.client("secretsmanager"), secret_name(stack)
     versions = secrets.describe_secret(SecretId=name)["VersionIdsToStages"]
     [current] = [version for version, stages in versions.items() if "AWSCURRENT" in stages]
-    made = certificate.make(pooler_host(stack))
-    put = secrets.put_secret_value(
-        SecretId=name, SecretString=json.dumps(made), VersionStages=["AWSPENDING"]
-    )
+    following = json.dumps(certificate.make(pooler_host(stack)))
+    pending = secrets.put_secret_value(
+        SecretId=name, SecretString=following, VersionStages=["AWSPENDING"]
+    )["VersionId"]
     print(
-        f"PgBouncer's next certificate is version {put['VersionId']} of {name}.\n"
+        f"PgBouncer's next certificate is version {pending} of {name}.\n"
         f"1. `make deploy STACK={stack}`: the function trusts both CAs.\n"
         "2. `aws secretsmanager update-secret-version-stage "
-        f"--secret-id {name} --version-stage AWSCURRENT --move-to-version-id {put['VersionId']} "
+        f"--secret-id {name} --version-stage AWSCURRENT --move-to-version-id {pending} "
         f"--remove-from-version-id {current}`\n"
         "3. `aws ecs update-service --force-new-deployment` with the outputs PoolerCluster and "
         "PoolerService: new tasks read the new certificate"
@@ -97,12 +101,12 @@ def main() -> int:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Download a file of certificates, unless it exists: some networks need it copied by hand."""
+    """Download a file of certificates, unless it exists: without internet it is copied by hand."""
     if path.exists():
         return
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # https, ours
-            text = answer.read()
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # https, ours
+            text = response.read()
     except OSError as error:
         raise OperatorError(f"{url} cannot be read: {error}. Save it as {path}") from None
     if not text.startswith(b"-----BEGIN CERTIFICATE-----"):

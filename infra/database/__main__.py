@@ -1,8 +1,8 @@
 """`python -m infra.database`: prepares a database for the handler, in a one-shot container.
 
 `secrets` creates passwords and certificates before the first server starts (see `first_start`),
-`migrate` creates or updates roles and schema, `check` lists what roles have changed since. The
-passwords are read from files.
+`migrate` creates or updates roles and schema, and `check` lists what roles have changed since.
+Passwords are read from files in SECRETS, by default /run/secrets.
 """
 
 import argparse
@@ -65,9 +65,10 @@ def main() -> int:
         if task == "secrets":
             first_start.make(Path("/secrets"))
         elif task == "check":
-            for line in (found := asyncio.run(check())):
+            lines = asyncio.run(check())
+            for line in lines:
                 print(line)
-            return 1 if found else 0
+            return 1 if lines else 0
         else:
             asyncio.run(migrate(arguments.sample))
     except (SettingsError, OSError, asyncpg.PostgresError, roles.ForeignRoleError) as error:

@@ -1,22 +1,18 @@
 """The roles, their settings and privileges, and the password lookup of PgBouncer.
 
-The administrator needs CREATEROLE and CREATEDB, but not to be a superuser, which a managed Postgres
-does not provide. Tables are created by the migrations, as the owner role. About the lookup:
-docs/decisions/auth-query.md.
+The administrator needs CREATEROLE and CREATEDB, and need not be a superuser, since a managed
+Postgres provides none. The migrations create the tables, as the owner role. Why PgBouncer looks
+passwords up: docs/decisions/auth-query.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-import os
-import stringprep
-import unicodedata
-from base64 import b64decode, b64encode
 from typing import Any
 
 import asyncpg
+
+from infra.database import scram
 
 OWNER = "storefront_owner"
 APP = "appuser"
@@ -25,40 +21,26 @@ LOOKUP = "pooler_lookup"
 #: Set on the role, because PgBouncer rejects most startup parameters (`unsupported startup
 #: parameter`) or, with `ignore_startup_parameters`, silently ignores them.
 OWNER_SETTINGS = {
-    # A migration that waits for a lock blocks all later reads. Better to fail and repeat it.
+    # While a migration waits for a lock, all later reads wait too. It fails and can be repeated.
     "lock_timeout": "2s",
 }
 APP_SETTINGS = {
     # The only guaranteed end of a query: asyncpg's cancel request uses another connection, which
-    # may reach another PgBouncer or be refused. Below the function's timeout.
+    # may reach another PgBouncer or be refused. It must be below the function's timeout.
     "statement_timeout": "5s",
     # A sandbox that is frozen inside a transaction holds its server connection and locks.
     "idle_in_transaction_session_timeout": "5s",
-    # The name that the engine logs in with. PgBouncer's reset after each transaction restores this
+    # The engine logs in with this name. PgBouncer's reset after each transaction restores this
     # value; if it differed, PgBouncer would set it again before each query (one round trip).
     "application_name": "warm-engine",
     # Compiling a query takes longer than a read by primary key.
     "jit": "off",
 }
 
-#: Characters that SASLprep forbids: RFC 4013, section 2.3, and those not in Unicode 3.2.
-FORBIDDEN = (
-    stringprep.in_table_a1,
-    stringprep.in_table_c12,
-    stringprep.in_table_c21_c22,
-    stringprep.in_table_c3,
-    stringprep.in_table_c4,
-    stringprep.in_table_c5,
-    stringprep.in_table_c6,
-    stringprep.in_table_c7,
-    stringprep.in_table_c8,
-    stringprep.in_table_c9,
-)
-
 LOOKUP_SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pooler;
 REVOKE ALL ON SCHEMA pooler FROM PUBLIC;
--- A table of SCRAM verifiers, because nobody may read pg_authid on a managed Postgres.
+-- Its own table of SCRAM verifiers, because no role may read pg_authid on a managed Postgres.
 CREATE TABLE IF NOT EXISTS pooler.verifiers (role name PRIMARY KEY, verifier text NOT NULL);
 REVOKE ALL ON pooler.verifiers FROM PUBLIC;
 -- SECURITY DEFINER: the lookup role can query one role at a time but not read the table. As in
@@ -71,17 +53,16 @@ CREATE OR REPLACE FUNCTION pooler.lookup(requested text, OUT role name, OUT veri
 REVOKE ALL ON FUNCTION pooler.lookup(text) FROM PUBLIC;
 """
 
-
 #: Databases of every Postgres to which PUBLIC may connect, and where APP_SETTINGS do not apply.
 OTHER_DATABASES = ("postgres", "template1")
-#: Connections reserved for others: two for the lookup, a migration, an operator.
+#: Connections left free: two for the lookup, one for a migration, one for an operator.
 OTHERS = 4
 LARGE_OBJECTS = """
 SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace
 AND (proname LIKE 'lo\\_%' OR proname IN ('loread', 'lowrite'))
 """
-#: The settings of a role by database; NULL: of all databases.
+#: The settings of a role by database; NULL stands for all databases.
 ROLE_SETTINGS = """
 SELECT datname, setconfig FROM pg_db_role_setting JOIN pg_roles ON pg_roles.oid = setrole
 LEFT JOIN pg_database ON pg_database.oid = setdatabase WHERE rolname = $1
@@ -93,10 +74,10 @@ class ForeignRoleError(Exception):
 
 
 async def bootstrap(admin: dict[str, Any], database: str, passwords: dict[str, str]) -> None:
-    """Create or repair the roles, the database and the lookup. Can be repeated.
+    """Create or repair the roles, the database and the lookup. It can be repeated.
 
-    `admin`: asyncpg connection arguments of the administrator, without a database. `passwords`:
-    role → password, for OWNER, APP and LOOKUP. Raises errors of asyncpg and the network, and
+    `admin` are asyncpg's arguments for the administrator, without a database. `passwords` has the
+    passwords of OWNER, APP and LOOKUP by role. Raises errors of asyncpg and the network, and
     ForeignRoleError for a role that was not created for this database: roles belong to the server,
     and a new password would lock out the pooler of another database.
     """
@@ -141,14 +122,14 @@ async def _create_roles(connection: asyncpg.Connection[Any], database: str) -> N
     """Create missing roles with a comment that names the database. Raises ForeignRoleError."""
     comment = f"warm-engine: {database}"
     for role in (OWNER, APP, LOOKUP):
-        found = await connection.fetchrow(
+        row = await connection.fetchrow(
             "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1", role
         )
-        if found is None:
+        if row is None:
             async with connection.transaction():
                 await connection.execute(f"CREATE ROLE {role} LOGIN")
                 await connection.execute(f"COMMENT ON ROLE {role} IS {literal(comment)}")
-        elif found[0] != comment:
+        elif row[0] != comment:
             raise ForeignRoleError(
                 f"the role {role} already exists, and not for the database {database}. Use a"
                 " separate Postgres; or, if nothing else logs in as this role and its password"
@@ -160,8 +141,8 @@ async def _set_roles(connection: asyncpg.Connection[Any], database: str) -> None
     """Reset the settings that a role may have changed itself, then apply those of this module."""
     for role in (OWNER, APP, LOOKUP):
         for name, _ in await connection.fetch(ROLE_SETTINGS, role):
-            where = "" if name is None else f" IN DATABASE {identifier(name)}"
-            await connection.execute(f"ALTER ROLE {role}{where} RESET ALL")
+            scope = "" if name is None else f" IN DATABASE {identifier(name)}"
+            await connection.execute(f"ALTER ROLE {role}{scope} RESET ALL")
     for role, settings in ((OWNER, OWNER_SETTINGS), (APP, APP_SETTINGS)):
         for setting, value in settings.items():
             await connection.execute(
@@ -173,13 +154,13 @@ async def _set_roles(connection: asyncpg.Connection[Any], database: str) -> None
 
 
 async def connection_limit(connection: asyncpg.Connection[Any]) -> int:
-    """Return the application's limit: all connections but the server's reserve and OTHERS."""
-    free: int = await connection.fetchval(
+    """Return the application's limit: all connections less the server's reserve and OTHERS."""
+    available: int = await connection.fetchval(
         "SELECT current_setting('max_connections')::int"
         " - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0)"  # since 16
     )
-    return max(free - OTHERS, 1)
+    return max(available - OTHERS, 1)
 
 
 def identifier(name: str) -> str:
@@ -200,12 +181,14 @@ async def set_password(
     Only the SCRAM verifier is sent, so the password is in no log and not in `pg_stat_activity`.
     `connection` must be the administrator's, to the database with the lookup.
     """
-    verifier = scram_verifier(password)
-    known = await connection.fetchval("SELECT verifier FROM pooler.verifiers WHERE role = $1", role)
-    # Keep the salt of an unchanged password: PgBouncer opens further server connections with the
-    # keys of earlier logins.
-    if known and known == scram_verifier(password, salt_of(known)):
-        verifier = known
+    verifier = scram.verifier_of(password)
+    stored = await connection.fetchval(
+        "SELECT verifier FROM pooler.verifiers WHERE role = $1", role
+    )
+    # Keep the salt of an unchanged password: PgBouncer opens server connections with the keys of
+    # earlier logins.
+    if stored and stored == scram.verifier_of(password, scram.salt_of(stored)):
+        verifier = stored
     async with connection.transaction():
         await connection.execute(f"ALTER ROLE {role} PASSWORD '{verifier}'")
         if through_pooler:
@@ -215,37 +198,3 @@ async def set_password(
                 role,
                 verifier,
             )
-
-
-def scram_verifier(password: str, salt: bytes | None = None) -> str:
-    """Return the SCRAM verifier of `password` in the format of Postgres."""
-    salt = salt or os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, 4096)
-    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    server_key = hmac.digest(salted, b"Server Key", "sha256")
-    encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]
-    return f"SCRAM-SHA-256$4096:{encoded[0]}${encoded[1]}:{encoded[2]}"
-
-
-def _prepared(password: str) -> str:
-    """Apply SASLprep (RFC 4013) as Postgres does: a password that it forbids is used unchanged."""
-    mapped = (
-        " " if stringprep.in_table_c12(each) else each
-        for each in password
-        if not stringprep.in_table_b1(each)
-    )
-    prepared = unicodedata.normalize("NFKC", "".join(mapped))
-    leftward = [stringprep.in_table_d1(each) for each in prepared]
-    if (
-        password.isascii()
-        or not prepared
-        or any(forbids(each) for each in prepared for forbids in FORBIDDEN)
-        or (any(leftward) and not (leftward[0] and leftward[-1]))
-        or (any(leftward) and any(map(stringprep.in_table_d2, prepared)))
-    ):
-        return password
-    return prepared
-
-
-def salt_of(verifier: str) -> bytes:
-    return b64decode(verifier.split("$")[1].partition(":")[2])

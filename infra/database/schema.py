@@ -21,16 +21,14 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 #: The command timeout for migrations, in seconds: creating an index may take hours.
 LONG = 86_400.0
-
-#: Rows for a workstation; optional in a service.
+#: Sample rows for a workstation. A service may have no such file.
 SAMPLE = Path(__file__).with_name("sample.sql")
 
 
 def upgrade(config: Config) -> None:
     """Apply missing migrations; only log a warning if newer code has migrated the schema.
 
-    Older code meets a newer schema when, for example, CloudFormation rolls back: migrations are
-    not reverted.
+    That happens, for example, after CloudFormation has rolled back: migrations are not reverted.
     """
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     context = MigrationContext.configure(config.attributes["connection"])
@@ -48,26 +46,26 @@ async def migrate(owner: Settings, run: Callable[[Config], None] = upgrade) -> N
     """Migrate to the newest revision, or `run` another Alembic command, in one transaction."""
     config = Config(toml_file=ROOT / "pyproject.toml")
 
-    def on(connection: Connection) -> None:
+    def run_with(connection: Connection) -> None:
         config.attributes["connection"] = connection
         run(config)
 
-    patient = owner.model_copy(update={"command_timeout": LONG})
-    engine = create_engine(patient).execution_options(isolation_level="READ COMMITTED")
+    settings = owner.model_copy(update={"command_timeout": LONG})
+    engine = create_engine(settings).execution_options(isolation_level="READ COMMITTED")
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(on)
+            await connection.run_sync(run_with)
     finally:
         await engine.dispose()
 
 
 async def load_sample(owner: Settings) -> None:
-    """Run `sample.sql`, if it exists. It must not change a table that has rows."""
+    """Run `sample.sql`, if it exists. The file must not change a table that has rows."""
     if not SAMPLE.exists():
         return
     connection = await connector(owner)()
     try:
-        # A statement at the end, since asyncpg cannot execute a file that has none.
+        # asyncpg cannot execute a file without any statement, so append one.
         await connection.execute(f"{SAMPLE.read_text()}\n; SELECT")
     finally:
         await connection.close()

@@ -63,14 +63,16 @@ NOTHING = {"Resources": {"Nothing": {"Type": "AWS::SNS::Topic"}}}
 def create_stack(name: str, body: dict[str, Any], **values: str) -> None:
     """Create or update a stack from a template that declares only `values`."""
     cloudformation = client("cloudformation")
-    made: dict[str, Any] = {
+    request: dict[str, Any] = {
         "StackName": name,
         "TemplateBody": json.dumps(body),
         "Parameters": [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
     }
-    known = {each["StackName"] for each in cloudformation.describe_stacks()["Stacks"]}
+    existing = {stack["StackName"] for stack in cloudformation.describe_stacks()["Stacks"]}
     with contextlib.suppress(ClientError):  # "No updates are to be performed"
-        (cloudformation.update_stack if name in known else cloudformation.create_stack)(**made)
+        (cloudformation.update_stack if name in existing else cloudformation.create_stack)(
+            **request
+        )
 
 
 def create_registry(name: str, **values: str) -> None:

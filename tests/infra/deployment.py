@@ -59,12 +59,14 @@ class Stack:
         assert parameters.keys() <= declared.keys(), parameters.keys() - declared.keys()
         self.path = path
         self.parameters: dict[str, Any] = {}
-        for name, each in declared.items():
-            value = parameters.get(name, each.get("Default"))
+        for name, parameter in declared.items():
+            value = parameters.get(name, parameter.get("Default"))
             assert value is not None, f"{template}.yaml is not given {name}"
-            is_list = each["Type"].startswith("List<") or each["Type"] == "CommaDelimitedList"
+            is_list = (
+                parameter["Type"].startswith("List<") or parameter["Type"] == "CommaDelimitedList"
+            )
             if is_list and isinstance(value, str):
-                value = value.split(",")
+                value = [member.strip() for member in value.split(",")]
             self.parameters[name] = value
         self.template = translate(template, self.parameters)
         self._stacks: dict[str, Stack] = {}
@@ -117,7 +119,7 @@ class Stack:
         """Evaluate the intrinsic functions in a value."""
         match value:
             case list():
-                return [each for each in map(self.resolve, value) if each is not NO_VALUE]
+                return [member for member in map(self.resolve, value) if member is not NO_VALUE]
             case {"Ref": str(name)}:
                 return self.reference(name)
             case {"Condition": str(name)} if len(value) == 1:
@@ -144,8 +146,8 @@ class Stack:
             case {"Fn::GetAZs": _}:
                 return ["eu-central-1a", "eu-central-1b"]
             case dict():
-                resolved = {key: self.resolve(each) for key, each in value.items()}
-                return {key: each for key, each in resolved.items() if each is not NO_VALUE}
+                resolved = {key: self.resolve(member) for key, member in value.items()}
+                return {key: member for key, member in resolved.items() if member is not NO_VALUE}
         return value
 
     def reference(self, name: str) -> Any:

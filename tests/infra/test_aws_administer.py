@@ -20,6 +20,8 @@ class Aws:
     """Fake AWS whose task has finished by the time it is polled."""
 
     def __init__(self) -> None:
+        self.outputs = INNER_OUTPUTS
+        self.has_migration = True
         self.task: dict[str, Any] = {"containers": [{"exitCode": 0}]}
         self.log = ["who", "storefront_admin"]
         self.requests: dict[str, dict[str, Any]] = {}
@@ -34,22 +36,22 @@ class Aws:
         return answers[operation]
 
     def xml(self, operation: str, stack: str) -> tuple[int, str]:
-        if operation == "DescribeStackResource" and stack == "warm-engine":
+        if operation == "DescribeStackResource" and stack == "warm-engine" and self.has_migration:
             detail = "<PhysicalResourceId>inner</PhysicalResourceId>"
-            answer = f"<StackResourceDetail>{detail}</StackResourceDetail>"
+            result = f"<StackResourceDetail>{detail}</StackResourceDetail>"
         elif operation == "DescribeStacks" and stack in ("warm-engine", "inner"):
             members = "".join(
                 f"<member><OutputKey>{name}</OutputKey><OutputValue>{value}</OutputValue></member>"
-                for name, value in (INNER_OUTPUTS if stack == "inner" else {}).items()
+                for name, value in (self.outputs if stack == "inner" else {}).items()
             )
             status = "<StackStatus>CREATE_COMPLETE</StackStatus>"
             status += "<CreationTime>2026-01-01T00:00:00Z</CreationTime>"
-            answer = f"<Stacks><member>{status}<Outputs>{members}</Outputs></member></Stacks>"
+            result = f"<Stacks><member>{status}<Outputs>{members}</Outputs></member></Stacks>"
         else:
             message = f"Stack '{stack}' does not exist"
             error = f"<Error><Code>ValidationError</Code><Message>{message}</Message></Error>"
             return 400, f"<ErrorResponse>{error}</ErrorResponse>"
-        return 200, f"<R><{operation}Result>{answer}</{operation}Result></R>"
+        return 200, f"<R><{operation}Result>{result}</{operation}Result></R>"
 
     def answer(self, request: Request) -> Response:
         if target := request.headers.get("X-Amz-Target"):
@@ -111,6 +113,18 @@ def test_a_task_that_never_started_is_reported_with_the_reason(double: Aws) -> N
     code, output = run("-m", "infra.aws.administer")
     assert code == 1
     assert output.endswith("administer: the task did not start: CannotPullContainerError\n"), output
+
+
+@pytest.mark.parametrize("has_migration", [True, False])
+def test_a_stack_without_a_migration_task_is_reported_in_one_line(
+    double: Aws, has_migration: bool
+) -> None:
+    """As during the first deployment, and after one that failed."""
+    double.outputs, double.has_migration = {}, has_migration
+    code, output = run("-m", "infra.aws.administer")
+    assert (code, output.count("\n")) == (1, 1), output
+    assert "the stack warm-engine (CREATE_COMPLETE) has no task to run" in output
+    assert "Run `make deploy STACK=warm-engine` first" in output
 
 
 def test_an_unknown_stack_is_reported_in_one_line(

@@ -83,11 +83,11 @@ def test_a_budget_that_does_not_fit_is_rejected_with_a_value_that_fits(
 
 @pytest.mark.parametrize("instance", budget.MEMORY)
 def test_each_instance_class_accepts_exactly_its_limit(instance: str) -> None:
-    there = budget.max_connections(budget.MEMORY[instance]) - budget.SUPERUSERS - budget.RDS
+    capacity = budget.max_connections(budget.MEMORY[instance]) - budget.SUPERUSERS - budget.RDS
     # Connections per task are a free parameter, so the limit is met to within the number of tasks.
     tasks = DEFAULT.PoolerTasks * DEFAULT.MaximumPercent // 100
     others = budget.TASKS + DEFAULT.HumanConnections
-    size = (there - others) // tasks - DEFAULT.reserve_pool_size - budget.LOOKUP
+    size = (capacity - others) // tasks - DEFAULT.reserve_pool_size - budget.LOOKUP
     at_edge = replace(DEFAULT, InstanceClass=instance, default_pool_size=size)
     assert 0 <= headroom(at_edge)["Postgres connections"] < tasks
     assert headroom(replace(at_edge, default_pool_size=size + 1))["Postgres connections"] < 0

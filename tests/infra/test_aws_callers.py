@@ -14,7 +14,9 @@ HEALTH = {"GET /health", "HEAD /health"}
 
 def routes(stack: Stack) -> dict[str, dict[str, Any]]:
     """Route → its properties."""
-    return {each["RouteKey"]: each for each in stack.of_type("AWS::ApiGatewayV2::Route").values()}
+    return {
+        route["RouteKey"]: route for route in stack.of_type("AWS::ApiGatewayV2::Route").values()
+    }
 
 
 @pytest.mark.parametrize(
@@ -26,13 +28,13 @@ def test_every_route_but_health_uses_the_chosen_authorization(
     parameters: dict[str, str], kind: str
 ) -> None:
     stack = deployment(**parameters)
-    assert {route: each["AuthorizationType"] for route, each in routes(stack).items()} == {
+    assert {name: route["AuthorizationType"] for name, route in routes(stack).items()} == {
         "$default": kind,
         **dict.fromkeys(HEALTH, "NONE"),
     }
     # There is no route around these to the function.
     permissions = stack.of_type("AWS::Lambda::Permission").values()
-    principals = {each["Principal"] for each in permissions}
+    principals = {permission["Principal"] for permission in permissions}
     assert principals == {
         "apigateway.amazonaws.com",
         "events.amazonaws.com",
@@ -58,7 +60,7 @@ def test_jwt_authorization_requires_issuer_and_audience(missing: str) -> None:
     rule = template_file.read("template")["Rules"]["Jwt"]
     assert rule["RuleCondition"] == {"Fn::Equals": [{"Ref": "Authorization"}, "JWT"]}
     refused = {"Fn::Not": [{"Fn::Equals": [{"Ref": missing}, ""]}]}
-    assert refused in [each["Assert"] for each in rule["Assertions"]]
+    assert refused in [assertion["Assert"] for assertion in rule["Assertions"]]
 
 
 def test_public_routes_exist_and_read_no_data() -> None:

@@ -49,13 +49,13 @@ combination = pytest.mark.parametrize("parameters", COMBINATIONS.values(), ids=C
 def intrinsics(value: Any) -> Iterator[str]:
     """Find the `Ref` and `Fn::…` that are left in a value."""
     if isinstance(value, dict):
-        for key, each in value.items():
+        for key, member in value.items():
             if key == "Ref" or key.startswith("Fn::"):
                 yield key
-            yield from intrinsics(each)
+            yield from intrinsics(member)
     elif isinstance(value, list):
-        for each in value:
-            yield from intrinsics(each)
+        for member in value:
+            yield from intrinsics(member)
 
 
 @combination
@@ -80,13 +80,13 @@ def translated(stack: Stack) -> Iterator[str]:
 
 @pytest.mark.timeout(300)  # ten seconds of CPU time
 def test_cfn_lint_accepts_every_translated_combination() -> None:
-    found = {
+    templates = {
         template
         for parameters in (*COMBINATIONS.values(), {"Canary": "false"})
         for template in translated(deployment(**parameters))
     }
-    assert len(found) >= 10
+    assert len(templates) >= 10
     # W2001: SAM uses a parameter up. W3002: nested templates are still local files.
     config = ManualArgs(regions=["eu-central-1"], ignore_checks=["W2001", "W3002"])
-    matches = [str(match) for template in found for match in lint(template, config=config)]
+    matches = [str(match) for template in templates for match in lint(template, config=config)]
     assert not matches

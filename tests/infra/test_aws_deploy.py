@@ -65,7 +65,7 @@ def steps(
     monkeypatch.setattr(programs, "sam", sam)
     monkeypatch.setattr(trust, "TRUST", tmp_path / ".trust")
     (tmp_path / ".trust").mkdir()
-    for name in trust.PAGES:  # created by hand, as where no network is available
+    for name in trust.SOURCES:  # created by hand, as where no network is available
         (tmp_path / ".trust" / name).write_text("-----BEGIN CERTIFICATE-----\n")
     return done
 
@@ -94,8 +94,8 @@ def test_deletion_protection_is_enabled_once_the_database_exists(steps: Steps) -
     """A protected database could not be rolled back if its creation failed."""
     for _ in range(2):
         deploy.deploy([], "warm-engine")
-    calls = [each for each in steps.calls if "FunctionImage" in each]
-    assert [each["DeletionProtection"] for each in calls] == ["false", "true", "true"]
+    calls = [call for call in steps.calls if "FunctionImage" in call]
+    assert [call["DeletionProtection"] for call in calls] == ["false", "true", "true"]
     assert {**calls[0], "DeletionProtection": "true"} == calls[1]  # and nothing else
 
 
@@ -118,7 +118,8 @@ def test_a_second_deployment_keeps_the_parameters_of_the_first(steps: Steps) -> 
     """SAM keeps them too, but the budget, alarms and images would use the defaults."""
     deploy.deploy(["InstanceClass=db.t4g.medium", "PoolerTasks=3"], "warm-engine")
     first = steps.parameters
-    deploy.deploy(["AlarmTopic=arn:aws:sns:eu-central-1:123456789012:alarms"], "warm-engine")
+    topic = aws_double.client("sns").create_topic(Name="alarms")["TopicArn"]
+    deploy.deploy([f"AlarmTopic={topic}"], "warm-engine")
     second = steps.parameters
     assert (second["InstanceClass"], second["PoolerTasks"]) == ("db.t4g.medium", "3")
     assert second["BudgetedConnections"] == first["BudgetedConnections"] != "65"
@@ -191,10 +192,10 @@ def test_certificates_and_images_are_created_once(steps: Steps, tmp_path: Path) 
 
 def test_one_ca_bundle_covers_every_region() -> None:
     """If only one region's CA were kept, a deployment to another region would trust no database."""
-    assert trust.PAGES["rds-global.pem"].endswith("/global/global-bundle.pem")
+    assert trust.SOURCES["rds-global.pem"].endswith("/global/global-bundle.pem")
     dockerfile = (ROOT / "infra/aws/Dockerfile").read_text()
     assert dockerfile.count(".trust/rds-global.pem") == 2
-    for file in trust.PAGES:
+    for file in trust.SOURCES:
         assert f".trust/{file} " in dockerfile
 
 
@@ -212,8 +213,8 @@ def test_two_stacks_of_one_checkout_share_neither_a_ca_nor_a_tag(
     assert (one / "pooler.pem").read_text() != (other / "pooler.pem").read_text()
     assert not first & second
     trusted = re.compile(r"--build-arg TRUST=(\S+) ")
-    found = {match[1] for step in second if (match := trusted.search(step))}
-    assert found == {f".trust/{REGION}/shop"}
+    folders = {match[1] for step in second if (match := trusted.search(step))}
+    assert folders == {f".trust/{REGION}/shop"}
     assert "${TRUST}/pooler.pem " in (ROOT / "infra/aws/Dockerfile").read_text()
 
 
@@ -227,11 +228,11 @@ def test_a_function_trusts_the_next_and_the_previous_certificate(
         trust.prepare(session, "warm-engine")
         text = (tmp_path / trust.folder(session, "warm-engine") / "pooler.pem").read_text()
         assert "PRIVATE" not in text
-        return [f"-----BEGIN{each}" for each in text.split("-----BEGIN")[1:]]
+        return [f"-----BEGIN{certificate}" for certificate in text.split("-----BEGIN")[1:]]
 
     def in_use() -> tuple[str, str]:
-        found = secrets.get_secret_value(SecretId=name, VersionStage="AWSCURRENT")
-        return json.loads(found["SecretString"])["ca"], found["VersionId"]
+        secret = secrets.get_secret_value(SecretId=name, VersionStage="AWSCURRENT")
+        return json.loads(secret["SecretString"])["ca"], secret["VersionId"]
 
     assert trusted() == [in_use()[0]]
     old, version = in_use()

@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from infra.aws import destroy, stacks
 from infra.aws.account import OperatorError
@@ -62,12 +63,12 @@ def sam_bucket(*keys: str) -> None:
             client("s3").put_object(Bucket="sam", Key=key, Body=version)
 
 
-def left() -> dict[str, list[str]]:
+def remaining() -> dict[str, list[str]]:
     return {
         "stacks": [s["StackName"] for s in client("cloudformation").describe_stacks()["Stacks"]],
         "databases": [
-            each["DBInstanceIdentifier"]
-            for each in client("rds").describe_db_instances()["DBInstances"]
+            instance["DBInstanceIdentifier"]
+            for instance in client("rds").describe_db_instances()["DBInstances"]
         ],
         "secrets": client("secretsmanager").list_secrets()["SecretList"],
         "logs": [g["logGroupName"] for g in client("logs").describe_log_groups()["logGroups"]],
@@ -82,8 +83,8 @@ def test_everything_is_deleted_and_what_remains_is_listed(
     sam_bucket("warm-engine/a.template", "warm-engine-registry/b.template")
     monkeypatch.setenv("FORCE", "1")
     assert destroy.destroy("warm-engine") == 0
-    said = capsys.readouterr().out
-    assert left() == {
+    output = capsys.readouterr().out
+    assert remaining() == {
         "stacks": [],
         "databases": [],
         "secrets": [],
@@ -102,7 +103,7 @@ def test_everything_is_deleted_and_what_remains_is_listed(
         "Lambda has released its network interfaces",
         "kept: the snapshot last, which costs money",
     ):
-        assert line in said, line
+        assert line in output, line
     assert destroy.destroy("warm-engine") == 0
     assert "there is no warm-engine" in capsys.readouterr().out
 
@@ -116,19 +117,19 @@ def test_a_shared_bucket_and_its_other_objects_are_kept(
     destroy.destroy("warm-engine")
     assert "SAM's bucket sam: other applications use it" in capsys.readouterr().out
     kept = client("s3").list_object_versions(Bucket="sam")["Versions"]
-    assert {each["Key"] for each in kept} == {"shop/c.template", "warm-engine-2/d.template"}
+    assert {version["Key"] for version in kept} == {"shop/c.template", "warm-engine-2/d.template"}
 
 
 @pytest.mark.usefixtures("deployed")
 def test_without_confirmation_nothing_is_deleted(capsys: pytest.CaptureFixture[str]) -> None:
-    before = left()
+    before = remaining()
     for answer in ("", "yes", "warm-engine-registry"):
         with pytest.raises(OperatorError, match="nothing was deleted"):
             destroy.destroy("warm-engine", lambda _, answer=answer: answer)  # type: ignore[misc]  # bound as a default
-    assert left() == before
+    assert remaining() == before
     assert f"the database {DATABASE}" in capsys.readouterr().out
     destroy.destroy("warm-engine", lambda _: "warm-engine")
-    assert left()["stacks"] == []
+    assert remaining()["stacks"] == []
 
 
 @pytest.mark.parametrize("name", ["shop", "shop-registry"])
@@ -138,10 +139,10 @@ def test_a_foreign_stack_is_not_deleted_even_with_force(
     monkeypatch.setenv("FORCE", "1")
     aws_double.create_stack(name, aws_double.NOTHING)
     client("secretsmanager").create_secret(Name="shop/pooler-tls", SecretString="x")
-    before = left()
+    before = remaining()
     with pytest.raises(OperatorError, match=f"the stack {name} is another application's"):
         destroy.destroy("shop")
-    assert left() == before
+    assert remaining() == before
 
 
 @pytest.mark.usefixtures("deployed")
@@ -157,7 +158,7 @@ def test_without_a_terminal_the_hint_names_force() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "destroy: no terminal to confirm; nothing was deleted. Set FORCE=1\n"
-    assert left()["stacks"] != []
+    assert remaining()["stacks"] != []
 
 
 @pytest.mark.usefixtures("deployed")
@@ -168,15 +169,44 @@ def test_a_failed_deletion_lists_the_remaining_resources(monkeypatch: pytest.Mon
         def wait(self, **_: Any) -> None:
             raise WaiterError("StackDeleteComplete", "failed", {})
 
-    made = stacks.client(boto3.Session(region_name=REGION))
-    monkeypatch.setattr(made, "get_waiter", lambda _: Waiter())
-    monkeypatch.setattr(made, "delete_stack", lambda **_: None)
-    monkeypatch.setattr(stacks, "client", lambda _: made)
+    client_of_stacks = stacks.client(boto3.Session(region_name=REGION))
+    monkeypatch.setattr(client_of_stacks, "get_waiter", lambda _: Waiter())
+    monkeypatch.setattr(client_of_stacks, "delete_stack", lambda **_: None)
+    monkeypatch.setattr(stacks, "client", lambda _: client_of_stacks)
     monkeypatch.setenv("FORCE", "1")
     with pytest.raises(OperatorError, match=r"warm-engine cannot be deleted: .*Log \(ours\)"):
         destroy.destroy("warm-engine")
     # The next run continues from here.
     assert client("secretsmanager").list_secrets()["SecretList"] != []
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deleted_cloudformation_role_is_reported_and_can_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CloudFormation deletes with the role of the last deployment, unless it is given another."""
+    replacement = "arn:aws:iam::123456789012:role/replacement"
+    client_of_stacks = stacks.client(boto3.Session(region_name=REGION))
+    delete_stack = client_of_stacks.delete_stack
+
+    def delete(StackName: str, RoleARN: str = "") -> None:  # noqa: N803  # AWS's names
+        if RoleARN != replacement:
+            message = "Role arn:aws:iam::123456789012:role/x is invalid or cannot be assumed"
+            error = {"Error": {"Code": "ValidationError", "Message": message}}
+            raise ClientError(error, "DeleteStack")  # type: ignore[arg-type]  # a part of it
+        delete_stack(StackName=StackName)
+
+    monkeypatch.setattr(client_of_stacks, "delete_stack", delete)
+    monkeypatch.setattr(stacks, "client", lambda _: client_of_stacks)
+    monkeypatch.setenv("FORCE", "1")
+    monkeypatch.delenv("CLOUDFORMATION_ROLE", raising=False)
+    with pytest.raises(
+        OperatorError, match=r"role/x is invalid or cannot be assumed.*make destroy"
+    ):
+        destroy.destroy("warm-engine")
+    monkeypatch.setenv("CLOUDFORMATION_ROLE", replacement)
+    assert destroy.destroy("warm-engine") == 0
+    assert remaining()["stacks"] == []
 
 
 @pytest.mark.usefixtures("aws")
@@ -191,4 +221,4 @@ def test_a_stack_that_was_never_created_is_deleted_too(monkeypatch: pytest.Monke
     )
     assert stacks.find(boto3.Session(region_name=REGION), "warm-engine") is None
     destroy.destroy("warm-engine")
-    assert left()["stacks"] == []
+    assert remaining()["stacks"] == []

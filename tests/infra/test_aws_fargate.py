@@ -73,7 +73,7 @@ def image(folder: Path) -> int:
     (folder / "bin/pgbouncer").write_text(f'#!/bin/sh\n{started} "$@"\n')
     (folder / "etc/warm-engine/rds.pem").write_text("no CA: see above\n")
     (folder / "log").touch()
-    for path in [folder, *(each for each in folder.rglob("*") if not each.is_symlink())]:
+    for path in [folder, *(file for file in folder.rglob("*") if not file.is_symlink())]:
         account().take_ownership(
             path, 0o700 if path.is_dir() or path.parent.name == "bin" else 0o600
         )
@@ -84,17 +84,17 @@ def image(folder: Path) -> int:
 @pytest.fixture
 def container(stack: Stack) -> Iterator[Container]:
     """Start PgBouncer with the image's entry point and the task definition's environment."""
-    made = certificate.make(POOLER_HOST)
+    issued = certificate.make(POOLER_HOST)
     lookup = stack.settings(user=roles.LOOKUP).password.get_secret_value()
     values = {
         "DB_HOST": stack.postgres.host,
         "DB_PORT": str(stack.postgres.port),
         "DB_NAME": DATABASE,
         "LOOKUP_PASSWORD": lookup,
-        "TLS_CERTIFICATE": made["certificate"],
-        "TLS_KEY": made["key"],
+        "TLS_CERTIFICATE": issued["certificate"],
+        "TLS_KEY": issued["key"],
     }
-    names = {each["Name"] for each in PGBOUNCER["Environment"] + PGBOUNCER["Secrets"]}
+    names = {variable["Name"] for variable in PGBOUNCER["Environment"] + PGBOUNCER["Secrets"]}
     environment = {name: values[name] for name in names}
     folder = stack.folder / "fargate"
     folder.mkdir()
@@ -109,7 +109,7 @@ def container(stack: Stack) -> Iterator[Container]:
             stderr=log,
             **account().popen_options,  # type: ignore[call-overload]  # user, group: see Account
         )
-    running = Container(folder, port, process, made["ca"], values)
+    running = Container(folder, port, process, issued["ca"], values)
     try:
         eventually(lambda: "process up" in running.log_text() or process.poll() is not None)
         assert process.poll() is None, running.log_text()
@@ -244,7 +244,7 @@ def test_the_queue_length_is_logged_as_a_metric(container: Container, tmp_path: 
         [str(container.folder / "bin" / METRICS["EntryPoint"][0])],
         env={
             "PATH": f"{container.folder}/bin:{os.defpath}:/usr/bin:/bin",
-            **{each["Name"]: each["Value"] for each in METRICS["Environment"]},
+            **{variable["Name"]: variable["Value"] for variable in METRICS["Environment"]},
         },
         stdout=subprocess.PIPE,
         text=True,
@@ -261,7 +261,7 @@ def test_the_queue_length_is_logged_as_a_metric(container: Container, tmp_path: 
         process.wait()
         process.stdout.close()
     metrics = output["_aws"]["CloudWatchMetrics"][0]
-    assert {each["Name"] for each in metrics["Metrics"]} == {
+    assert {metric["Name"] for metric in metrics["Metrics"]} == {
         *("cl_waiting", "cl_active", "sv_active", "maxwait"),
     }
     jsonschema.validate(output, EMF_SCHEMA)
@@ -271,6 +271,6 @@ def test_the_queue_length_is_logged_as_a_metric(container: Container, tmp_path: 
         alarm = deployment().resources[place]["Properties"]
         assert alarm["Namespace"] == metrics["Namespace"]
         assert alarm["MetricName"] in output
-        names = [each["Name"] for each in alarm["Dimensions"]]
+        names = [dimension["Name"] for dimension in alarm["Dimensions"]]
         assert [names] == metrics["Dimensions"]
         assert all(output[name] for name in names)

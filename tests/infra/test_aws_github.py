@@ -20,19 +20,24 @@ from tests.infra.test_aws_preflight import account, docker
 __all__ = ["account", "docker"]  # fixtures
 
 ROLES = template_file.read("github/roles")["Resources"]
+PARAMETERS = template_file.read("github/roles")["Parameters"]
 
 
 def statements(role: str) -> list[dict[str, Any]]:
     properties = ROLES[role]["Properties"]
-    found = [s for p in properties["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    documents = [policy["PolicyDocument"] for policy in properties["Policies"]]
     if {"Ref": "Look"} in properties.get("ManagedPolicyArns", []):
-        found += ROLES["Look"]["Properties"]["PolicyDocument"]["Statement"]
-    return found
+        documents.append(ROLES["Look"]["Properties"]["PolicyDocument"])
+    return [statement for document in documents for statement in document["Statement"]]
+
+
+def listed(value: Any) -> list[Any]:
+    """Return an action or a resource, of which a statement may have several, as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def actions(role: str) -> set[str]:
-    found = [s["Action"] for s in statements(role)]
-    return {a for each in found for a in ([each] if isinstance(each, str) else each)}
+    return {action for statement in statements(role) for action in listed(statement["Action"])}
 
 
 def trust(role: str) -> tuple[str, dict[str, Any]]:
@@ -44,8 +49,8 @@ def trust(role: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_pull_request_has_read_only_access_without_secrets() -> None:
-    wanted = {"cloudformation:CreateChangeSet", "cloudformation:DescribeChangeSet"}
-    assert wanted <= actions("PlanRole")
+    needed = {"cloudformation:CreateChangeSet", "cloudformation:DescribeChangeSet"}
+    assert needed <= actions("PlanRole")
     assert not {a for a in actions("PlanRole") if "*" in a}
     forbidden = re.compile(
         r"Execute|PassRole|ecr:Put|ecr:Upload|GetSecretValue|iam:|Create(?!Chan)"
@@ -56,13 +61,16 @@ def test_a_pull_request_has_read_only_access_without_secrets() -> None:
 def test_pull_request_uploads_are_isolated_from_deployments() -> None:
     """SAM reuses an object that exists under the same digest."""
 
-    def written(role: str) -> set[str]:
-        found = [s["Resource"] for s in statements(role) if s["Action"] == "s3:PutObject"]
-        flat = [r for each in found for r in (each if isinstance(each, list) else [each])]
-        return {each["Fn::Sub"].split("/", 1)[1] for each in flat}
+    def writable_keys(role: str) -> set[str]:
+        return {
+            resource["Fn::Sub"].split("/", 1)[1]
+            for statement in statements(role)
+            if statement["Action"] == "s3:PutObject"
+            for resource in listed(statement["Resource"])
+        }
 
-    assert written("PlanRole") == {"${Stack}-plan/*"}
-    assert written("DeployRole") == {"${Stack}/*", "${Stack}-registry/*"}
+    assert writable_keys("PlanRole") == {"${Stack}-plan/*"}
+    assert writable_keys("DeployRole") == {"${Stack}/*", "${Stack}-registry/*"}
     assert plan.s3_prefix("shop") == "shop-plan"
 
 
@@ -79,8 +87,33 @@ def test_each_role_trusts_one_kind_of_run_of_one_repository() -> None:
     assert condition["StringEquals"] == {f"{provider}:aud": "sts.amazonaws.com"}
     ref = {"Fn::Sub": "repo:${Repository}:ref:refs/tags/${Tags}"}
     assert condition["StringLike"] == {f"{provider}:sub": ref}
+    nested = {"Fn::Sub": "repo:${Repository}:ref:refs/tags/*/*"}
+    assert condition["StringNotLike"] == {f"{provider}:sub": nested}
     [statement] = ROLES["ExecutionRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
     assert statement["Principal"] == {"Service": "cloudformation.amazonaws.com"}
+
+
+@pytest.mark.parametrize(
+    ("repository", "is_allowed"),
+    [("octo/shop.api_2", True), ("octo/*", False), ("octo/sho?", False), ("octo/a:ref", False)],
+)
+def test_a_repository_name_cannot_contain_a_wildcard(repository: str, is_allowed: bool) -> None:
+    pattern = PARAMETERS["Repository"]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, repository)) == is_allowed
+    assert not re.fullmatch(PARAMETERS["Tags"]["AllowedPattern"], "release/v*")
+
+
+def test_every_bucket_must_belong_to_the_account() -> None:
+    """The end of the name of SAM's bucket is generated, and names are global."""
+    buckets = [
+        statement
+        for role in ("PlanRole", "DeployRole", "ExecutionRole")
+        for statement in statements(role)
+        if "s3:" in str(statement["Action"])
+    ]
+    assert len(buckets) == 5  # the shared policy is in two roles
+    same_account = {"StringEquals": {"aws:ResourceAccount": {"Ref": "AWS::AccountId"}}}
+    assert all(statement["Condition"] == same_account for statement in buckets)
 
 
 def test_the_deploy_role_only_passes_the_cloudformation_role() -> None:
@@ -92,8 +125,8 @@ def test_the_deploy_role_only_passes_the_cloudformation_role() -> None:
 
 def test_the_deploy_role_may_send_signed_verification_reads() -> None:
     assert template_file.read("template")["Parameters"]["Authorization"]["Default"] == "IAM"
-    [asks] = [s for s in statements("DeployRole") if s["Action"] == "execute-api:Invoke"]
-    assert asks["Resource"]["Fn::Sub"].endswith(":*/*/GET/*")  # API, stage, method, path
+    [invoke] = [s for s in statements("DeployRole") if s["Action"] == "execute-api:Invoke"]
+    assert invoke["Resource"]["Fn::Sub"].endswith(":*/*/GET/*")  # API, stage, method, path
 
 
 def test_cloudformation_may_create_everything_in_the_templates() -> None:
@@ -109,7 +142,9 @@ def test_cloudformation_may_create_everything_in_the_templates() -> None:
     kinds = set()
     for path in template_file.FOLDER.glob("*.yaml"):
         resources = template_file.read(path.stem)["Resources"].values()
-        kinds |= {each["Type"] for each in resources if each["Type"].startswith("AWS::")}
+        kinds |= {
+            resource["Type"] for resource in resources if resource["Type"].startswith("AWS::")
+        }
     for kind in kinds:
         service = kind.split("::")[1]
         assert called.get(service, service.lower()) in services, kind
@@ -128,7 +163,7 @@ def test_cloudformation_has_the_permissions_of_the_private_zone() -> None:
         "ListTagsForResource",
     }
     assert {a for a in actions("ExecutionRole") if a.startswith("route53:")} == {
-        f"route53:{each}" for each in called
+        f"route53:{action}" for action in called
     }
 
 
@@ -174,22 +209,22 @@ class ChangeSets:
 
     def __init__(self, reason: str = "", *, only_nested: bool = False) -> None:
         self.reason, self.only_nested = reason, only_nested
-        self.made: dict[str, Any] = {}
+        self.request: dict[str, Any] = {}
         self.deleted: list[str] = []
 
-    def create_change_set(self, **told: Any) -> None:
-        self.made = told
+    def create_change_set(self, **request: Any) -> None:
+        self.request = request
 
     def get_waiter(self, _: str) -> Any:
         from botocore.exceptions import WaiterError
 
         def wait(**_: str) -> None:
-            if self.reason and (self.made["IncludeNestedStacks"] or not self.only_nested):
+            if self.reason and (self.request["IncludeNestedStacks"] or not self.only_nested):
                 raise WaiterError("ChangeSetCreateComplete", self.reason, {})
 
         return type("Waiter", (), {"wait": staticmethod(wait)})()
 
-    def describe_change_set(self, StackName: str = "", **told: str) -> dict[str, Any]:  # noqa: N803
+    def describe_change_set(self, StackName: str = "", **page: str) -> dict[str, Any]:  # noqa: N803
         if self.reason:
             return {"StatusReason": self.reason if StackName else "a value is not known"}
         if StackName == "inner":
@@ -199,7 +234,7 @@ class ChangeSets:
                     {"ResourceChange": {**change, "Action": "Modify", "Replacement": "True"}}
                 ]
             }
-        if "NextToken" not in told:
+        if "NextToken" not in page:
             nested = {"LogicalResourceId": "Database", "ChangeSetId": "inner-set"}
             return {
                 "Changes": [{"ResourceChange": {**nested, "PhysicalResourceId": "inner"}}],
@@ -231,10 +266,10 @@ def test_the_plan_lists_nested_changes_and_deletes_its_change_set(
     )
     sets = ChangeSets()
     session = boto3.Session(region_name=REGION)
-    there = stacks.get(session, "warm-engine")
-    monkeypatch.setattr(stacks, "get", lambda *_: there)
+    stack = stacks.get(session, "warm-engine")
+    monkeypatch.setattr(stacks, "get", lambda *_: stack)
     monkeypatch.setattr(stacks, "client", lambda _: sets)
-    monkeypatch.setattr(stacks, "find", lambda _, name: there if name == there.name else None)
+    monkeypatch.setattr(stacks, "find", lambda _, name: stack if name == stack.name else None)
     report = tmp_path / "plan.md"
     assert deploy.show(["PoolerTasks=3"], "warm-engine", report) == 0
     assert report.read_text().splitlines()[2:] == [
@@ -243,11 +278,14 @@ def test_the_plan_lists_nested_changes_and_deletes_its_change_set(
         "| Database/Instance | AWS::RDS::DBInstance | Modify | True |",
         "| Topic | AWS::SNS::Topic | Add |  |",
     ]
-    told = {each["ParameterKey"]: each["ParameterValue"] for each in sets.made["Parameters"]}
-    assert told["PoolerTasks"] == "3"
-    assert told["FunctionImage"] == "f"  # the stack's: nothing is built
-    assert told["BudgetedConnections"] != "65"
-    assert sets.made["IncludeNestedStacks"] is True
+    passed = {
+        parameter["ParameterKey"]: parameter["ParameterValue"]
+        for parameter in sets.request["Parameters"]
+    }
+    assert passed["PoolerTasks"] == "3"
+    assert passed["FunctionImage"] == "f"  # the stack's: nothing is built
+    assert passed["BudgetedConnections"] != "65"
+    assert sets.request["IncludeNestedStacks"] is True
     assert len(sets.deleted) == 1
 
 
@@ -257,7 +295,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, sets: ChangeSets) -> str:
     try:
         return plan.changes(session, stack, {})
     finally:
-        assert len(sets.deleted) == (2 if not sets.made["IncludeNestedStacks"] else 1)
+        assert len(sets.deleted) == (2 if not sets.request["IncludeNestedStacks"] else 1)
 
 
 @pytest.mark.usefixtures("packaged")
@@ -276,10 +314,11 @@ def test_unplannable_nested_stacks_are_reported_with_the_reason(
     reason = f"Nested change set {inner} was not successfully created: Currently in FAILED."
     sets = ChangeSets(reason, only_nested=True)
     monkeypatch.setattr(plan, "_rows", lambda *_: [("Function", "stack", "Modify", "")])
-    said = planned(monkeypatch, sets)
-    assert "| Function | stack | Modify |  |" in said
+    message = planned(monkeypatch, sets)
+    assert "| Function | stack | Modify |  |" in message
     assert (
-        "Without the stacks within it: CloudFormation cannot plan that: a value is not kn" in said
+        "Without the stacks within it: CloudFormation cannot plan that: a value is not kn"
+        in message
     )
 
 

@@ -43,7 +43,7 @@ def alarms(stack: Stack) -> dict[str, Metric]:
         path: (
             alarm["Namespace"],
             alarm["MetricName"],
-            frozenset((each["Name"], each["Value"]) for each in alarm["Dimensions"]),
+            frozenset((dimension["Name"], dimension["Value"]) for dimension in alarm["Dimensions"]),
         )
         for path, alarm in stack.of_type("AWS::CloudWatch::Alarm").items()
     }
@@ -51,7 +51,7 @@ def alarms(stack: Stack) -> dict[str, Metric]:
 
 def dashboard(stack: Stack) -> list[dict[str, Any]]:
     body = only(stack.of_type("AWS::CloudWatch::Dashboard"))["DashboardBody"]
-    widgets: list[dict[str, Any]] = [each["properties"] for each in json.loads(body)["widgets"]]
+    widgets: list[dict[str, Any]] = [widget["properties"] for widget in json.loads(body)["widgets"]]
     return widgets
 
 
@@ -59,7 +59,7 @@ def drawn(widget: dict[str, Any]) -> set[Metric]:
     """List the metrics of a widget, where `.` and `...` repeat those of the line above."""
     found, above = set(), list[str]()
     for line in widget["metrics"]:
-        names = [each for each in line if isinstance(each, str)]
+        names = [part for part in line if isinstance(part, str)]
         if names == ["..."]:
             names = above
         names = [above[n] if name == "." else name for n, name in enumerate(names)]
@@ -122,7 +122,7 @@ async def test_every_dashboard_metric_is_emitted(deployed: Stack, emitted: set[M
 @BOTH
 def test_only_rollout_alarms_use_rollout_metrics(stack: Stack) -> None:
     group = only(stack.of_type("AWS::CodeDeploy::DeploymentGroup"))
-    names = {each["Name"] for each in group["AlarmConfiguration"]["Alarms"]}
+    names = {alarm["Name"] for alarm in group["AlarmConfiguration"]["Alarms"]}
     of_rollout = {"Function/Errors", "Function/Failures", "Function/Slow"}
     assert names == of_rollout
     for path, (_, _, dimensions) in alarms(stack).items():

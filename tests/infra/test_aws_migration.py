@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,44 @@ from infra.local.stack import DATABASE, Stack
 from tests.conftest import wait_for_transports_closed
 from tests.integration import test_roles
 
-Answers = list[dict[str, Any]]
+#: Two functions have this name: migrations 0005 and 0006 create one each.
+PLACE_ORDER = "SELECT array_agg(oid::regprocedure::text) FROM pg_proc WHERE proname = 'place_order'"
+
+
+@dataclass
+class CloudFormation:
+    """Sends requests to the custom resource, and collects its responses."""
+
+    response_url: str
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+    def request(self, request_type: str) -> dict[str, Any]:
+        """Invoke the migration's function and return its response to CloudFormation."""
+        names = ("StackId", "RequestId", "LogicalResourceId")
+        event = {
+            "RequestType": request_type,
+            "ResponseURL": self.response_url,
+            **{name: name.lower() for name in names},
+        }
+        migration.handler(event, None)
+        [response] = self.responses
+        return response
+
+    def receive(self, request: Request) -> Response:
+        self.responses.append(json.loads(request.data))
+        return Response()
 
 
 @pytest.fixture
-def cloudformation(httpserver: HTTPServer) -> tuple[str, Answers]:
-    """Serve the response URL that CloudFormation passes, and collect the responses."""
-    answers: Answers = []
-
-    def collect(request: Request) -> Response:
-        answers.append(json.loads(request.data))
-        return Response()
-
-    httpserver.expect_request("/answer", "PUT").respond_with_handler(collect)
-    return httpserver.url_for("/answer"), answers
+def cloudformation(httpserver: HTTPServer) -> CloudFormation:
+    double = CloudFormation(httpserver.url_for("/response"))
+    httpserver.expect_request("/response", "PUT").respond_with_handler(double.receive)
+    return double
 
 
 @pytest.fixture
 def secrets(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Role → ARN, with the environment as in migration.yaml."""
+    """Create the secrets, set the environment as in migration.yaml, and return the ARNs by role."""
     client = boto3.client("secretsmanager")
     passwords = {
         "ADMIN": (ADMIN, own_stack.postgres.password),
@@ -48,8 +68,8 @@ def secrets(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict
     }
     arns = {}
     for name, (user, password) in passwords.items():
-        text = json.dumps({"username": user, "password": password})
-        arns[name] = client.create_secret(Name=name, SecretString=text)["ARN"]
+        value = json.dumps({"username": user, "password": password})
+        arns[name] = client.create_secret(Name=name, SecretString=value)["ARN"]
         monkeypatch.setenv(f"{name}_SECRET_ARN", arns[name])
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "migrate")  # where settings have no defaults
     monkeypatch.setenv("DB_HOST", own_stack.postgres.host)
@@ -58,135 +78,119 @@ def secrets(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict
     return arns
 
 
-def event(kind: str, url: str) -> dict[str, Any]:
-    names = ("StackId", "RequestId", "LogicalResourceId")
-    return {"RequestType": kind, "ResponseURL": url, **{name: name.lower() for name in names}}
+def execute(stack: Stack, statement: str) -> Any:
+    """Run a statement as the administrator and return the first value of its first row."""
 
+    async def fetch() -> Any:
+        admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+        try:
+            return await admin.fetchval(statement)
+        finally:
+            await admin.close()
 
-async def query(stack: Stack, statement: str) -> Any:
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    try:
-        return await admin.fetchval(statement)
-    finally:
-        await admin.close()
+    return asyncio.run(fetch())
 
 
 def verifier(stack: Stack) -> str:
-    return str(asyncio.run(query(stack, "SELECT verifier FROM pooler.verifiers")))
+    return str(execute(stack, "SELECT verifier FROM pooler.verifiers"))
 
 
-def execute(stack: Stack, statement: str) -> None:
-    asyncio.run(query(stack, statement))
+def log_in_through_pooler(stack: Stack, password: str) -> str:
+    """Log in as the application and return the role of the session."""
 
-
-#: Two with the same name: migrations 0005 and 0006.
-FUNCTIONS = "SELECT array_agg(oid::regprocedure::text) FROM pg_proc WHERE proname = 'place_order'"
-
-
-def through_pooler(stack: Stack, password: str) -> str:
-    async def query() -> str:
+    async def log_in() -> str:
         try:
             return await test_roles.through_pooler(stack, password)
         finally:
             await wait_for_transports_closed()
 
-    return asyncio.run(query())
+    return asyncio.run(log_in())
 
 
 def test_an_empty_database_gets_roles_lookup_and_tables(
-    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+    own_stack: Stack, secrets: dict[str, str], cloudformation: CloudFormation
 ) -> None:
-    async def empty() -> None:
+    async def drop_everything() -> None:
         admin = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
         await admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
         for role in (roles.APP, roles.LOOKUP, roles.OWNER):
             await admin.execute(f"DROP ROLE {role}")
         await admin.close()
 
-    asyncio.run(empty())
-    url, answers = cloudformation
-    migration.handler(event("Create", url), None)
-    assert answers == [
-        {
-            "Status": "SUCCESS",
-            "Reason": "",
-            "PhysicalResourceId": "migration",
-            "StackId": "stackid",
-            "RequestId": "requestid",
-            "LogicalResourceId": "logicalresourceid",
-        }
-    ]
-    assert through_pooler(own_stack, migration.secret(secrets["APP"])["password"]) == roles.APP
+    asyncio.run(drop_everything())
+    assert cloudformation.request("Create") == {
+        "Status": "SUCCESS",
+        "Reason": "",
+        "PhysicalResourceId": "migration",
+        "StackId": "stackid",
+        "RequestId": "requestid",
+        "LogicalResourceId": "logicalresourceid",
+    }
+    password = migration.secret(secrets["APP"])["password"]
+    assert log_in_through_pooler(own_stack, password) == roles.APP
 
 
 def test_an_update_keeps_valid_passwords(
-    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+    own_stack: Stack, secrets: dict[str, str], cloudformation: CloudFormation
 ) -> None:
     """Even a new salt would lock PgBouncer out of Postgres until another client logs in."""
     before = verifier(own_stack)
-    url, answers = cloudformation
-    migration.handler(event("Update", url), None)
-    assert answers[0]["Status"] == "SUCCESS"
+    assert cloudformation.request("Update")["Status"] == "SUCCESS"
     assert verifier(own_stack) == before
 
 
 def test_older_code_keeps_a_newer_schema_and_reports_it(
     own_stack: Stack,
     secrets: dict[str, str],
-    cloudformation: tuple[str, Answers],
+    cloudformation: CloudFormation,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As in a deployment of an earlier version, and when CloudFormation rolls back."""
-    asyncio.run(query(own_stack, "UPDATE alembic_version SET version_num = '9999'"))
-    url, answers = cloudformation
-    migration.handler(event("Update", url), None)
-    assert answers[0]["Status"] == "SUCCESS"
-    revision = "SELECT version_num FROM alembic_version"
-    assert asyncio.run(query(own_stack, revision)) == "9999"
-    [line] = [each.getMessage() for each in caplog.records if each.name == "infra.database.schema"]
-    assert "revision 9999, which this version does not know" in line
+    """This happens when an earlier version is deployed, and when CloudFormation rolls back."""
+    execute(own_stack, "UPDATE alembic_version SET version_num = '9999'")
+    assert cloudformation.request("Update")["Status"] == "SUCCESS"
+    assert execute(own_stack, "SELECT version_num FROM alembic_version") == "9999"
+    [record] = [record for record in caplog.records if record.name == "infra.database.schema"]
+    assert "revision 9999, which this version does not know" in record.getMessage()
 
 
 def test_a_failed_migration_is_reported_at_once_without_secrets(
     own_stack: Stack,
     secrets: dict[str, str],
-    cloudformation: tuple[str, Answers],
+    cloudformation: CloudFormation,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wrong = json.dumps({"username": ADMIN, "password": "hunter2"})
-    boto3.client("secretsmanager").put_secret_value(SecretId=secrets["ADMIN"], SecretString=wrong)
-    url, answers = cloudformation
-    migration.handler(event("Update", url), None)
-    assert answers[0]["Status"] == "FAILED"
-    assert answers[0]["Reason"].startswith("InvalidPasswordError")
-    assert "hunter2" not in str(answers) + caplog.text
+    invalid = json.dumps({"username": ADMIN, "password": "hunter2"})
+    boto3.client("secretsmanager").put_secret_value(SecretId=secrets["ADMIN"], SecretString=invalid)
+    response = cloudformation.request("Update")
+    assert response["Status"] == "FAILED"
+    assert response["Reason"].startswith("InvalidPasswordError")
+    assert "hunter2" not in str(response) + caplog.text
 
 
 def test_deleting_the_stack_leaves_the_database_unchanged(
-    secrets: dict[str, str], cloudformation: tuple[str, Answers], monkeypatch: pytest.MonkeyPatch
+    secrets: dict[str, str], cloudformation: CloudFormation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(migration, "migrate")
-    url, answers = cloudformation
-    migration.handler(event("Delete", url), None)
-    assert answers[0]["Status"] == "SUCCESS"
+    assert cloudformation.request("Delete")["Status"] == "SUCCESS"
 
 
 def rotate(secret: str) -> None:
+    """Call the rotation's function as Secrets Manager does, with a repeated last step."""
     token = "9c2b8f0e-6a53-4d1f-8e7b-5b1c6f0a2d34"
     for step in ("createSecret", "setSecret", "testSecret", "finishSecret", "finishSecret"):
         rotation.handler({"SecretId": secret, "ClientRequestToken": token, "Step": step}, None)
 
 
 def test_the_owner_password_is_rotated_without_telling_the_pooler(
-    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+    own_stack: Stack, secrets: dict[str, str]
 ) -> None:
     old = migration.secret(secrets["OWNER"])["password"]
     rotate(secrets["OWNER"])
     new = migration.secret(secrets["OWNER"], VersionStage="AWSCURRENT")["password"]
     assert asyncio.run(rotation.can_log_in(roles.OWNER, new))
     assert not asyncio.run(rotation.can_log_in(roles.OWNER, old))
-    known = asyncio.run(query(own_stack, "SELECT count(*) FROM pooler.verifiers"))
-    assert known == 1  # the application's
+    # Only the application's password is in the lookup.
+    assert execute(own_stack, "SELECT count(*) FROM pooler.verifiers") == 1
 
 
 @pytest.mark.parametrize("role", [roles.LOOKUP, ADMIN])
@@ -199,30 +203,30 @@ def test_only_the_rotated_password_is_accepted_by_the_pooler(
     own_stack: Stack, secrets: dict[str, str]
 ) -> None:
     old = migration.secret(secrets["APP"])["password"]
-    assert through_pooler(own_stack, old) == roles.APP
+    assert log_in_through_pooler(own_stack, old) == roles.APP
     rotate(secrets["APP"])
-    # Without a stage moto returns the version that was current first.
+    # Without a stage, moto returns the version that was current first.
     new = migration.secret(secrets["APP"], VersionStage="AWSCURRENT")["password"]
     assert new != old
     assert len(new) == 40
-    assert through_pooler(own_stack, new) == roles.APP
+    assert log_in_through_pooler(own_stack, new) == roles.APP
     with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
-        through_pooler(own_stack, old)
-    output = own_stack.postgres.log_since_start() + own_stack.pgbouncer.log_since_start()
-    assert new not in output
-    assert old not in output
+        log_in_through_pooler(own_stack, old)
+    logs = own_stack.postgres.log_since_start() + own_stack.pgbouncer.log_since_start()
+    assert new not in logs
+    assert old not in logs
 
 
 def test_the_check_reports_role_changes_and_changes_nothing(
-    own_stack: Stack, secrets: dict[str, str], cloudformation: tuple[str, Answers]
+    own_stack: Stack, secrets: dict[str, str], cloudformation: CloudFormation
 ) -> None:
     check = {"RequestType": "Check"}
     assert migration.handler(check, None) == {"differences": []}
     execute(own_stack, "ALTER ROLE appuser SET default_transaction_read_only = on")
     for _ in range(2):
-        [told] = migration.handler(check, None)["differences"]
-        assert "default_transaction_read_only is on" in told
-    assert cloudformation[1] == []
+        [difference] = migration.handler(check, None)["differences"]
+        assert "default_transaction_read_only is on" in difference
+    assert cloudformation.responses == []
 
 
 def test_the_container_check_prints_role_changes(
@@ -253,7 +257,7 @@ def test_the_task_runs_a_statement_as_administrator_and_prints_rows(
 
     statement = "SELECT current_user AS who, 'a, b' AS text"
     assert administer(statement) == (0, f'who,text\r\n{ADMIN},"a, b"\r\nSELECT 1\n', "")
-    # Not in a transaction, which the statement does not allow, and without the migrations at hand.
+    # This statement is not allowed in a transaction.
     index = "CREATE INDEX CONCURRENTLY by_name ON orders (customer_name)"
     assert administer(index) == (0, "CREATE INDEX\n", "")
     code, rows, error = administer("SELECT * FROM nowhere")
@@ -269,8 +273,8 @@ def test_the_task_without_a_statement_migrates(
     own_stack: Stack, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(own_stack, "DROP TABLE orders, order_requests, alembic_version CASCADE")
-    for name in asyncio.run(query(own_stack, FUNCTIONS)):
+    for name in execute(own_stack, PLACE_ORDER):
         execute(own_stack, f"DROP FUNCTION {name}")
     monkeypatch.setattr(sys, "argv", ["migration"])
     assert migration.main() == 0
-    assert asyncio.run(query(own_stack, "SELECT count(*) FROM orders")) == 0
+    assert execute(own_stack, "SELECT count(*) FROM orders") == 0

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.infra.deployment import (
     BOTH,
     DEPLOYED,
@@ -134,40 +136,55 @@ def actions(statements: list[dict[str, Any]]) -> set[str]:
 
 
 def test_endpoint_policies_allow_what_the_roles_need() -> None:
-    may = {
+    allowed = {
         action
         for role in WITH_PGBOUNCER.of_type("AWS::IAM::Role").values()
         for policy in role.get("Policies", [])
         for action in actions(policy["PolicyDocument"]["Statement"])
     }
-    may.remove("logs:DescribeLogStreams")  # used by the flow log service, from outside the VPC
+    # Used by the flow log service, from outside the VPC.
+    allowed -= {"logs:DescribeLogGroups", "logs:DescribeLogStreams"}
     for service, statements in allowed_by_endpoints().items():
         name = service.partition(".")[0]
         if name != "s3":
-            wanted = {action for action in may if action.startswith(f"{name}:")}
+            wanted = {action for action in allowed if action.startswith(f"{name}:")}
             assert actions(statements) == wanted, service
 
 
-def test_availability_zones_can_be_chosen() -> None:
-    subnets = deployment(Zones="eu-central-1b,eu-central-1c").of_type("AWS::EC2::Subnet")
-    zones = [subnet["AvailabilityZone"] for subnet in subnets.values()]
-    assert zones == ["eu-central-1b", "eu-central-1c"]
+@pytest.mark.parametrize("zones", ["eu-central-1b,eu-central-1c", "eu-central-1b, eu-central-1c"])
+def test_availability_zones_can_be_chosen(zones: str) -> None:
+    """CloudFormation trims the members of a CommaDelimitedList; moto does not."""
+    subnets = deployment(Zones=zones).of_type("AWS::EC2::Subnet")
+    chosen = [subnet["AvailabilityZone"] for subnet in subnets.values()]
+    assert chosen == ["eu-central-1b", "eu-central-1c"]
+
+
+def test_the_flow_log_can_be_written_but_its_group_not_created_again() -> None:
+    """The minimum of "IAM role for publishing flow logs to CloudWatch Logs" (Amazon VPC User Guide)
+    without CreateLogGroup, with which a late record would create the deleted group again."""
+    [policy] = WITH_PGBOUNCER.resources["Network/FlowLogRole"]["Properties"]["Policies"]
+    assert actions(policy["PolicyDocument"]["Statement"]) == {
+        "logs:CreateLogStream",
+        "logs:DescribeLogGroups",
+        "logs:DescribeLogStreams",
+        "logs:PutLogEvents",
+    }
 
 
 def test_every_component_has_its_own_security_group() -> None:
-    there, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
-    worn = {
-        "function": there["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "migration": there["Migration/Migrate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "rotation": there["Migration/Rotate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
-        "balancer": there["Pooler/Balancer"]["Properties"]["SecurityGroups"],
-        "pooler": there["Pooler/Service"]["Properties"]["NetworkConfiguration"][
+    resources, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
+    groups = {
+        "function": resources["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "migration": resources["Migration/Migrate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "rotation": resources["Migration/Rotate"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
+        "balancer": resources["Pooler/Balancer"]["Properties"]["SecurityGroups"],
+        "pooler": resources["Pooler/Service"]["Properties"]["NetworkConfiguration"][
             "AwsvpcConfiguration"
         ]["SecurityGroups"],
         "proxy": proxy["Proxy/Proxy"]["Properties"]["VpcSecurityGroupIds"],
-        "database": there["Database/Instance"]["Properties"]["VPCSecurityGroups"],
+        "database": resources["Database/Instance"]["Properties"]["VPCSecurityGroups"],
     }
-    assert worn == {
+    assert groups == {
         "function": ["Security/Function"],
         "migration": ["Security/Migration"],
         "rotation": ["Security/Migration"],

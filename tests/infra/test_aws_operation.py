@@ -54,20 +54,20 @@ def test_no_role_has_unexpected_wildcards(stack: Stack) -> None:
         "xray:PutTraceSegments",
     }
     # Lambda's interfaces, a function's aliases, CodeDeploy's deployments of this stack.
-    here = "eu-central-1:123456789012"
+    account = "eu-central-1:123456789012"
     open_ended = {
-        f"arn:aws:ec2:{here}:*/*",
+        f"arn:aws:ec2:{account}:*/*",
         "arn:aws:ec2:eu-central-1:*:subnet/*",
         "Function/Function.Arn:*",
-        f"arn:aws:codedeploy:{here}:deploymentgroup:warm-engine-Function-*/*",
+        f"arn:aws:codedeploy:{account}:deploymentgroup:warm-engine-Function-*/*",
     }
     for path, statement in statements(stack):
         actions, named = listed(statement["Action"]), listed(statement["Resource"])
-        assert not [each for each in actions if "*" in each], path
+        assert not [action for action in actions if "*" in action], path
         if "*" in named:  # actions without a resource
             assert set(actions) <= unnamed, path
         else:
-            assert {each for each in named if "*" in each} <= open_ended, path
+            assert {name for name in named if "*" in name} <= open_ended, path
 
 
 @BOTH
@@ -167,10 +167,10 @@ def test_only_the_enhanced_monitoring_managed_policy_is_attached() -> None:
 def test_no_environment_contains_a_secret() -> None:
     containers = WITH_PGBOUNCER.resources["Pooler/Task"]["Properties"]["ContainerDefinitions"]
     for container in containers:
-        plain = {each["Name"] for each in container["Environment"]}
+        plain = {variable["Name"] for variable in container["Environment"]}
         assert not [name for name in plain if re.search("PASS|KEY|SECRET", name)]
-        for each in container.get("Secrets", []):
-            path, field = each["ValueFrom"].removesuffix("::").rsplit(":", 1)
+        for secret in container.get("Secrets", []):
+            path, field = secret["ValueFrom"].removesuffix("::").rsplit(":", 1)
             assert path in ("Secrets/Lookup", DEPLOYED["PoolerTlsSecret"])
             assert field in ("password", "certificate", "key")
     assert len(containers[0]["Secrets"]) == 3
@@ -294,7 +294,7 @@ def test_pgbouncer_runs_in_two_zones_throughout_a_deployment() -> None:
     assert service["DeploymentConfiguration"]["MinimumHealthyPercent"] == 100
     task = WITH_PGBOUNCER.resources["Pooler/Task"]["Properties"]
     assert "TaskRoleArn" not in task
-    assert all(each["ReadonlyRootFilesystem"] for each in task["ContainerDefinitions"])
+    assert all(definition["ReadonlyRootFilesystem"] for definition in task["ContainerDefinitions"])
 
 
 def test_a_database_failover_stops_no_pgbouncer() -> None:
@@ -307,7 +307,7 @@ def test_a_database_failover_stops_no_pgbouncer() -> None:
 
 def test_the_metrics_sidecar_restarts_by_itself() -> None:
     containers = WITH_PGBOUNCER.resources["Pooler/Task"]["Properties"]["ContainerDefinitions"]
-    [metrics] = [each for each in containers if not each["Essential"]]
+    [metrics] = [container for container in containers if not container["Essential"]]
     assert metrics["RestartPolicy"]["Enabled"] is True
 
 
@@ -328,7 +328,7 @@ def test_a_pgbouncer_is_lost_when_no_balancer_node_reaches_it() -> None:
 
 def test_busy_pgbouncers_and_exhausted_cpu_credits_raise_alarms() -> None:
     busy = WITH_PGBOUNCER.resources["Alarms/PoolerCpu"]["Properties"]
-    dimensions = {each["Name"]: each["Value"] for each in busy["Dimensions"]}
+    dimensions = {dimension["Name"]: dimension["Value"] for dimension in busy["Dimensions"]}
     assert dimensions == {"ClusterName": "Pooler/Cluster", "ServiceName": "Pooler/Service.Name"}
     credits = WITH_PGBOUNCER.resources["Alarms/Credits"]["Properties"]
     assert credits["MetricName"] == "CPUCreditBalance"
@@ -392,7 +392,7 @@ def test_every_lint_suppression_is_explained() -> None:
 def test_the_dashboard_is_valid_json_and_shows_the_budget(stack: Stack) -> None:
     body = json.loads(only(stack.of_type("AWS::CloudWatch::Dashboard"))["DashboardBody"])
     budget = {"label": "budget", "value": int(stack.parameters["BudgetedConnections"])}
-    drawn = [each["properties"].get("annotations") for each in body["widgets"]]
+    drawn = [widget["properties"].get("annotations") for widget in body["widgets"]]
     assert drawn.count({"horizontal": [budget]}) == 1
 
 
@@ -431,4 +431,6 @@ def test_the_cost_table_counts_every_alarm_and_adds_up() -> None:
     [total] = re.findall(r"\*\*the defaults\*\* \| \| \*\*([\d.]+)\*\*", text)
     assert sum(parts.values()) + float(fixed) == pytest.approx(float(total))
     endpoints = WITH_PGBOUNCER.of_type("AWS::EC2::VPCEndpoint").values()
-    assert len([each for each in endpoints if each["VpcEndpointType"] == "Interface"]) == 4
+    assert (
+        len([endpoint for endpoint in endpoints if endpoint["VpcEndpointType"] == "Interface"]) == 4
+    )

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from infra.aws import parameters, preflight, stacks
 from infra.aws.account import OperatorError
+from infra.aws.preflight import names
 from infra.local import ROOT
 from tests.infra import aws_double
 from tests.infra.aws_double import (
@@ -31,6 +32,19 @@ NO_CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 EUROPE = {"AWS_REGION": REGION}
+#: Well-formed parameters of an existing VPC, and of a database in it.
+VPC = {
+    "VpcId": "vpc-0123abcd",
+    "SubnetIds": "subnet-0123abcd, subnet-0123456789abcdef0",
+    "EndpointSecurityGroup": "sg-0123abcd",
+}
+DATABASE = VPC | {
+    "DatabaseHost": "shop.abc.eu-central-1.rds.amazonaws.com",
+    "DatabaseIdentifier": "shop",
+    "DatabaseSecurityGroup": "sg-0123abcd",
+    "DatabaseAdminSecret": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-1b2c3d",
+    "DatabaseAdminSecretKey": "arn:aws:kms:eu-central-1:123456789012:key/1a2b-3c4d",
+}
 
 
 @pytest.fixture
@@ -43,11 +57,11 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def deployed(*words: str, **environment: str) -> tuple[int, str]:
     """Run the command without valid credentials; return exit status and output."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(
         [sys.executable, "-m", "infra.aws.deploy", *words],
         cwd=ROOT,
-        env={**ours, **NO_CREDENTIALS, **environment},
+        env={**inherited, **NO_CREDENTIALS, **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -84,7 +98,7 @@ def test_without_credentials_the_hint_says_how_to_set_them(
 ) -> None:
     code, output = deployed(**environment)
     assert code == 1
-    assert "nothing was created: 1 fault\n" in output
+    assert "nothing was created: 1 problem\n" in output
     assert message in output
 
 
@@ -108,8 +122,8 @@ def test_all_problems_are_reported_together_with_hints(tmp_path: Path) -> None:
         **EUROPE,
     )
     assert code == 1
-    assert "nothing was created: 6 faults" in output
-    for fault in (
+    assert "nothing was created: 6 problems" in output
+    for message in (
         "no AWS credentials",
         "'ReservedConcurency=1' is not a parameter",
         "Did you mean ReservedConcurrency=…?",
@@ -121,7 +135,7 @@ def test_all_problems_are_reported_together_with_hints(tmp_path: Path) -> None:
         "One of: db.t4g.micro, ",
         "Docker does not respond",
     ):
-        assert fault in output, fault
+        assert message in output, message
     assert "Traceback" not in output
     code, output = deployed("ReservedConcurrency=6000", PATH=str(tmp_path), **EUROPE)
     assert "the connection budget does not fit" in output
@@ -135,10 +149,10 @@ def test_an_invalid_stack_name_is_a_problem(account: LambdaSettings, stack: str)
 
 @pytest.mark.parametrize("word", ["Release=2", "FunctionImage=x", "=1", ""])
 def test_derived_parameters_cannot_be_set(word: str) -> None:
-    chosen, [fault] = parameters.parse([word])
+    chosen, [problem] = parameters.parse([word])
     assert chosen == {}
-    assert repr(word) in fault.what
-    assert "ReservedConcurrency" in fault.remedy
+    assert repr(word) in problem.cause
+    assert "ReservedConcurrency" in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -155,10 +169,14 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
         ({"Zones": "eu-central-1a"}, "Zones=eu-central-1a is not allowed"),
         ({"Zones": "eu-central-1a,eu-central-1a"}, "Zones=eu-central-1a,eu-"),
         ({"Zones": "eu-west-1a,eu-west-1b"}, "Zones=eu-west-1a,eu-west-1b is not allowed"),
-        ({"SubnetIds": "subnet-0123456789abcdef0"}, "SubnetIds=subnet-0123456789abcdef0 is not"),
-        ({"EndpointSecurityGroup": "default"}, "EndpointSecurityGroup=default is not allowed"),
-        ({"DatabaseAdminSecret": "admin"}, "DatabaseAdminSecret=admin is not allowed"),
-        ({"DatabaseAdminSecretKey": "alias/mine"}, "DatabaseAdminSecretKey=alias/mine is not"),
+        (VPC | {"SubnetIds": "subnet-0123456789abcdef0"}, "SubnetIds=subnet-0123456789abcdef0 is "),
+        (VPC | {"EndpointSecurityGroup": "default"}, "EndpointSecurityGroup=default is not allow"),
+        (DATABASE | {"DatabaseAdminSecret": "admin"}, "DatabaseAdminSecret=admin is not allowed"),
+        (DATABASE | {"DatabaseAdminSecretKey": "alias/mine"}, "DatabaseAdminSecretKey=alias/mine "),
+        (VPC | {"VpcId": ""}, "SubnetIds and EndpointSecurityGroup cannot be used without VpcId"),
+        ({"TaskEndpointSecurityGroup": "sg-0123abcd"}, "cannot be used without VpcId"),
+        ({"DatabaseIdentifier": "shop"}, "DatabaseIdentifier cannot be used without DatabaseHost"),
+        (DATABASE | {"DatabaseHost": ""}, "DatabaseAdminSecretKey cannot be used without Database"),
         ({"Authorization": "JWT"}, "Authorization=JWT needs JwtIssuer and JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "https://x"}, "needs JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "x", "JwtAudience": "y"}, "not an https:// address"),
@@ -166,40 +184,40 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
 )
 def test_an_invalid_parameter_value_is_a_problem(values: dict[str, str], named: str) -> None:
     complete = parameters.effective({}, {})
-    assert list(parameters.faults(complete, REGION)) == []
-    [fault] = parameters.faults(complete | values, REGION)
-    assert named in fault.what
-    assert fault.remedy
+    assert list(parameters.problems(complete, REGION)) == []
+    [problem] = parameters.problems(parameters.effective(values, {}), REGION)
+    assert named in problem.cause
+    assert problem.hint
 
 
 def test_a_malformed_vpc_and_its_malformed_subnets_are_reported_together() -> None:
     values = {"VpcId": "foo", "SubnetIds": "a,b", "EndpointSecurityGroup": "sg-0123abcd"}
-    faults = list(parameters.faults(parameters.effective(values, {}), REGION))
-    assert [fault.what.partition("=")[0] for fault in faults] == ["VpcId", "SubnetIds"]
+    problems = list(parameters.problems(parameters.effective(values, {}), REGION))
+    assert [problem.cause.partition("=")[0] for problem in problems] == ["VpcId", "SubnetIds"]
 
 
 def test_well_formed_values_are_no_problem() -> None:
-    values = {
+    values = DATABASE | {
         "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
         "Zones": "eu-central-1a, eu-central-1c",
-        "VpcId": "vpc-0123abcd",
-        "SubnetIds": "subnet-0123abcd, subnet-0123456789abcdef0",
-        "EndpointSecurityGroup": "sg-0123abcd",
-        "DatabaseHost": "shop.abc.eu-central-1.rds.amazonaws.com",
-        "DatabaseIdentifier": "shop",
-        "DatabaseSecurityGroup": "sg-0123abcd",
-        "DatabaseAdminSecret": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-1b2c3d",
-        "DatabaseAdminSecretKey": "arn:aws:kms:eu-central-1:123456789012:key/1a2b-3c4d",
     }
     for region in (REGION, ""):  # without credentials the region is not known
-        assert list(parameters.faults(parameters.effective(values, {}), region)) == []
+        assert list(parameters.problems(parameters.effective(values, {}), region)) == []
+
+
+def test_spaces_in_lists_are_removed() -> None:
+    values = {"Zones": " eu-central-1a,  eu-central-1c ", "JwtAudience": "shop, admin"}
+    for chosen, stored in ((values, {}), ({}, values)):
+        trimmed = parameters.effective(chosen, stored)
+        assert trimmed["Zones"] == "eu-central-1a,eu-central-1c"
+        assert trimmed["JwtAudience"] == "shop,admin"
 
 
 def test_one_off_parameters_are_not_kept_for_the_next_deployment() -> None:
-    names = ("Canary", "DeletionProtection")
-    stored = {**dict.fromkeys(names, "false"), "MultiAz": "false", "Release": "1"}
+    one_off = ("Canary", "DeletionProtection")
+    stored = {**dict.fromkeys(one_off, "false"), "MultiAz": "false", "Release": "1"}
     kept = parameters.effective({}, stored)
-    assert {name: kept[name] for name in names} == dict.fromkeys(names, "true")
+    assert {name: kept[name] for name in one_off} == dict.fromkeys(one_off, "true")
     assert kept["MultiAz"] == "false"
     assert "Release" not in kept
     assert parameters.effective({"Canary": "false"}, stored)["Canary"] == "false"
@@ -217,9 +235,9 @@ def test_an_account_without_problems_gets_the_defaults(account: LambdaSettings) 
 
 def test_an_explicit_reservation_lambda_would_reject_is_a_problem(account: LambdaSettings) -> None:
     account.limits = {"ConcurrentExecutions": 10, "UnreservedConcurrentExecutions": 10}
-    said = report("ReservedConcurrency=5")
-    assert "ReservedConcurrency=5, and Lambda allows 0 of this region's 10" in said
-    assert "ReservedConcurrency=0 (no reservation)" in said
+    message = report("ReservedConcurrency=5")
+    assert "ReservedConcurrency=5, and Lambda allows 0 of this region's 10" in message
+    assert "ReservedConcurrency=0 (no reservation)" in message
     assert preflight.examine(["ReservedConcurrency=0"], "warm-engine").budget.sandboxes == 10
 
 
@@ -242,7 +260,7 @@ def test_a_denied_permission_is_a_note_not_a_problem(account: LambdaSettings) ->
 
 
 @pytest.mark.parametrize(
-    ("status", "remedy"),
+    ("status", "hint"),
     [
         ("ROLLBACK_COMPLETE", "`make destroy STACK=warm-engine`"),
         ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback --stack-name"),
@@ -252,13 +270,13 @@ def test_a_denied_permission_is_a_note_not_a_problem(account: LambdaSettings) ->
 )
 @pytest.mark.parametrize("name", ["warm-engine", "warm-engine-registry"])
 def test_a_stack_that_cannot_be_updated_is_a_problem_with_a_hint(
-    account: LambdaSettings, monkeypatch: pytest.MonkeyPatch, name: str, status: str, remedy: str
+    account: LambdaSettings, monkeypatch: pytest.MonkeyPatch, name: str, status: str, hint: str
 ) -> None:
-    found = stacks.Stack(name, status, {"Release": "1", "Prefix": "warm-engine"}, {})
-    monkeypatch.setattr(stacks, "find", lambda _, which: found if which == name else None)
-    said = report()
-    assert f"the stack {name} is {status}" in said
-    assert remedy in said
+    stack = stacks.Stack(name, status, {"Release": "1", "Prefix": "warm-engine"}, {})
+    monkeypatch.setattr(stacks, "find", lambda _, requested: stack if requested == name else None)
+    message = report()
+    assert f"the stack {name} is {status}" in message
+    assert hint in message
 
 
 def test_a_foreign_stack_is_not_overwritten(account: LambdaSettings) -> None:
@@ -273,12 +291,12 @@ def test_name_collisions_are_found(account: LambdaSettings) -> None:
     secrets = boto3.client("secretsmanager", region_name=REGION)
     secrets.create_secret(Name="warm-engine/pooler-tls", SecretString="x")
     secrets.delete_secret(SecretId="warm-engine/pooler-tls", RecoveryWindowInDays=7)
-    [repository, *_] = preflight._repositories("warm-engine")
+    [repository, *_] = names.repositories("warm-engine")
     boto3.client("ecr", region_name=REGION).create_repository(repositoryName=repository)
-    said = report()
-    assert "the secret warm-engine/pooler-tls is scheduled for deletion" in said
-    assert "restore-secret" in said
-    assert f"the repository {repository} exists, but not the stack" in said
+    message = report()
+    assert "the secret warm-engine/pooler-tls is scheduled for deletion" in message
+    assert "restore-secret" in message
+    assert f"the repository {repository} exists, but not the stack" in message
 
 
 def test_our_own_repository_is_not_a_collision(account: LambdaSettings) -> None:
@@ -291,8 +309,8 @@ def test_an_exhausted_vpc_quota_is_a_problem_unless_one_is_given(account: Lambda
     while len(ec2.describe_vpcs()["Vpcs"]) < 5:  # moto's quota, as on AWS
         ec2.create_vpc(CidrBlock="10.0.0.0/16")
     assert "this region has 5 VPCs" in report()
-    given = network()
-    assert preflight.examine(words(given), "warm-engine")
+    chosen = network()
+    assert preflight.examine(arguments(chosen), "warm-engine")
 
 
 def network() -> dict[str, str]:
@@ -303,50 +321,50 @@ def network() -> dict[str, str]:
     groups = ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [vpc]}])
     return {
         "VpcId": vpc,
-        "SubnetIds": ",".join(each["SubnetId"] for each in subnets[:2]),
+        "SubnetIds": ",".join(subnet["SubnetId"] for subnet in subnets[:2]),
         "EndpointSecurityGroup": groups["SecurityGroups"][0]["GroupId"],
     }
 
 
-def words(values: dict[str, str]) -> list[str]:
+def arguments(values: dict[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
 def test_your_own_network_is_checked(account: LambdaSettings) -> None:
-    given, ec2 = network(), client("ec2")
-    assert preflight.examine(words(given), "warm-engine")
-    gone = "vpc-0123456789abcdef0"
-    said = report(*words(given | {"VpcId": gone}))
-    assert f"there is no VPC {gone}" in said
-    assert f"not in {gone}" in said
+    chosen, ec2 = network(), client("ec2")
+    assert preflight.examine(arguments(chosen), "warm-engine")
+    missing = "vpc-0123456789abcdef0"
+    message = report(*arguments(chosen | {"VpcId": missing}))
+    assert f"there is no VPC {missing}" in message
+    assert f"not in {missing}" in message
     assert "there is no subnet subnet-0123abcd, subnet-4567abcd" in report(
-        *words(given | {"SubnetIds": "subnet-4567abcd,subnet-0123abcd"})
+        *arguments(chosen | {"SubnetIds": "subnet-4567abcd,subnet-0123abcd"})
     )
-    one = ec2.describe_subnets(SubnetIds=given["SubnetIds"].split(","))["Subnets"][0]
-    cidr, zone = "172.31.128.0/20", one["AvailabilityZone"]
-    beside = ec2.create_subnet(VpcId=given["VpcId"], CidrBlock=cidr, AvailabilityZone=zone)
-    same = f"{one['SubnetId']},{beside['Subnet']['SubnetId']}"
-    assert f"the subnets are all in {zone}" in report(*words(given | {"SubnetIds": same}))
+    first = ec2.describe_subnets(SubnetIds=chosen["SubnetIds"].split(","))["Subnets"][0]
+    cidr, zone = "172.31.128.0/20", first["AvailabilityZone"]
+    second = ec2.create_subnet(VpcId=chosen["VpcId"], CidrBlock=cidr, AvailabilityZone=zone)
+    one_zone = f"{first['SubnetId']},{second['Subnet']['SubnetId']}"
+    assert f"the subnets are all in {zone}" in report(*arguments(chosen | {"SubnetIds": one_zone}))
     group = {"EndpointSecurityGroup": "sg-0123abcd"}
-    assert "there is no security group sg-0123abcd" in report(*words(given | group))
+    assert "there is no security group sg-0123abcd" in report(*arguments(chosen | group))
     other = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    made = ec2.create_security_group(GroupName="x", Description="x", VpcId=other)["GroupId"]
-    group = {"EndpointSecurityGroup": made}
-    assert f"{made} is not in {given['VpcId']}" in report(*words(given | group))
+    outside = ec2.create_security_group(GroupName="x", Description="x", VpcId=other)["GroupId"]
+    group = {"EndpointSecurityGroup": outside}
+    assert f"{outside} is not in {chosen['VpcId']}" in report(*arguments(chosen | group))
     assert "there is no zone eu-central-1z" in report("Zones=eu-central-1a,eu-central-1z")
 
 
 def test_your_own_database_is_checked(account: LambdaSettings) -> None:
-    given = network() | {
+    chosen = network() | {
         "DatabaseHost": "shop.example",
         "DatabaseIdentifier": "shop",
         "DatabaseSecurityGroup": "",
         "DatabaseAdminSecret": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:no-1b2c3d",
     }
-    given["DatabaseSecurityGroup"] = given["EndpointSecurityGroup"]
-    said = report(*words(given))
-    assert f"there is no secret {given['DatabaseAdminSecret']}" in said
-    assert "there is no RDS instance shop" in said
+    chosen["DatabaseSecurityGroup"] = chosen["EndpointSecurityGroup"]
+    message = report(*arguments(chosen))
+    assert f"there is no secret {chosen['DatabaseAdminSecret']}" in message
+    assert "there is no RDS instance shop" in message
     client("rds").create_db_instance(
         DBInstanceIdentifier="shop",
         DBInstanceClass="db.m7g.large",
@@ -355,66 +373,89 @@ def test_your_own_database_is_checked(account: LambdaSettings) -> None:
         MasterUsername="shop",
         MasterUserPassword="none-of-ours",
     )
-    made = client("secretsmanager").create_secret(Name="shop", SecretString="{}")
-    given["DatabaseAdminSecret"] = made["ARN"]
+    secret = client("secretsmanager").create_secret(Name="shop", SecretString="{}")
+    chosen["DatabaseAdminSecret"] = secret["ARN"]
+    [instance] = client("rds").describe_db_instances()["DBInstances"]
+    endpoint = instance["Endpoint"]["Address"]
+    message = report(*arguments(chosen))
+    assert "DatabaseHost=shop.example is not the endpoint of shop" in message
+    assert f"DatabaseHost={endpoint}" in message
+    chosen["DatabaseHost"] = endpoint.upper()
     # The connection budget would be calculated for a smaller class.
-    assert "shop is a db.m7g.large" in report(*words(given))
-    plan = preflight.examine([*words(given), "InstanceClass=db.m7g.large"], "warm-engine")
+    message = report(*arguments(chosen))
+    assert "shop is a db.m7g.large" in message
+    assert "endpoint" not in message
+    plan = preflight.examine([*arguments(chosen), "InstanceClass=db.m7g.large"], "warm-engine")
     assert plan.budget.InstanceClass == "db.m7g.large"
+
+
+def test_a_key_or_topic_that_does_not_exist_is_a_problem(account: LambdaSettings) -> None:
+    key = f"arn:aws:kms:{REGION}:123456789012:key/1a2b3c4d-0000-0000-0000-000000000000"
+    topic = f"arn:aws:sns:{REGION}:123456789012:alarms"
+    database = {**DATABASE, **network(), "DatabaseAdminSecretKey": key}
+    message = report(*arguments(database), f"AlarmTopic={topic}")
+    assert f"there is no KMS key {key}" in message
+    assert "DatabaseAdminSecretKey=… of the key that encrypts" in message
+    assert f"there is no SNS topic {topic}" in message
+    assert "AlarmTopic=… of an existing topic" in message
+    database["DatabaseAdminSecretKey"] = client("kms").create_key()["KeyMetadata"]["Arn"]
+    client("sns").create_topic(Name="alarms")
+    message = report(*arguments(database), f"AlarmTopic={topic}")
+    assert "KMS" not in message
+    assert "SNS" not in message
 
 
 def test_a_change_that_would_delete_or_move_the_database_is_a_problem(
     account: LambdaSettings,
 ) -> None:
-    given = network()
+    chosen = network()
     database = {
         "DatabaseHost": "shop.example",
         "DatabaseIdentifier": "shop",
-        "DatabaseSecurityGroup": given["EndpointSecurityGroup"],
+        "DatabaseSecurityGroup": chosen["EndpointSecurityGroup"],
         "DatabaseAdminSecret": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:no-1b2c3d",
     }
     aws_double.create_application("warm-engine", Release="1", Zones="eu-central-1a,eu-central-1b")
-    said = report(*words(given), *words(database))
-    assert "DatabaseHost was empty: the change would delete the stack's database" in said
-    assert "VpcId was empty" in said
-    assert "SubnetIds was empty" in said
+    message = report(*arguments(chosen), *arguments(database))
+    assert "DatabaseHost was empty: the change would delete the stack's database" in message
+    assert "VpcId was empty" in message
+    assert "SubnetIds was empty" in message
     assert "Zones was eu-central-1a,eu-central-1b" in report("Zones=eu-central-1a,eu-central-1c")
-    aws_double.create_application("shop", Release="1", **given, **database)
-    said = report("DatabaseHost=", "VpcId=", stack="shop")
-    assert "DatabaseHost was shop.example: the change would create an empty database" in said
-    assert f"Keep VpcId={given['VpcId']}" in said
+    aws_double.create_application("shop", Release="1", **chosen, **database)
+    message = report("DatabaseHost=", "VpcId=", stack="shop")
+    assert "DatabaseHost was shop.example: the change would create an empty database" in message
+    assert f"Keep VpcId={chosen['VpcId']}" in message
     # The same subnets in another order and another host are accepted.
-    turned = ",".join(reversed(given["SubnetIds"].split(",")))
-    said = report(f"SubnetIds={turned}", "DatabaseHost=new.example", stack="shop")
-    assert "Keep " not in said
-    assert "nothing was created: 2 faults" in said  # the secret and the instance do not exist
+    reordered = ",".join(reversed(chosen["SubnetIds"].split(",")))
+    message = report(f"SubnetIds={reordered}", "DatabaseHost=new.example", stack="shop")
+    assert "Keep " not in message
+    assert "nothing was created: 2 problems" in message  # the secret and the instance do not exist
 
 
 def test_an_error_of_one_check_does_not_hide_the_others(
     account: LambdaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def throttled(*_: Any) -> Iterator[parameters.Fault]:
-        yield parameters.Fault("found before", "correct it")
+    def throttled(*_: Any) -> Iterator[parameters.Problem]:
+        yield parameters.Problem("found before", "correct it")
         raise ClientError({"Error": {"Code": "Throttling", "Message": "Rate exceeded"}}, "List")
 
-    def unreachable(*_: Any) -> Iterator[parameters.Fault]:
+    def unreachable(*_: Any) -> Iterator[parameters.Problem]:
         raise EndpointConnectionError(endpoint_url="https://nowhere")
         yield
 
-    monkeypatch.setattr(preflight, "_names", throttled)
-    monkeypatch.setattr(preflight, "_quotas", unreachable)
-    said = report("Connection=on")
-    assert "nothing was created: 4 faults" in said
-    for each in ("found before", "Rate exceeded", "https://nowhere", "Connection=on"):
-        assert each in said
+    monkeypatch.setattr(preflight, "CHECKS", (throttled, unreachable))
+    message = report("Connection=on")
+    assert "nothing was created: 4 problems" in message
+    for message in ("found before", "Rate exceeded", "https://nowhere", "Connection=on"):
+        assert message in message
 
 
 def test_a_docker_that_cannot_build_for_the_architecture_is_a_problem(
     account: LambdaSettings, docker: Path
 ) -> None:
-    said = report("Architecture=arm64")
-    assert "this Docker engine is linux/amd64 and cannot build for Architecture=arm64" in said
-    assert "binfmt --install arm64" in said
+    message = report("Architecture=arm64")
+    assert "this Docker engine is linux/amd64 and cannot build for Architecture=arm64" in message
+    assert "binfmt --install arm64" in message
     aws_double.program(docker, "docker", DOCKER_FOR_BOTH)
     assert preflight.examine(["Architecture=arm64"], "warm-engine")
     # It is needed without emulation as well.

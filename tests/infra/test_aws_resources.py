@@ -38,7 +38,7 @@ def create(template: str, *without: str, **parameters: str) -> dict[str, str]:
     )
     stack = client.describe_stacks(StackName=template)["Stacks"][0]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
-    return {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def security(network: dict[str, str]) -> dict[str, str]:
 
 def ingress_of(group: str) -> set[tuple[int, str]]:
     """Return port and source group of each ingress rule; none may name an address."""
-    found: Any = boto3.client("ec2").describe_security_groups(GroupIds=[group])
-    rules = found["SecurityGroups"][0]["IpPermissions"]
+    response: Any = boto3.client("ec2").describe_security_groups(GroupIds=[group])
+    rules = response["SecurityGroups"][0]["IpPermissions"]
     assert not [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
     return {
         (rule["FromPort"], pair["GroupId"]) for rule in rules for pair in rule["UserIdGroupPairs"]
@@ -76,8 +76,8 @@ def test_subnets_are_in_two_zones_without_internet_access(network: dict[str, str
     tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network["VpcId"]]}])[
         "RouteTables"
     ]
-    ways = {route.get("GatewayId") for table in tables for route in table["Routes"]}
-    assert not [way for way in ways if way and way.startswith(("igw-", "nat-"))]
+    gateways = {route.get("GatewayId") for table in tables for route in table["Routes"]}
+    assert not [name for name in gateways if name and name.startswith(("igw-", "nat-"))]
 
 
 def test_each_security_group_admits_the_previous_one_in_the_chain(
@@ -102,7 +102,7 @@ def test_each_security_group_admits_the_previous_one_in_the_chain(
 def test_the_database_is_private_encrypted_and_requires_tls(
     network: dict[str, str], security: dict[str, str]
 ) -> None:
-    made = create(
+    outputs = create(
         "database",
         "Outputs.AdminSecret",
         "Resources.Instance.Properties.DBParameterGroupName",  # moto fails on the reference there
@@ -116,19 +116,20 @@ def test_the_database_is_private_encrypted_and_requires_tls(
         Storage="20",
     )
     rds = boto3.client("rds")
-    found = rds.describe_db_instances(DBInstanceIdentifier=made["Identifier"])["DBInstances"]
-    database = found[0]
+    [database] = rds.describe_db_instances(DBInstanceIdentifier=outputs["Identifier"])[
+        "DBInstances"
+    ]
     assert (database["StorageEncrypted"], database["PubliclyAccessible"]) == (True, False)
     group = rds.describe_db_parameter_groups()["DBParameterGroups"][0]["DBParameterGroupName"]
     parameters = {
-        each["ParameterName"]: each["ParameterValue"]
-        for each in rds.describe_db_parameters(DBParameterGroupName=group)["Parameters"]
+        parameter["ParameterName"]: parameter["ParameterValue"]
+        for parameter in rds.describe_db_parameters(DBParameterGroupName=group)["Parameters"]
     }
     assert parameters["rds.force_ssl"] == "1"
 
 
 def test_image_tags_are_immutable() -> None:
-    made = create("registry", Prefix="warm-engine")
-    found = boto3.client("ecr").describe_repositories()["repositories"]
-    assert {each["repositoryUri"] for each in found} == set(made.values())
-    assert {each["imageTagMutability"] for each in found} == {"IMMUTABLE"}
+    outputs = create("registry", Prefix="warm-engine")
+    repositories = boto3.client("ecr").describe_repositories()["repositories"]
+    assert {repository["repositoryUri"] for repository in repositories} == set(outputs.values())
+    assert {repository["imageTagMutability"] for repository in repositories} == {"IMMUTABLE"}

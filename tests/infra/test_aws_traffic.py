@@ -76,7 +76,7 @@ async def test_a_version_that_may_not_read_receives_no_traffic(
     double.invoke = own_stack_handler
     traffic.handler(EVENT, None)
     assert double.reported == reported("Failed")
-    [line] = [each.getMessage() for each in caplog.records if each.name == traffic.__name__]
+    [line] = [record.getMessage() for record in caplog.records if record.name == traffic.__name__]
     assert line.startswith("GET /orders: 503 ")
 
 

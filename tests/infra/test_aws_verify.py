@@ -52,8 +52,8 @@ class Double:
         self._shipped = 0
         self._offset = len(stack.pgbouncer.log_since_start())
         self.resources = {
-            path: stacks.Resource(path, each["Type"], path.replace("/", "-"))
-            for path, each in deployment.WITH_PGBOUNCER.resources.items()
+            path: stacks.Resource(path, resource["Type"], path.replace("/", "-"))
+            for path, resource in deployment.WITH_PGBOUNCER.resources.items()
         }
 
     @property
@@ -113,7 +113,8 @@ class Double:
             datum["Dimensions"] = properties["Dimensions"]
             if path in self.without:  # as RDS does, which stores names in lower case
                 datum["Dimensions"] = [
-                    {**each, "Value": each["Value"].swapcase()} for each in datum["Dimensions"]
+                    {**dimension, "Value": dimension["Value"].swapcase()}
+                    for dimension in datum["Dimensions"]
                 ]
             cloudwatch.put_metric_data(Namespace=properties["Namespace"], MetricData=[datum])
         dimensions = [{"Name": "DBInstanceIdentifier", "Value": "Database-Instance"}]
@@ -433,20 +434,20 @@ def test_a_half_created_stack_is_reported_in_one_line(
 def test_slow_reads_and_slow_starts_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "WARM_MS", 100.0)
     monkeypatch.setattr(serving, "COLD_MS", 3000.0)
-    there = empty_deployment()
+    deployment_to_check = empty_deployment()
     for ms, answer in ((99.0, "yes"), (101.0, "no")):
-        there.reads[:] = [observed.Line(True, False, True, ms, 0, 1, 0)] * 10
-        assert serving.warm_read(there).answer == answer
-        assert serving.one_connection(there).answer == "yes"
-    there.reads[:] = [observed.Line(True, False, True, 5, 0, 2, 1)] * 10
-    assert serving.one_connection(there).answer == "no"
+        deployment_to_check.reads[:] = [observed.Line(True, False, True, ms, 0, 1, 0)] * 10
+        assert serving.warm_read(deployment_to_check).answer == answer
+        assert serving.one_connection(deployment_to_check).answer == "yes"
+    deployment_to_check.reads[:] = [observed.Line(True, False, True, 5, 0, 2, 1)] * 10
+    assert serving.one_connection(deployment_to_check).answer == "no"
     for starts, answer in (([2900.0], "yes"), ([3100.0], "no"), ([], "could not tell")):
         monkeypatch.setattr(observed, "cold_starts", lambda *_, starts=starts: starts)
-        assert serving.cold_start(there).answer == answer
+        assert serving.cold_start(deployment_to_check).answer == answer
 
 
 def test_denied_permissions_and_aws_errors_are_undetermined() -> None:
-    there = empty_deployment()
+    deployment_to_check = empty_deployment()
 
     def refused(code: str) -> Check:
         def examine(_: Deployment) -> Finding:
@@ -455,7 +456,7 @@ def test_denied_permissions_and_aws_errors_are_undetermined() -> None:
         return Check("row", "claim", examine)
 
     for code in ("AccessDeniedException", "InternalFailure"):
-        finding = refused(code).run(there)
+        finding = refused(code).run(deployment_to_check)
         assert finding.answer == "could not tell"
         assert code in finding.seen
 

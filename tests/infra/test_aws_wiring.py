@@ -58,9 +58,9 @@ def test_the_handler_starts_with_the_function_environment(
     ca = tmp_path / "ca.pem"
     ca.touch()
     arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:app"
-    made = {"DB_SSLROOTCERT": str(ca), "DB_SECRET_ARN": arn, "DB_HOST": "pooler.internal"}
+    replaced = {"DB_SSLROOTCERT": str(ca), "DB_SECRET_ARN": arn, "DB_HOST": "pooler.internal"}
     for name, value in environment(stack).items():
-        monkeypatch.setenv(name, made.get(name, value))
+        monkeypatch.setenv(name, replaced.get(name, value))
     settings = load_settings()
     assert settings.effective_sslmode == "verify-full"
     assert (settings.port, settings.name, settings.user) == (5432, "storefront", roles.APP)
@@ -96,9 +96,9 @@ def test_everything_runs_on_one_architecture(architecture: str) -> None:
 
 
 def test_each_component_runs_its_own_image() -> None:
-    there = WITH_PGBOUNCER.resources
+    resources = WITH_PGBOUNCER.resources
     images = {
-        path: there[path]["Properties"]["Code"]["ImageUri"]
+        path: resources[path]["Properties"]["Code"]["ImageUri"]
         for path in (
             "Function/Function",
             "Function/BeforeTraffic",
@@ -112,9 +112,9 @@ def test_each_component_runs_its_own_image() -> None:
         "Migration/Migrate": DEPLOYED["MigrateImage"],
         "Migration/Rotate": DEPLOYED["MigrateImage"],
     }
-    containers = there["Pooler/Task"]["Properties"]["ContainerDefinitions"]
-    assert {each["Image"] for each in containers} == {DEPLOYED["PoolerImage"]}
-    [administer] = there["Migration/Task"]["Properties"]["ContainerDefinitions"]
+    containers = resources["Pooler/Task"]["Properties"]["ContainerDefinitions"]
+    assert {container["Image"] for container in containers} == {DEPLOYED["PoolerImage"]}
+    [administer] = resources["Migration/Task"]["Properties"]["ContainerDefinitions"]
     assert administer["Image"] == DEPLOYED["MigrateImage"]
     copied = (ROOT / "infra/aws/Dockerfile").read_text()
     for module in ("migration", "rotation", "traffic"):
@@ -152,7 +152,7 @@ def test_the_handler_closes_idle_connections_first() -> None:
     handler_s = Settings.model_fields["max_idle"].default
     pgbouncer = int(INI["client_idle_timeout"])
     listener = WITH_PGBOUNCER.resources["Pooler/Listener"]["Properties"]["ListenerAttributes"]
-    assert [each["Key"] for each in listener] == ["tcp.idle_timeout.seconds"]
+    assert [attribute["Key"] for attribute in listener] == ["tcp.idle_timeout.seconds"]
     assert handler_s < pgbouncer < int(listener[0]["Value"])
     proxy = WITH_PROXY.resources["Proxy/Proxy"]["Properties"]
     assert handler_s < proxy["IdleClientTimeout"]
@@ -176,9 +176,9 @@ def test_a_stopping_pgbouncer_has_time_for_running_queries() -> None:
 
 @BOTH
 def test_migrations_run_before_the_pooler_and_the_new_version(stack: Stack) -> None:
-    there = stack.template["Resources"]
+    resources = stack.template["Resources"]
     for name in ("Pooler", "Proxy", "Function"):
-        assert there[name]["DependsOn"] == "Migration", name
+        assert resources[name]["DependsOn"] == "Migration", name
     migrated = stack.resources["Migration/Migrated"]["Properties"]
     migrate = stack.resources["Migration/Migrate"]["Properties"]
     assert migrate["Timeout"] < migrated["ServiceTimeout"]
@@ -234,7 +234,7 @@ def test_a_new_release_is_a_new_version() -> None:
 def test_a_new_version_shifts_traffic_gradually_and_rolls_back_on_alarm() -> None:
     group = only(WITH_PGBOUNCER.of_type("AWS::CodeDeploy::DeploymentGroup"))
     assert "Canary10Percent5Minutes" in str(group["DeploymentConfigName"])
-    assert {each["Name"] for each in group["AlarmConfiguration"]["Alarms"]} == {
+    assert {alarm["Name"] for alarm in group["AlarmConfiguration"]["Alarms"]} == {
         "Function/Errors",
         "Function/Failures",
         "Function/Slow",
@@ -247,8 +247,8 @@ def test_a_new_version_shifts_traffic_gradually_and_rolls_back_on_alarm() -> Non
         ("Function/Slow", "version"),
     ):
         watched = {
-            each["Name"]: each["Value"]
-            for each in WITH_PGBOUNCER.resources[path]["Properties"]["Dimensions"]
+            dimension["Name"]: dimension["Value"]
+            for dimension in WITH_PGBOUNCER.resources[path]["Properties"]["Dimensions"]
         }
         assert watched.get("Resource", "Function/Function:live") == "Function/Function:live"
         assert watched[key] == f"{version}.Version"

@@ -1,4 +1,4 @@
-"""Alembic's environment: one connection of the handler's engine.
+"""Alembic's environment: runs the migrations on one connection of the handler's engine.
 
 On the command line, `DB_USER` must be the owner role and `DB_PORT` the port of Postgres, not of
 PgBouncer.
@@ -15,19 +15,19 @@ from handler.warm.settings import load_settings
 from infra.database.schema import LONG
 
 
-def run(connection: Connection) -> None:
+def migrate(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=Base.metadata)
     with context.begin_transaction():
         context.run_migrations()
 
 
-async def online() -> None:
+async def connect_and_migrate() -> None:
     engine = create_engine(load_settings(command_timeout=LONG)).execution_options(
         isolation_level="READ COMMITTED"
     )
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(run)
+            await connection.run_sync(migrate)
     finally:
         await engine.dispose()
 
@@ -37,6 +37,6 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 elif (connection := context.config.attributes.get("connection")) is not None:
-    run(connection)  # from infra.database.schema
+    migrate(connection)  # from infra.database.schema
 else:
-    asyncio.run(online())
+    asyncio.run(connect_and_migrate())

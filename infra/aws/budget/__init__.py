@@ -1,0 +1,25 @@
+"""The connection budget: whether the fleet can exhaust the database."""
+
+from infra.aws.budget.inputs import FLEETS, LOOKUP, MEMORY, Budget, from_templates, max_connections
+from infra.aws.budget.limits import RDS, SUPERUSERS, TASKS, UNRESERVED, fits, limits
+from infra.aws.budget.suggestions import changed_values, grow_to_fit
+from infra.aws.budget.table import if_pinned, table
+
+__all__ = [
+    "FLEETS",
+    "LOOKUP",
+    "MEMORY",
+    "RDS",
+    "SUPERUSERS",
+    "TASKS",
+    "UNRESERVED",
+    "Budget",
+    "changed_values",
+    "fits",
+    "from_templates",
+    "grow_to_fit",
+    "if_pinned",
+    "limits",
+    "max_connections",
+    "table",
+]
