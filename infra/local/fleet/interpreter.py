@@ -15,8 +15,8 @@ _CLIENT = Path(__file__).with_name("client.py")
 
 
 def client_command(python: str, mode: Mode, handler: str) -> list[str]:
-    """Return the command that runs `client`. Raises LabError if the interpreter cannot."""
-    if python != sys.executable and (reason := _unusable(python)):
+    """Return the command that runs `client`. Raises LabError if the interpreter cannot run it."""
+    if python != sys.executable and (reason := _unusable_reason(python)):
         raise LabError(reason)
     return _command(python, mode, handler)
 
@@ -35,7 +35,7 @@ def _packages() -> str:
 
 
 @cache
-def _unusable(python: str) -> str | None:
+def _unusable_reason(python: str) -> str | None:
     """Return why the interpreter cannot run a sandbox, or None if it can."""
     try:
         result = subprocess.run(
