@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from dataclasses import replace
@@ -26,12 +25,7 @@ def churn(service: Service = SAMPLE) -> int:
     if compose.is_inside_compose():
         stack = run_async(compose.Stack.find)
         plan = replace(plan, max_connections=stack.postgres.max_connections)
-    if not network.is_isolated():
-        if (reason := network.unavailable_reason()) is None:
-            command = network.isolated_command(
-                [sys.executable, "-m", "infra.local", "churn", "--root", str(service.root)]
-            )
-            os.execvp(command[0], command)  # noqa: S606  # becomes the same command
+    if reason := network.enter_namespace("infra.local", "churn", "--root", str(service.root)):
         skipped = ", ".join(ending for ending in EndingScenario if ending.needs_filter)
         print(f"skipped    {skipped}: packets cannot be dropped here ({reason})")
     started = time.monotonic()

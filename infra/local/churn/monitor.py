@@ -7,7 +7,7 @@ import threading
 import time
 
 from infra.local.churn.plan import ConnectionPath
-from infra.local.stack import RunningStack
+from infra.local.compose import RunningStack
 
 INTERVAL_S = 0.1
 

@@ -15,7 +15,7 @@ from infra.local.fleet import Fleet, InvocationResult, Sandbox
 from infra.local.fleet.fork_server import ForkServer
 from infra.local.network import Filter
 from infra.local.service import SAMPLE, Service
-from infra.local.stack import RunningStack, Stack
+from infra.local.stack import Stack
 
 #: The rate of warm traffic, and the number of callers.
 INVOCATIONS_PER_S, CALLERS = 60, 8
@@ -99,7 +99,7 @@ class Run:
         )
         self._fleet: Fleet = await self._cleanup.enter_async_context(fleet)
 
-    async def _find_stack(self) -> RunningStack:
+    async def _find_stack(self) -> compose.RunningStack:
         if compose.is_inside_compose():
             return await compose.Stack.find()
         stack = Stack(max_connections=self._plan.max_connections, service=self._service)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
@@ -32,10 +31,7 @@ def examine() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     inputs = from_environment(PROPERTIES)
     folder = report.folder_of(inputs.root)
-    no_filter = None
-    if not network.is_isolated() and (no_filter := network.unavailable_reason()) is None:
-        command = network.isolated_command([sys.executable, "-m", "infra.local", "examine"])
-        os.execvp(command[0], command)  # noqa: S606  # becomes the same command
+    no_filter = network.enter_namespace("infra.local", "examine")
     # With JSON=1, stdout contains only the JSON.
     stream = sys.stderr if inputs.as_json else sys.stdout
 
