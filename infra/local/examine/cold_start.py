@@ -19,9 +19,9 @@ INIT_LIMIT_S = 10.0
 
 async def cold_start(lab: Lab) -> Finding:
     pooled = await works_pooled(lab)
-    with lab.bouncer() as bouncer, contextlib.ExitStack() as undo:
+    with lab.bouncer() as bouncer, contextlib.ExitStack() as cleanup:
         server = bouncer if pooled else lab.stack.postgres
-        proxy = undo.enter_context(TcpProxy(server.host, server.port))
+        proxy = cleanup.enter_context(TcpProxy(server.host, server.port))
         environment = lab.pooled(bouncer, proxy.port) if pooled else lab.direct(proxy.port)
         started = time.monotonic()
         sandbox = await Sandbox.start(
@@ -29,7 +29,7 @@ async def cold_start(lab: Lab) -> Finding:
             environment,
             root=lab.inputs.root,
             python=lab.inputs.python,
-            log=lab.logs.new_file(),
+            log=lab.logs.new_folder() / "sandbox.log",
         )
         try:
             with contextlib.suppress(TimeoutError):

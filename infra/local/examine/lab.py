@@ -23,7 +23,6 @@ from infra.local.examine.logs import Logs
 from infra.local.examine.statements import StatementLog
 from infra.local.fleet import Fleet, InvocationResult
 from infra.local.fleet.fork_server import ForkServer
-from infra.local.network import Filter
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 
@@ -67,12 +66,12 @@ class Lab:
         #: Results of functions decorated with `once_per_lab`.
         self.cache: dict[Any, Any] = {}
         self._keys = itertools.count(1)
-        self._undo = contextlib.AsyncExitStack()
+        self.cleanup = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        async with self._undo:
+        async with self.cleanup:
             trimming = asyncio.create_task(self.logs.trim())
-            self._undo.callback(trimming.cancel)
+            self.cleanup.callback(trimming.cancel)
             async with self.admin() as admin:
                 await admin.execute(PREPARATION)
                 if self.inputs.schema is not None:
@@ -80,11 +79,11 @@ class Lab:
             if self.inputs.schema is not None:
                 await self._load_schema(self.inputs.schema)
             await self._measure_baseline()
-            self._undo = self._undo.pop_all()
+            self.cleanup = self.cleanup.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._undo.aclose()
+        await self.cleanup.aclose()
 
     async def _load_schema(self, schema: Path) -> None:
         settings = self.stack.settings(user=OWNER)
@@ -212,13 +211,6 @@ class Lab:
         """Return a fleet that forks its sandboxes, which is faster, where this is possible."""
         return self.fleet(environment, fork_server=await _fork_server(self), **options)
 
-    async def enter(self, manager: contextlib.AbstractAsyncContextManager[T]) -> T:
-        """Enter a context manager until the end of the lab."""
-        return await self._undo.enter_async_context(manager)
-
-    def packet_filter(self) -> Filter | None:
-        return None if self.no_filter else Filter()
-
     def event(self, index: int) -> Any:
         """Return an event, with a new key in place of `{key}`."""
         return replace_key(self.inputs.events[index % len(self.inputs.events)], self.new_key())
@@ -257,7 +249,8 @@ def once_per_lab(function: Callable[[Lab], Awaitable[T]]) -> Callable[[Lab], Awa
 async def _fork_server(lab: Lab) -> ForkServer | None:
     if sys.platform != "linux":
         return None
-    return await lab.enter(ForkServer(root=lab.inputs.root, python=lab.inputs.python))
+    server = ForkServer(root=lab.inputs.root, python=lab.inputs.python)
+    return await lab.cleanup.enter_async_context(server)
 
 
 @once_per_lab

@@ -17,9 +17,6 @@ class Logs:
         self._numbers = itertools.count(1)
         self.was_trimmed = False
 
-    def new_file(self) -> Path:
-        return self._folder / f"{next(self._numbers)}.log"
-
     def new_folder(self) -> Path:
         folder = self._folder / str(next(self._numbers))
         folder.mkdir()

@@ -9,6 +9,7 @@ from infra.local.examine.finding import Finding, UnknownError, conclude
 from infra.local.examine.lab import Lab, wait_until_frozen
 from infra.local.fleet import Ending
 from infra.local.fleet.sandbox import SHUTDOWN_SECONDS
+from infra.local.network import Filter
 from infra.local.pgbouncer import PgBouncer
 
 CLOSED = re.compile(f"/{APP}@.*closing because: client close request")
@@ -59,15 +60,15 @@ async def _end_gracefully(lab: Lab, bouncer: PgBouncer) -> tuple[int, int, float
     return open_before, closed, duration_ms
 
 
-async def _remaining_after(lab: Lab, bouncer: PgBouncer, how: Ending, seconds: float) -> int:
+async def _remaining_after(lab: Lab, bouncer: PgBouncer, ending: Ending, seconds: float) -> int:
     """Return how many connections are open `seconds` after a sandbox ended."""
     before = _count_clients(bouncer)
-    packet_filter = lab.packet_filter() if how is Ending.VANISH else None
+    packet_filter = Filter() if ending is Ending.VANISH else None
     async with lab.fleet(lab.pooled(bouncer), packet_filter=packet_filter) as fleet:
         await fleet.invoke(lab.event(0), cold=True)
         await wait_until_frozen(fleet)
         for sandbox in list(fleet.sandboxes):
-            await fleet.retire(sandbox, how)
+            await fleet.retire(sandbox, ending)
         await asyncio.sleep(seconds)
         return _count_clients(bouncer) - before
 

@@ -8,7 +8,7 @@ from infra.database.roles import APP
 
 _LINE = re.compile(
     r"\d{4}-\d\d-\d\d \S+ \S+ \[(?P<pid>\d+)\] (?P<user>\S*) .*?"
-    r"LOG:  (?:statement|execute (?P<name>[^:]+)): (?P<sql>.*)",
+    r"LOG:  (?:statement|execute (?P<name>[^:]+)): (?P<sql>.*)"
 )
 _TRANSACTION_CONTROL = re.compile(
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b", re.I
