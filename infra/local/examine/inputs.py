@@ -28,18 +28,18 @@ DEFAULT_VARIABLES = {
 }
 
 
-def _read_events(given: str) -> tuple[Any, ...]:
+def _read_events(value: str) -> tuple[Any, ...]:
     """Read a JSON file, or all JSON files in a folder."""
-    path = Path(given)
+    path = Path(value)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise LabError(f"EVENT is {given!r}: there is no *.json in that folder")
+        raise LabError(f"EVENT is {value!r}: there is no *.json in that folder")
     events = []
     for file in files:
         try:
             events.append(json.loads(file.read_text()))
         except OSError as error:
-            raise LabError(f"EVENT is {given!r}: {error.strerror}") from None
+            raise LabError(f"EVENT is {value!r}: {error.strerror}") from None
         except ValueError as error:
             raise LabError(f"EVENT: {file} is not JSON: {error}") from None
     return tuple(events)
@@ -71,22 +71,24 @@ class Inputs:
         return {name: value for name, value in environment.items() if value}
 
 
-def from_environment(properties: Iterable[str], given: Mapping[str, str] = os.environ) -> Inputs:
+def from_environment(
+    properties: Iterable[str], environment: Mapping[str, str] = os.environ
+) -> Inputs:
     """Return the settings. Raises LabError for the first bad variable."""
     known = tuple(properties)
-    if given.get("IMAGE"):
+    if environment.get("IMAGE"):
         raise LabError("IMAGE: images are not supported. Name the folder with the code: ROOT=")
-    handler = given.get("HANDLER") or DEFAULT_HANDLER
+    handler = environment.get("HANDLER") or DEFAULT_HANDLER
     if not re.fullmatch(r"[\w/-]+(\.\w+)+", handler):
         raise LabError(f"HANDLER is {handler!r}: not a module and a function, such as app.handler")
-    root = Path(given.get("ROOT") or ROOT).resolve()
+    root = Path(environment.get("ROOT") or ROOT).resolve()
     if not root.is_dir():
         raise LabError(f"ROOT is {str(root)!r}: there is no such folder")
     only, skip, required = (
-        _read_names(name, given.get(name), known) for name in ("ONLY", "SKIP", "REQUIRE")
+        _read_names(name, environment.get(name), known) for name in ("ONLY", "SKIP", "REQUIRE")
     )
     wanted = tuple(name for name in known if name in (only or known) and name not in skip)
-    if given.get("REQUIRE") == "all":
+    if environment.get("REQUIRE") == "all":
         required = wanted
     for name in required:
         if name not in wanted:
@@ -94,30 +96,30 @@ def from_environment(properties: Iterable[str], given: Mapping[str, str] = os.en
     return Inputs(
         handler=handler,
         root=root,
-        python=_find_python(given.get("PYTHON")),
-        events=_read_events(given.get("EVENT") or str(DEFAULT_EVENT)),
-        variables=DEFAULT_VARIABLES | _read_variables(given.get("ENV") or ""),
-        schema=_find_schema(given.get("SCHEMA")),
+        python=_find_python(environment.get("PYTHON")),
+        events=_read_events(environment.get("EVENT") or str(DEFAULT_EVENT)),
+        variables=DEFAULT_VARIABLES | _read_variables(environment.get("ENV") or ""),
+        schema=_find_schema(environment.get("SCHEMA")),
         wanted=wanted,
         required=required,
-        fast=given.get("FAST") == "1",
-        as_json=given.get("JSON") == "1",
+        fast=environment.get("FAST") == "1",
+        as_json=environment.get("JSON") == "1",
     )
 
 
-def _find_python(given: str | None) -> str:
-    if not given:
+def _find_python(value: str | None) -> str:
+    if not value:
         return sys.executable
     # Not resolved, because the interpreter of a virtual environment is a link to the system's.
-    python = str(Path(given).absolute()) if "/" in given else given
+    python = str(Path(value).absolute()) if "/" in value else value
     client_command(python, "check", "")  # raises LabError if it cannot be used
     return python
 
 
-def _find_schema(given: str | None) -> Path | None:
-    if not given:
+def _find_schema(value: str | None) -> Path | None:
+    if not value:
         return None
-    schema = Path(given).resolve()
+    schema = Path(value).resolve()
     try:
         schema.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -125,36 +127,36 @@ def _find_schema(given: str | None) -> Path | None:
     return schema
 
 
-def _read_names(variable: str, given: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _read_names(variable: str, value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of properties in a variable, separated by spaces or commas."""
-    if given == "all":
+    if value == "all":
         return known
-    names = tuple(re.split(r"[\s,]+", given.strip())) if given and given.strip() else ()
+    names = tuple(re.split(r"[\s,]+", value.strip())) if value and value.strip() else ()
     for name in names:
         if name not in known:
             raise LabError(f"{variable} names {name!r}. Properties are: {', '.join(known)}")
     return names
 
 
-def _read_variables(given: str) -> dict[str, str]:
-    """Read `NAME=value` pairs: words of `given`, or lines of the file that it names."""
-    if "=" in given and not Path(given).exists():
+def _read_variables(value: str) -> dict[str, str]:
+    """Read `NAME=value` pairs: words of `value`, or lines of the file that it names."""
+    if "=" in value and not Path(value).exists():
         try:
-            pairs = shlex.split(given)
+            pairs = shlex.split(value)
         except ValueError as error:
             raise LabError(f"ENV cannot be read: {error}") from None
-    elif given:
+    elif value:
         try:
-            lines = [line.strip() for line in Path(given).read_text().splitlines()]
+            lines = [line.strip() for line in Path(value).read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise LabError(f"ENV is {given!r}: {error}") from None
+            raise LabError(f"ENV is {value!r}: {error}") from None
         pairs = [line for line in lines if line and not line.startswith("#")]
     else:
         return {}
     variables = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise LabError(f"ENV has {name!r}, which is not NAME=value")
-        variables[name] = value
+        variables[name] = text
     return variables
