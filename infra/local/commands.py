@@ -15,14 +15,13 @@ from infra.local import LabError, console, demo, postgres, service, signals, sta
 
 
 def psql(_: argparse.Namespace) -> int:
-    up = stack.read_endpoints()
-    database = up["env"]["DB_NAME"]
+    endpoints = stack.read_endpoints()
     os.environ |= {
-        "PGHOST": up["postgres"]["host"],
-        "PGPORT": str(up["postgres"]["port"]),
-        "PGUSER": up["admin"]["user"],
-        "PGPASSWORD": up["admin"]["password"],
-        "PGDATABASE": database,
+        "PGHOST": endpoints["postgres"]["host"],
+        "PGPORT": str(endpoints["postgres"]["port"]),
+        "PGUSER": endpoints["admin"]["user"],
+        "PGPASSWORD": endpoints["admin"]["password"],
+        "PGDATABASE": endpoints["env"]["DB_NAME"],
     }
     program = str(postgres.psql())
     os.execv(program, [program])  # noqa: S606  # psql needs its path in argv[0]
@@ -35,12 +34,12 @@ def env(arguments: argparse.Namespace) -> int:
 
 
 def check(_: argparse.Namespace) -> int:
-    up = stack.read_endpoints()
-    admin = {**up["postgres"], **up["admin"]}
-    found = signals.run_async(differences, admin, up["env"]["DB_NAME"])
-    for line in found:
+    endpoints = stack.read_endpoints()
+    admin = endpoints["postgres"] | endpoints["admin"]
+    changes = signals.run_async(differences, admin, endpoints["env"]["DB_NAME"])
+    for line in changes:
         print(line)
-    return 1 if found else 0
+    return 1 if changes else 0
 
 
 def churn(arguments: argparse.Namespace) -> int:
@@ -51,13 +50,13 @@ def churn(arguments: argparse.Namespace) -> int:
 
 def owner(arguments: argparse.Namespace) -> int:
     """Run the service's interpreter with the owner's login to a new, migrated database."""
-    found = service.find(arguments.root)
-    # Without rows: they may be of a table that the command is about to create.
-    bare = [word for word in found.migrate if word != "--sample"]
-    with stack.Stack(service=dataclasses.replace(found, migrate=bare)) as up:
-        environment = {**os.environ, **up.owner_environment()}
-        command = [found.python, *arguments.words]
-        return subprocess.run(command, cwd=found.root, env=environment).returncode
+    own = service.find(arguments.root)
+    # Without sample rows, because their table may not exist until the command creates it.
+    migrate = [word for word in own.migrate if word != "--sample"]
+    with stack.Stack(service=dataclasses.replace(own, migrate=migrate)) as running:
+        environment = {**os.environ, **running.owner_environment()}
+        command = [own.python, *arguments.words]
+        return subprocess.run(command, cwd=own.root, env=environment).returncode
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -89,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.local", description="The lab.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
-        ("demo", lambda given: demo.demo(service.find(given.root)), "one request, cold and warm"),
+        ("demo", lambda args: demo.demo(service.find(args.root)), "one request, cold and warm"),
         ("churn", churn, "exhaust Postgres with a fleet, directly and through PgBouncer"),
         ("examine", examine, "what a function does to its database, property by property"),
         ("run", run, "serve on HTTP until Ctrl-C"),
@@ -97,8 +96,8 @@ def main() -> int:
         ("owner", owner, "run Python with the owner's login to a migrated database"),
         ("psql", psql, "psql on the Postgres of the running stack"),
         ("check", check, "check the roles of the running stack for changes"),
-        ("status", lambda given: status.status(given.stack), "connections and locks"),
-        ("console", lambda given: console.prompt(given.stack), "a prompt on PgBouncer's console"),
+        ("status", lambda args: status.status(args.stack), "connections and locks"),
+        ("console", lambda args: console.prompt(args.stack), "a prompt on PgBouncer's console"),
         ("env", env, "DB_* of the running stack, for eval in a shell"),
     ):
         command = commands.add_parser(name, help=text, description=text)

@@ -1,6 +1,6 @@
 """The stack of docker-compose.yml, seen from a container in its network.
 
-It has the part of `infra.local.stack.Stack` that scenarios need. Compose starts and stops it.
+`Stack` has a part of the interface of `infra.local.stack.Stack`. Compose starts and stops it.
 """
 
 import os
@@ -15,6 +15,7 @@ import psycopg
 from infra.local.pgbouncer import console
 from infra.local.postgres import ADMIN, administrator
 from infra.local.service import SAMPLE
+from infra.local.stack import Stack as NativeStack
 
 SECRETS = Path("/run/secrets")
 
@@ -70,7 +71,7 @@ class PgBouncer:
 
 
 class Stack:
-    """The servers, found by `find`."""
+    """Compose's servers; `find` connects to them."""
 
     def __init__(self, postgres: Postgres) -> None:
         self.postgres = postgres
@@ -91,8 +92,11 @@ class Stack:
 
     def environment(self, *, direct: bool = False) -> dict[str, str]:
         """Return the handler's variables for PgBouncer or, with `direct`, Postgres."""
-        given = {name: value for name, value in os.environ.items() if name.startswith("DB_")}
-        given["DB_PASS"] = (SECRETS / "app-password").read_text()
-        return given | (
-            {"DB_HOST": self.postgres.admin["host"], "DB_PORT": "5432"} if direct else {}
-        )
+        variables = {name: value for name, value in os.environ.items() if name.startswith("DB_")}
+        variables["DB_PASS"] = (SECRETS / "app-password").read_text()
+        if direct:
+            variables |= {"DB_HOST": self.postgres.admin["host"], "DB_PORT": "5432"}
+        return variables
+
+
+RunningStack = NativeStack | Stack

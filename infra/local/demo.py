@@ -17,7 +17,7 @@ from aiohttp import web
 from infra.local import LabError, compose, signals
 from infra.local.fleet import InvocationResult, http_front_end
 from infra.local.service import SAMPLE, Service
-from infra.local.stack import ENDPOINTS, RunningStack, Stack
+from infra.local.stack import ENDPOINTS, Stack
 
 WARM_INVOCATIONS = 4
 
@@ -56,7 +56,7 @@ def demo(service: Service = SAMPLE) -> int:
 
 
 def run(listener: socket.socket, service: Service = SAMPLE) -> int:
-    """Serve on `listener` until Ctrl-C."""
+    """Serve HTTP on `listener` until Ctrl-C."""
     with _stack(service) as stack, contextlib.suppress(KeyboardInterrupt):
         signals.run_async(_serve, stack, listener)
     print(f"\n{STOPPED}")
@@ -65,6 +65,7 @@ def run(listener: socket.socket, service: Service = SAMPLE) -> int:
 
 @contextlib.contextmanager
 def _stack(service: Service) -> Iterator[Stack]:
+    """Run a stack and print its progress."""
     started = time.monotonic()
 
     def report(line: str) -> None:
@@ -83,7 +84,7 @@ def _stack(service: Service) -> Iterator[Stack]:
         yield stack
 
 
-async def _invoke(stack: RunningStack) -> None:
+async def _invoke(stack: compose.RunningStack) -> None:
     service = stack.service
     admin = await asyncpg.connect(**stack.postgres.admin, database=service.database)
     try:
@@ -120,10 +121,8 @@ async def _invoke(stack: RunningStack) -> None:
 
 @contextlib.contextmanager
 def _sandboxes_log() -> Iterator[Path]:
-    """Yield a folder for the sandboxes' output, and print the output after the block.
-
-    Otherwise it would be mixed with the rows of the table.
-    """
+    """Yield a folder for the sandboxes' output, and print the output after the block, so that it is
+    not mixed with the rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)
@@ -145,6 +144,7 @@ def _without_metrics(line: str) -> str:
 
 
 def _body(result: InvocationResult) -> str:
+    """Return the response's body. Raises LabError if its status is not 200."""
     if result.error or result.payload.get("statusCode") != 200:
         raise LabError(f"the invocation did not return 200: {result.payload}")
     return str(result.payload["body"])

@@ -1,4 +1,4 @@
-"""`make doctor`: what this machine lacks, and what is skipped for it.
+"""`make doctor`: what this machine lacks, and what is skipped because of that.
 
 Standard library only, because it runs before anything is installed. Exits with status 1 if the demo
 cannot run.
@@ -49,13 +49,14 @@ def packages() -> Finding:
 
 def postgres() -> Finding:
     try:
-        if (named := system_packages.named_postgres()) is not None:
-            return Finding("Postgres", "ok", f"POSTGRES={named}")
+        if (folder := system_packages.named_postgres()) is not None:
+            return Finding("Postgres", "ok", f"POSTGRES={folder}")
     except LabError as error:
         return Finding("Postgres", "missing", str(error))
-    here = (platform.system(), platform.machine())
-    if here not in PLATFORMS or (here[0] == "Linux" and platform.libc_ver()[0] != "glibc"):
-        return Finding("Postgres", "missing", f"no wheel with its binaries for {' '.join(here)}")
+    system, machine = platform.system(), platform.machine()
+    lacks_glibc = system == "Linux" and platform.libc_ver()[0] != "glibc"
+    if (system, machine) not in PLATFORMS or lacks_glibc:
+        return Finding("Postgres", "missing", f"no wheel with its binaries for {system} {machine}")
     return Finding("Postgres", "ok", "binaries from a wheel")
 
 
@@ -99,19 +100,17 @@ def account() -> Finding:
 
 def docker() -> Finding:
     versions: list[str] = []
-    for words in ("version --format {{.Server.Version}}", "compose version --short"):
+    for part, words in (
+        ("engine", "version --format {{.Server.Version}}"),
+        ("Compose", "compose version --short"),
+    ):
+        command = ["docker", *words.split()]
         try:
-            done = subprocess.run(
-                ["docker", *words.split()], capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            done = None
-        if done is None or done.returncode:
-            lacking = "Compose" if versions else "engine"
-            return Finding(
-                "Docker", "skipped", f"no {lacking}: no make up, and its tests are skipped"
-            )
-        versions.append(done.stdout.strip())
+            result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            detail = f"no {part}: no make up, and its tests are skipped"
+            return Finding("Docker", "skipped", detail)
+        versions.append(result.stdout.strip())
     return Finding("Docker", "ok", f"{versions[0]}, Compose {versions[1]}: make up")
 
 
@@ -126,15 +125,15 @@ def roles() -> Finding:
     if not (ROOT / ".stack/endpoints.json").exists():
         return Finding("roles", "skipped", "no stack is running: make run")
     python = ROOT / (os.environ.get("VENV") or ".venv") / "bin/python"
-    words = [str(python), "-m", "infra.local", "check"]
+    command = [str(python), "-m", "infra.local", "check"]
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("roles", "skipped", f"they cannot be checked: {type(error).__name__}")
-    if done.stderr:
-        return Finding("roles", "skipped", done.stderr.splitlines()[-1])
-    if done.returncode:
-        return Finding("roles", "changed", "; ".join(done.stdout.splitlines()))
+    if result.stderr:
+        return Finding("roles", "skipped", result.stderr.splitlines()[-1])
+    if result.returncode:
+        return Finding("roles", "changed", "; ".join(result.stdout.splitlines()))
     return Finding("roles", "ok", "unchanged")
 
 

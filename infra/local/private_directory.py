@@ -1,8 +1,8 @@
-"""The temporary folder of a stack, and the removal of folders that killed runs left.
+"""The temporary folder of a stack, and the removal of folders that killed runs left behind.
 
-The owner holds a lock on a file in the folder, which the kernel releases when the process ends. The
-servers' account may enter the folder but only change Postgres' data. Because anyone may write to
-/tmp, only regular files in our own folders are read.
+The owner holds a lock on a file in the folder, which the kernel releases when the process exits.
+The servers' account may enter the folder, but change only Postgres' data. Because anyone may write
+to /tmp, only regular files in our own folders are read.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ def _parents() -> list[Path]:
 
 
 def sweep() -> None:
-    """Remove what killed runs left."""
+    """Remove the stacks that killed runs left behind."""
     for parent in _parents():
-        for abandoned in parent.glob(f"{PREFIX}*"):
-            remove_abandoned(abandoned)
+        for folder in parent.glob(f"{PREFIX}*"):
+            remove_abandoned(folder)
 
 
 @contextlib.contextmanager
@@ -101,20 +101,20 @@ def remove_abandoned(folder: Path) -> None:
     try:
         lock = _open_regular(folder / "lock")
     except FileNotFoundError:
-        # It is being created or removed, or its owner was killed while doing that.
+        # The folder is being created or removed, or its owner was killed in the middle of that.
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > 60:
                 shutil.rmtree(folder)
         return
     except OSError:
-        return  # of another user
+        return  # another user's
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         abandoned = []
-        # Those of PgBouncers are one level down.
+        # PgBouncers have a folder of their own.
         for record in (*folder.glob("*.process"), *folder.glob("pgbouncer-*/*.process")):
             with contextlib.suppress(psutil.Error, ValueError, OSError):
                 with _open_regular(record) as file:
@@ -136,10 +136,10 @@ def remove_abandoned(folder: Path) -> None:
 def _is_ours(folder: Path) -> bool:
     """Return whether it is a folder of the current user, and not a link."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _open_regular(path: Path) -> IO[str]:
@@ -148,8 +148,8 @@ def _open_regular(path: Path) -> IO[str]:
     Raises OSError.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.getuid(), account().uid):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), account().uid):
         os.close(descriptor)
         raise PermissionError(errno.EPERM, "not a regular file of ours", str(path))
     return os.fdopen(descriptor)

@@ -3,7 +3,7 @@
 The first line on stdout is JSON with `env`, `owner`, `postgres` and `admin`, as in
 `.stack/endpoints.json`. Each line on stdin is an invocation, `{"id": …, "event": …, "cold": …}`;
 its result on stdout has the `id` and the fields of `InvocationResult`. Results may come in any
-order. The server ends with its stdin.
+order. The server exits at the end of its stdin.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Server processes: what Postgres and PgBouncer have in common. They never run as root."""
+"""Server processes that never run as root: what Postgres and PgBouncer have in common."""
 
 import os
 import re
@@ -21,7 +21,7 @@ ERROR_LINE = re.compile("FATAL|PANIC|ERROR|WARNING|could not|valid range")
 
 @dataclass(frozen=True)
 class Account:
-    """The account that servers run as: Postgres and PgBouncer refuse to run as root."""
+    """The account that servers run as, because Postgres and PgBouncer refuse to run as root."""
 
     uid: int
     gid: int
@@ -34,7 +34,7 @@ class Account:
 
     def take_ownership(self, path: Path, mode: int = 0o600) -> None:
         """Make this account the only one with access to `path`. Raises OSError for a link."""
-        # By descriptor, because the file with that name may be replaced in between.
+        # By descriptor, because another file could get this name in the meantime.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             os.fchmod(descriptor, mode)
@@ -60,7 +60,7 @@ class Account:
 
 
 def account() -> Account:
-    """Return the current account or, for root, `nobody`, which initdb needs a name for."""
+    """Return the current account or, for root, `nobody`; initdb needs an account with a name."""
     if os.getuid() == 0:
         import pwd
 
@@ -70,7 +70,7 @@ def account() -> Account:
 
 
 def free_port() -> int:
-    """Return a free loopback port. Another process may take it meanwhile."""
+    """Return a free loopback port. Another process may take it before it is used."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -78,9 +78,9 @@ def free_port() -> int:
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     """Return whether `condition` became true within `seconds`."""
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
     return True
@@ -132,7 +132,7 @@ class Server(ABC):
         raise LabError(f"{self.name} did not start: {self.first_error()}")
 
     def _spawn(self) -> None:
-        # Owned by us and passed open, so that the server cannot replace it.
+        # We own the log and pass it open, so that the server cannot replace it.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         with deferred_signals(), os.fdopen(os.open(self.log, flags, 0o600), "ab") as log:
             self.log_offset = os.fstat(log.fileno()).st_size
@@ -146,8 +146,8 @@ class Server(ABC):
                 start_new_session=True,  # so that Ctrl-C does not reach the server
                 **self.account.popen_options,  # type: ignore[call-overload]  # user, group: see Account
             )
-            # So that a later run can find it if this one is killed; the time of creation tells it
-            # from another process with the same id.
+            # A later run finds the process by this record if this run is killed. The creation time
+            # distinguishes it from a later process with the same id.
             created = psutil.Process(self.process.pid).create_time()
             record = self.folder / f"{self.name}.process"
             self.account.write(record, f"{self.process.pid} {created!r}")
@@ -157,7 +157,7 @@ class Server(ABC):
         return self.process is not None and self.process.poll() is None
 
     def stop(self) -> None:
-        """Stop the server, after `stop_seconds` with SIGKILL."""
+        """Stop the server, with SIGKILL if it still runs after `stop_seconds`."""
         if self.process is None:
             return
         with deferred_signals():
@@ -170,13 +170,13 @@ class Server(ABC):
             self.process.wait()
 
     def log_since_start(self) -> str:
-        """Return its log since the latest start."""
+        """Return the log since the latest start."""
         with self.log.open("rb") as log:
             log.seek(self.log_offset)
             return log.read().decode(errors="replace")
 
     def first_error(self) -> str:
-        """Return the first error in its log."""
+        """Return the first error in the log since the latest start, or else its first line."""
         lines = [line for line in self.log_since_start().splitlines() if line.strip()]
         errors = [line for line in lines if ERROR_LINE.search(line)]
         line = (errors or lines or ["no output"])[0]

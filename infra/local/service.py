@@ -22,11 +22,11 @@ ALLOWED = "database, owner, app, handler, event, migrate, python and traffic"
 
 @dataclass(frozen=True)
 class Traffic:
-    """The requests of `make faults`.
+    """The requests of `make faults`: an idempotent write and a read.
 
-    `{key}` and `{value}` in paths and bodies are replaced; the write must be idempotent. `table` is
-    the table that it changes. `rows` selects key and value of each row whose key is in `$1`.
-    `headers` are sent with both requests.
+    `{key}` and `{value}` in paths and bodies are replaced. `headers` are sent with both requests.
+    `table`: the table that the write changes. `rows`: a query for the key and value of each row
+    whose key is in `$1`.
     """
 
     write_method: str
@@ -42,8 +42,9 @@ class Traffic:
 class Service:
     """A service. `database`, `owner` and `app` are its database and the roles that own and use it.
 
-    `migrate`: arguments for its interpreter to prepare the database, with `DB_*` and `SECRETS`, a
-    folder with a password per file; empty for the sample, which the lab migrates itself.
+    `migrate`: arguments for its interpreter that prepare the database, with the variables `DB_*`
+    and `SECRETS`, a folder with a password per file; empty for the sample, which the lab migrates
+    itself. `name`: the name of the function.
     """
 
     root: Path = ROOT
@@ -55,12 +56,11 @@ class Service:
     event_file: str = "infra/local/event.json"
     migrate: Sequence[str] = ()
     traffic: Traffic | None = None
-    #: The name of the function.
-    name: str = field(default="warm-engine")
+    name: str = "warm-engine"
 
     @cached_property
     def event(self) -> Any:
-        """The event of `make demo` and `make churn`. Raises LabError."""
+        """The event of `make demo` and `make churn`. Raises LabError if it cannot be read."""
         path = self.root / self.event_file
         try:
             return json.loads(path.read_text())
@@ -87,15 +87,16 @@ class Service:
         """Raise LabError if the handler cannot be imported."""
         module = self.handler.rpartition(".")[0]
         # Without AWS_LAMBDA_FUNCTION_NAME, which would require complete settings.
-        done = subprocess.run(
+        result = subprocess.run(
             [self.python, "-c", f"import {module}"],
             cwd=self.root,
             env={"PATH": os.defpath, "LANG": "C.UTF-8"},
             capture_output=True,
             text=True,
         )
-        if done.returncode:
-            raise LabError(f"{module} of {self.root} cannot be imported: {last_line(done.stderr)}")
+        if result.returncode:
+            reason = last_line(result.stderr)
+            raise LabError(f"{module} of {self.root} cannot be imported: {reason}")
 
 
 #: The sample of this repository.
@@ -103,7 +104,7 @@ SAMPLE = Service()
 
 
 def find(root: Path | None) -> Service:
-    """Return the service in `root`, or the sample for None. Raises LabError."""
+    """Return the service in `root`, or the sample for None. Raises LabError if it is not usable."""
     if root is None or root.resolve() == ROOT:
         return SAMPLE
     root = root.resolve()
@@ -137,5 +138,5 @@ def find(root: Path | None) -> Service:
 def last_line(text: str) -> str:
     """Return the message of the last exception in a program's output, or else its last line."""
     lines = text.strip().splitlines() or ["no output"]
-    # Lines after an exception's first one, as SQLAlchemy's, quote the statement.
+    # The further lines of some exceptions, such as SQLAlchemy's, quote the statement.
     return next(filter(re.compile(r"[\w.]+(Error|Exception)\b").match, reversed(lines)), lines[-1])

@@ -2,7 +2,7 @@
 
 `python3 -m infra.local.setup GROUP`, where GROUP is a key of REQUIREMENTS: `local` for the demo,
 `tests` also for the tests and linters, `service` for the service in the folder `ROOT`. It does
-nothing if nothing has changed. Standard library only.
+nothing if nothing has changed. Standard library only, because it runs before the installation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from infra.local import ROOT, LabError, system_packages
 from infra.local.signals import run_program, treat_sigterm_as_sigint
 
 OLDEST_PYTHON = (3, 11)
-#: Files in a virtual environment that this setup created, and while it is incomplete.
-CREATED_MARKER, INCOMPLETE_MARKER = "made-by-warm-engine", "unfinished"
+#: Marks a virtual environment that this setup created.
+CREATED_MARKER = "made-by-warm-engine"
+#: Marks a virtual environment while it is incomplete.
+INCOMPLETE_MARKER = "unfinished"
 #: The solution for a folder that is read-only or mounted with noexec.
 WRITABLE = "Copy the project to a folder where you can write files and run programs"
 _LOCAL = ["handler/requirements.txt", "infra/local/requirements.txt"]
@@ -39,7 +41,7 @@ REQUIREMENTS = {
     "local": _LOCAL,
     "reports": _REPORTS,
     "tests": [*_REPORTS, "tests/requirements.txt"],
-    # Pins that conflict with the others: in separate virtual environments, such as VENV-aws.
+    # Their pins conflict with the others: see APART.
     "checkov": ["infra/aws/requirements-checkov.txt"],
     "aws": ["infra/aws/requirements.txt"],
     "copier": ["infra/service/requirements.txt"],
@@ -47,6 +49,7 @@ REQUIREMENTS = {
     # In the folder of another service.
     "service": [*_DATABASE, "tests/requirements.txt"],
 }
+#: Groups with their own virtual environment, such as .venv-aws.
 APART = ("checkov", "aws", "copier", "stac")
 #: The pytest plugin for services that are tested on the lab.
 PLUGIN = ROOT / "infra/local/plugin"
@@ -57,12 +60,12 @@ def folder(group: str) -> Path:
     """Return the virtual environment of `group`."""
     if group == "service":
         return _root(group) / ".venv"
-    apart = f"-{group}" if group in APART else ""
-    return ROOT / ((os.environ.get("VENV") or ".venv") + apart)
+    suffix = f"-{group}" if group in APART else ""
+    return ROOT / ((os.environ.get("VENV") or ".venv") + suffix)
 
 
 def _root(group: str) -> Path:
-    """Return the folder with the files of `group`. Raises LabError if `ROOT` is not a service."""
+    """Return the folder with the requirements of `group`. Raises LabError if `ROOT` has none."""
     if group != "service":
         return ROOT
     root = Path(os.environ["ROOT"]).absolute()
@@ -77,15 +80,15 @@ def prepare(group: str, folder: Path) -> None:
         raise LabError(f"{reason}. Set another, as in: make demo PYTHON=python3.13")
     with _locked(folder):
         files, without_dependencies = _files(group)
-        wanted, ready = fingerprint(group), folder / f"ready-{group}"
-        if not ready.exists() or ready.read_text() != wanted:
-            for other in folder.glob("ready-*"):
-                other.unlink()  # its packages are about to change
+        current, ready = fingerprint(group), folder / f"ready-{group}"
+        if not ready.exists() or ready.read_text() != current:
+            for outdated in folder.glob("ready-*"):
+                outdated.unlink()  # the packages are about to change
             _install(files, without_dependencies, folder)
             if group == "service":
                 for packages in folder.glob("lib/python3*/site-packages"):
                     (packages / "warm-engine-lab.pth").write_text(f"{PLUGIN}\n")
-            ready.write_text(wanted)
+            ready.write_text(current)
         if group not in (*APART, "service") and system_packages.find_pgbouncer() is None:
             with _progress("PgBouncer, from this system's packages, into .tools"):
                 system_packages.fetch_pgbouncer()
@@ -111,11 +114,11 @@ def _files(group: str) -> tuple[list[Path], list[Path]]:
 
 
 def fingerprint(group: str) -> str:
-    """Return the content of the file `ready-…` when `group` is installed and current."""
-    wanted = hashlib.sha256(f"{sys.version} {ROOT}".encode())
+    """Return the content of the file `ready-…` while `group` is installed and up to date."""
+    digest = hashlib.sha256(f"{sys.version} {ROOT}".encode())
     for file in itertools.chain(*_files(group)):
-        wanted.update(file.read_bytes())
-    return wanted.hexdigest()
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _install(files: list[Path], without_dependencies: list[Path], folder: Path) -> None:
@@ -126,19 +129,12 @@ def _install(files: list[Path], without_dependencies: list[Path], folder: Path) 
                 _clear(folder)
                 _make_venv(folder, python)
         (folder / INCOMPLETE_MARKER).touch()
-        install = [
-            str(uv),
-            "pip",
-            "install",
-            "--quiet",
-            "--require-hashes",
-            "--python",
-            str(python),
-        ]
+        words = ("pip", "install", "--quiet", "--require-hashes", "--python")
+        install = [str(uv), *words, str(python)]
         with _progress("packages, pinned and checked against their hashes"):
-            listed = [argument for file in files for argument in ("-r", str(file))]
-            # Without bytecode a sandbox starts in 2.3 s instead of 0.8.
-            _run([*install, "--compile-bytecode", *listed])
+            options = [option for file in files for option in ("-r", str(file))]
+            # Without bytecode, a sandbox starts in 2.3 s instead of 0.8 s.
+            _run([*install, "--compile-bytecode", *options])
             for file in without_dependencies:
                 _run([*install, "--no-deps", "-r", str(file)])
     except BaseException:
@@ -149,7 +145,7 @@ def _install(files: list[Path], without_dependencies: list[Path], folder: Path) 
 
 
 def _clear(folder: Path) -> None:
-    """Empty the folder, unless something else created it."""
+    """Empty the folder. Raises LabError if something else created it."""
     if folder.exists() and any(folder.iterdir()) and not (folder / CREATED_MARKER).exists():
         raise LabError(f"{folder} was not created by this setup. Use another: make … VENV=.venv")
     shutil.rmtree(folder, ignore_errors=True)
@@ -159,29 +155,30 @@ def _clear(folder: Path) -> None:
 
 
 def _make_venv(folder: Path, python: Path) -> None:
+    """Create a virtual environment with uv."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = {}
         has_pip = importlib.util.find_spec("ensurepip") is not None
-        if not has_pip:  # Debian and Ubuntu have it in python3-venv
+        if not has_pip:  # on Debian and Ubuntu it is in the package python3-venv
             if not system_packages.can_fetch():
                 raise LabError("this Python has no ensurepip. Install it, or set another: PYTHON=…")
             wheels = Path(scratch) / "python3-pip-whl"
             system_packages.fetch_debian_package("python3-pip-whl", wheels)
             environment["PYTHONPATH"] = str(next(wheels.rglob("pip-*.whl")))
         _run([sys.executable, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
-        # Only uv, with its hash, from the file that pins everything else.
-        block = re.search(
-            r"^uv==.*?(?=^\S)", (ROOT / REQUIREMENTS["local"][1]).read_text(), re.M | re.S
-        )
-        if block is None:
+        # uv installs the other packages, and is itself pinned in the same file.
+        requirements = (ROOT / REQUIREMENTS["local"][1]).read_text()
+        uv_entry = re.search(r"^uv==.*?(?=^\S)", requirements, re.M | re.S)
+        if uv_entry is None:
             raise LabError("infra/local/requirements.txt does not pin uv. Run: make requirements")
-        only_uv = Path(scratch) / "uv.txt"
-        only_uv.write_text(block[0])
+        uv_requirements = Path(scratch) / "uv.txt"
+        uv_requirements.write_text(uv_entry[0])
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "--require-hashes", "-r", str(only_uv)], environment)
+        _run([*pip, "--require-hashes", "-r", str(uv_requirements)], environment)
 
 
 def _same_python(python: Path) -> bool:
+    """Return whether `python` has the version of this interpreter."""
     try:
         output = subprocess.run(
             [str(python), "-c", "import sys; print(sys.version)"], capture_output=True, text=True
@@ -193,16 +190,14 @@ def _same_python(python: Path) -> bool:
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     # UV_*: use the system's certificates, which may include those of a proxy.
-    done = run_program(
-        command,
-        env={**os.environ, "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", **(environment or {})},
-    )
-    if done.returncode:
-        output = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        reason = next((line for line in output if "rror" in line), output[-1])
+    certificates = {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}
+    result = run_program(command, env={**os.environ, **certificates, **(environment or {})})
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no output"]
+        reason = next((line for line in lines if "rror" in line), lines[-1])
         remedy = (
             "Free some disk space and run it again"
-            if os.strerror(errno.ENOSPC) in done.stderr + done.stdout
+            if os.strerror(errno.ENOSPC) in result.stderr + result.stdout
             else "Check the network and the free disk space, then run it again"
         )
         raise LabError(f"{' '.join(command[1:4])} failed: {reason.strip(' .')}. {remedy}")
@@ -222,8 +217,10 @@ def _progress(message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock out other setups of the folder. The flags are for folders where other users can create a
-    link or a FIFO with the name of the lock."""
+    """Lock out other setups of the folder.
+
+    The flags matter where other users can create a link or a FIFO with the name of the lock.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(f"{folder}.lock", flags, 0o600)) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, taken where they can do no harm.
+"""Defers Ctrl-C and SIGTERM where they would do harm.
 
-Python raises KeyboardInterrupt between any two instructions. Between starting a process and noting
-its number, inside a clean-up, or in asyncio's own set-up that would leave something behind.
+Python raises KeyboardInterrupt between any two instructions. After a process was started but not
+yet recorded, during a clean-up, or in asyncio's own set-up, this would leave something behind.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def treat_sigterm_as_sigint() -> None:
-    """Handle SIGTERM and SIGHUP like SIGINT, which asyncio supports, also in background jobs, which
-    ignore SIGINT by default."""
+    """Handle SIGTERM and SIGHUP like SIGINT, which asyncio supports.
+
+    This includes background jobs of a shell, which ignore SIGINT by default.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -33,19 +35,21 @@ def treat_sigterm_as_sigint() -> None:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Deliver signals after the block. With handlers instead of a mask, which child processes would
-    inherit."""
+    """Deliver signals after the block.
+
+    This uses handlers instead of a signal mask, which child processes would inherit.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
-    previous = {
+    handlers = {
         number: signal.signal(number, lambda n, _: received.append(n)) for number in SIGNALS
     }
     try:
         yield
     finally:
-        for number, handler in previous.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])

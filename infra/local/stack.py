@@ -10,9 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-import psycopg
+from typing import Any
 
 from handler.warm.settings import Settings
 from infra.database import roles, schema
@@ -28,37 +26,10 @@ DATABASE = SAMPLE.database
 ENDPOINTS = ROOT / ".stack/endpoints.json"
 
 
-class RunningPostgres(Protocol):
-    @property
-    def admin(self) -> dict[str, Any]: ...
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def version(self) -> str: ...
-    def administrator(self) -> psycopg.Connection[Any]: ...
-
-
-class RunningPgBouncer(Protocol):
-    def show(self, table: str) -> list[dict[str, Any]]: ...
-    def console(self) -> psycopg.Connection[dict[str, Any]]: ...
-
-
-class RunningStack(Protocol):
-    """What `Stack` and `compose.Stack` have in common."""
-
-    service: Service
-
-    @property
-    def postgres(self) -> RunningPostgres: ...
-    @property
-    def pgbouncer(self) -> RunningPgBouncer: ...
-    def environment(self, *, direct: bool = False) -> dict[str, str]: ...
-
-
 class Stack:
-    """A context manager that runs Postgres and PgBouncer and removes all of it afterwards.
+    """A context manager that runs Postgres and PgBouncer, and removes everything afterwards.
 
-    `max_connections`: the limit of Postgres. `service`: whose roles and tables are created.
+    `max_connections`: the limit of Postgres. `service`: the one whose roles and tables are created.
     `report` is called with a line for each step. Raises LabError if a server cannot start.
     """
 
@@ -75,7 +46,7 @@ class Stack:
         self._passwords = {
             role: secrets.token_urlsafe(16) for role in (service.owner, service.app, roles.LOOKUP)
         }
-        self._undo = contextlib.ExitStack()
+        self._cleanup = contextlib.ExitStack()
         self.folder: Path
         self.postgres: Postgres
         self.pgbouncer: PgBouncer
@@ -94,10 +65,10 @@ class Stack:
     def _start(self) -> None:
         sweep()  # may be interrupted
         with deferred_signals():
-            self.folder = self._undo.enter_context(private_directory())
+            self.folder = self._cleanup.enter_context(private_directory())
         self._report("Postgres: a new cluster")
         self.postgres = Postgres(self.folder, account(), self._max_connections)
-        self._undo.callback(self.postgres.stop)
+        self._cleanup.callback(self.postgres.stop)
         self.postgres.initialise()
         self.postgres.start()
         self._report("database: roles, migrations, sample rows")
@@ -106,7 +77,7 @@ class Stack:
         else:
             run_async(self._load_schema)
         self._report("PgBouncer")
-        self.pgbouncer = self._undo.enter_context(self.another_pgbouncer())
+        self.pgbouncer = self._cleanup.enter_context(self.another_pgbouncer())
 
     async def _load_schema(self) -> None:
         await roles.bootstrap(self.postgres.admin, DATABASE, self._passwords)
@@ -116,29 +87,29 @@ class Stack:
 
     def _run_migrations(self) -> None:
         """Prepare the database with the service's own command and interpreter."""
-        folder = self.folder / "secrets"
-        folder.mkdir(mode=0o700)
-        for file, password in {
+        secrets_folder = self.folder / "secrets"
+        secrets_folder.mkdir(mode=0o700)
+        for name, password in {
             "admin": self.postgres.password,
             "owner": self._passwords[self.service.owner],
             "app": self._passwords[self.service.app],
             "lookup": self._passwords[roles.LOOKUP],
         }.items():
-            path = folder / f"{file}-password"
+            path = secrets_folder / f"{name}-password"
             path.touch(mode=0o600)
             path.write_text(password)
-        done = run_program(
+        migration = run_program(
             [self.service.python, *self.service.migrate],
             cwd=self.service.root,
-            env={"PATH": os.defpath, "SECRETS": str(folder), **self.owner_environment()},
+            env={"PATH": os.defpath, "SECRETS": str(secrets_folder), **self.owner_environment()},
         )
-        if done.returncode:
-            reason = last_line(done.stderr)
+        if migration.returncode:
+            reason = last_line(migration.stderr)
             raise LabError(f"the migrations of {self.service.root} failed: {reason}")
 
     def _stop(self) -> None:
         with deferred_signals():
-            self._undo.close()
+            self._cleanup.close()
 
     @contextlib.contextmanager
     def another_pgbouncer(
@@ -149,8 +120,10 @@ class Stack:
         postgres_host: str | None = None,
         postgres_port: int | None = None,
     ) -> Iterator[PgBouncer]:
-        """Run another PgBouncer for this Postgres. Set `postgres_host` and `postgres_port` to use a
-        host name or a proxy."""
+        """Run another PgBouncer for this Postgres.
+
+        Set `postgres_host` or `postgres_port` to reach Postgres by a host name or through a proxy.
+        """
         folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir=self.folder))
         account().let_in(folder)
         upstream = Upstream(
@@ -169,23 +142,24 @@ class Stack:
             bouncer.stop()
 
     def settings(
-        self, *, user: str = "", through: PgBouncer | None = None, **more: Any
+        self, *, user: str = "", through: PgBouncer | None = None, **overrides: Any
     ) -> Settings:
         """Return the handler's settings for a role (default: the application's), directly to
         Postgres or `through` a PgBouncer."""
         user = user or self.service.app
+        server = through or self.postgres
         return Settings(
             # The caller's DB_* variables must not apply here.
             _env_prefix="WARM_ENGINE_LABORATORY_",
             **{
-                "host": (through or self.postgres).host,
-                "port": (through or self.postgres).port,
+                "host": server.host,
+                "port": server.port,
                 "name": self.service.database,
                 "user": user,
                 "password": self._passwords[user],
                 "sslmode": "verify-full" if through and through.ca else "disable",
                 "sslrootcert": through.ca if through else None,
-                **more,
+                **overrides,
             },
         )
 
@@ -202,12 +176,11 @@ class Stack:
 
     @contextlib.contextmanager
     def published(self, path: Path = ENDPOINTS) -> Iterator[bool]:
-        """Write the stack's endpoints to `path` (mode 0600) for the block. Yield False, without
-        writing, if another running stack has written its own."""
-        taken = False
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            taken = is_up(Path(json.loads(path.read_text())["folder"]))
-        if taken:
+        """Write the stack's endpoints to `path` (mode 0600) for the block.
+
+        Yield False, without writing, if another running stack has written its endpoints there.
+        """
+        if _read_running(path) is not None:
             yield False
             return
         endpoints = {
@@ -234,17 +207,23 @@ class Stack:
 
 def read_endpoints(path: Path = ENDPOINTS) -> dict[str, Any]:
     """Return the endpoints of the running stack. Raises LabError if there is none."""
-    try:
+    if (endpoints := _read_running(path)) is None:
+        raise LabError("no stack is up. Start one in another terminal: make run")
+    return endpoints
+
+
+def _read_running(path: Path) -> dict[str, Any] | None:
+    """Return the endpoints in `path`, or None if their stack is not running."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
         endpoints: dict[str, Any] = json.loads(path.read_text())
         if is_up(Path(endpoints["folder"])):
             return endpoints
-    except (OSError, ValueError, KeyError):
-        pass
-    raise LabError("no stack is up. Start one in another terminal: make run")
+    return None
 
 
 def _variables(settings: Settings) -> dict[str, str]:
-    found = {
+    """Return the settings as the handler's variables."""
+    variables = {
         "DB_HOST": settings.host,
         "DB_PORT": str(settings.port),
         "DB_NAME": settings.name,
@@ -253,5 +232,5 @@ def _variables(settings: Settings) -> dict[str, str]:
         "DB_SSLMODE": settings.effective_sslmode,
     }
     if settings.sslrootcert:
-        found["DB_SSLROOTCERT"] = str(settings.sslrootcert)
-    return found
+        variables["DB_SSLROOTCERT"] = str(settings.sslrootcert)
+    return variables

@@ -36,9 +36,6 @@ class PgBouncerProgram:
     libraries: Path | None
     version: tuple[int, ...]
 
-    def environment(self) -> dict[str, str]:
-        return {} if self.libraries is None else {"LD_LIBRARY_PATH": str(self.libraries)}
-
 
 def find_pgbouncer() -> PgBouncerProgram | None:
     """Return `$PGBOUNCER`, the system's PgBouncer, or the one in `.tools`; None without any.
@@ -46,22 +43,18 @@ def find_pgbouncer() -> PgBouncerProgram | None:
     Raises LabError if it does not run or is too old.
     """
     downloaded = TOOLS / "pgbouncer/usr/sbin/pgbouncer"
-    named = os.environ.get("PGBOUNCER")
+    chosen = os.environ.get("PGBOUNCER")
     system = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    path = Path(named or system or downloaded)
-    if not named and not path.exists():
+    path = Path(chosen or system or downloaded)
+    if not chosen and not path.exists():
         return None
-    libraries = (
-        next((TOOLS / "pgbouncer/usr/lib").glob("*-linux-*"), None) if path == downloaded else None
-    )
-    program = PgBouncerProgram(path, libraries, ())
+    libraries, environment = None, dict(os.environ)
+    if path == downloaded:
+        libraries = next((TOOLS / "pgbouncer/usr/lib").glob("*-linux-*"), None)
+        environment["LD_LIBRARY_PATH"] = str(libraries or "")
     try:
         output = subprocess.run(
-            [path, "--version"],
-            env={**os.environ, **program.environment()},
-            capture_output=True,
-            text=True,
-            check=True,
+            [path, "--version"], env=environment, capture_output=True, text=True, check=True
         ).stdout
         version = tuple(map(int, re.findall(r"\d+", re.findall(r"PgBouncer ([\d.]+)", output)[0])))
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
@@ -80,15 +73,15 @@ def find_pgbouncer() -> PgBouncerProgram | None:
 def named_postgres() -> Path | None:
     """Return `$POSTGRES`, a folder with server binaries, or None if unset.
 
-    Raises LabError if it has none.
+    Raises LabError if there are no binaries.
     """
-    named = os.environ.get("POSTGRES")
-    if not named:
+    value = os.environ.get("POSTGRES")
+    if not value:
         return None
-    folder = Path(named).absolute()
+    folder = Path(value).absolute()
     if not all(os.access(folder / program, os.X_OK) for program in ("postgres", "initdb")):
         raise LabError(
-            f"POSTGRES={named} is not a folder with the programs postgres and initdb. "
+            f"POSTGRES={value} is not a folder with the programs postgres and initdb. "
             "Unset it, or name one, such as /usr/lib/postgresql/18/bin"
         )
     return folder
@@ -97,7 +90,7 @@ def named_postgres() -> Path | None:
 def fetch_pgbouncer() -> None:
     """Download PgBouncer into `.tools`. Raises LabError if that is not possible.
 
-    Also for root, because `apt-get install` would start a system service on port 6432.
+    Even root does not install it, because this would start a system service on port 6432.
     """
     if not can_fetch():
         raise LabError(f"PgBouncer is not installed. {install_hint()}")
@@ -105,12 +98,13 @@ def fetch_pgbouncer() -> None:
 
 
 def can_fetch() -> bool:
+    """Return whether this system has Debian's package tools."""
     return all(map(shutil.which, ("apt-get", "dpkg-deb", "dpkg-query")))
 
 
 def install_hint() -> str:
     """Return how to install PgBouncer. Only tested with apt-get: see docs/support.md."""
-    command = next((words for tool, words in INSTALL.items() if shutil.which(tool)), None)
+    command = next((install for tool, install in INSTALL.items() if shutil.which(tool)), None)
     install = f"Install one: {command}" if command else "Install the package pgbouncer"
     return f"{install}; or set PGBOUNCER to the path of one"
 
@@ -146,6 +140,7 @@ def fetch_debian_package(package: str, into: Path) -> None:
 
 
 def _missing_libraries(deb: Path) -> Iterable[str]:
+    """Yield the libraries that the package depends on and that are not installed."""
     depends = subprocess.run(
         ["dpkg-deb", "-f", str(deb), "Depends"], capture_output=True, text=True, check=True
     ).stdout
@@ -158,9 +153,8 @@ def _missing_libraries(deb: Path) -> Iterable[str]:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = run_program(command, cwd=folder)
-    if done.returncode:
-        output = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise LabError(
-            f"{command[0]} failed: {output.rstrip('.')}. Check the network and the free disk space"
-        )
+    result = run_program(command, cwd=folder)
+    if result.returncode:
+        output = result.stderr.strip() or result.stdout.strip() or "no output"
+        reason = output.splitlines()[-1].rstrip(".")
+        raise LabError(f"{command[0]} failed: {reason}. Check the network and the free disk space")

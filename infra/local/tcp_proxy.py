@@ -1,7 +1,7 @@
 """A TCP proxy that counts round trips and can delay, stall, drop, reset and refuse traffic.
 
-It does not depend on the protocol, so it also works with TLS. It runs on its own thread, so that
-the code under test may block or use any event loop.
+It works with any protocol, and also with TLS. It runs on its own thread, so that the code under
+test may block or use any event loop.
 """
 
 import asyncio
@@ -155,44 +155,36 @@ class TcpProxy:
         from_server: asyncio.StreamReader,
         to_client: asyncio.StreamWriter,
     ) -> None:
-        client_sent = False
-
-        def on_client_data() -> None:
-            nonlocal client_sent
-            client_sent = True
-
-        def on_server_data() -> None:
-            nonlocal client_sent
-            self.round_trips += client_sent
-            client_sent = False
-
-        streams: list[
-            tuple[Direction, asyncio.StreamReader, asyncio.StreamWriter, Callable[[], None]]
+        streams: list[tuple[Direction, asyncio.StreamReader, asyncio.StreamWriter]] = [
+            ("requests", from_client, to_server),
+            ("responses", from_server, to_client),
         ]
-        streams = [
-            ("requests", from_client, to_server, on_client_data),
-            ("responses", from_server, to_client, on_server_data),
-        ]
+        awaits_response = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                for direction, reader, writer, on_data in streams:
+                for direction, reader, writer in streams:
                     in_transit: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-                    group.create_task(self._read(reader, in_transit, on_data, direction))
+                    group.create_task(self._read(direction, reader, in_transit, awaits_response))
                     group.create_task(self._write(writer, in_transit))
-        except ExceptionGroup as broken:
-            raise broken.exceptions[0] from None  # one side has closed, so close the other
+        except ExceptionGroup as group_error:
+            # One side has closed its connection, so the caller closes the other.
+            raise group_error.exceptions[0] from None
 
     async def _read(
         self,
+        direction: Direction,
         reader: asyncio.StreamReader,
         in_transit: asyncio.Queue[tuple[float, bytes]],
-        on_data: Callable[[], None],
-        direction: Direction,
+        awaits_response: asyncio.Event,
     ) -> None:
         forwarding = self._forwarding[direction]
         try:
             while data := await reader.read(65536):
-                on_data()
+                if direction == "requests":
+                    awaits_response.set()
+                elif awaits_response.is_set():
+                    self.round_trips += 1
+                    awaits_response.clear()
                 if forwarding.is_set():
                     in_transit.put_nowait((self._loop.time() + self.delay / 2, data))
         finally:

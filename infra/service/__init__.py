@@ -1,1 +1,1 @@
-"""Makes a service from this repository, and brings newer versions of it to that service."""
+"""Creates a service from this repository, and updates it to newer versions of this repository."""

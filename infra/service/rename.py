@@ -1,6 +1,6 @@
-"""Turns the sample's names into placeholders, so that a service is rendered from its files.
+"""A Jinja extension that replaces the sample's names by placeholders of the template.
 
-Which names: `names.json`, of the version that is rendered.
+`names.json` lists the names.
 """
 
 import json
@@ -10,27 +10,27 @@ from jinja2 import Environment, FileSystemLoader
 from jinja2.ext import Extension
 
 NAMES = "infra/service/names.json"
-#: Files of these say what they mean themselves.
-OWN = ("infra/service/template", "LICENSE")
+#: Files that have placeholders already, or keep the sample's names.
+UNCHANGED = ("infra/service/template", "LICENSE")
 
 
 class Rename(Extension):
-    """An extension of Jinja's. `copier.yml` names it."""
+    """The extension, which `copier.yml` loads."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         loader = environment.loader
-        assert isinstance(loader, FileSystemLoader)  # noqa: S101  # copier's is one
-        # The older version's own list, when copier renders that to compare.
+        assert isinstance(loader, FileSystemLoader)  # noqa: S101  # the kind that copier uses
+        # The root of the rendered version: for a comparison copier also renders an older one.
         self._root = Path(loader.searchpath[0])
         self._names = json.loads((self._root / NAMES).read_text())
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
-        """Called with each template, and with strings of copier.yml, which have no file."""
-        if filename is not None and not self._is_own(Path(filename).resolve()):
-            for old, new in self._names:
-                source = source.replace(old, new)
+        """Replace the names in a file. Strings of copier.yml have no `filename`."""
+        if filename is not None and not self._is_unchanged(Path(filename).resolve()):
+            for sample_name, placeholder in self._names:
+                source = source.replace(sample_name, placeholder)
         return source
 
-    def _is_own(self, path: Path) -> bool:
-        return any(path.is_relative_to(self._root / own) for own in OWN)
+    def _is_unchanged(self, path: Path) -> bool:
+        return any(path.is_relative_to(self._root / name) for name in UNCHANGED)

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from infra.local import network
-from infra.local.examine import start
+from infra.local.examine import cold_start
 from infra.local.examine.command import measure
 from infra.local.examine.finding import Verdict
 from infra.local.examine.inputs import Inputs
@@ -20,7 +20,7 @@ NO_FILTER = None if network.is_isolated() else "the test runs outside of such a 
 
 @pytest.fixture(autouse=True)
 def short_init_limit() -> Iterator[None]:
-    with mock.patch.object(start, "INIT_LIMIT_S", 2.0):
+    with mock.patch.object(cold_start, "INIT_LIMIT_S", 2.0):
         yield
 
 

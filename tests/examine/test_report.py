@@ -8,13 +8,13 @@ import pytest
 
 from infra.local import ROOT, LabError
 from infra.local.examine import report
-from infra.local.examine.finding import Finding, Verdict, decided, unknown
+from infra.local.examine.finding import Finding, Verdict, conclude, unknown
 from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
 
 FINDINGS = {
-    "thaw": decided(False, "closed politely: status 500 | no", closed_politely=False),
-    "memory": decided(True, "0.1 KiB each", kib_per_request=0.1),
+    "thaw": conclude(False, "closed politely: status 500 | no", closed_politely=False),
+    "memory": conclude(True, "0.1 KiB each", kib_per_request=0.1),
     "frozen": unknown("it leaves a transaction open"),
 }
 
@@ -103,5 +103,5 @@ def test_each_property_is_explained_and_has_a_mutant() -> None:
     for name, each in PROPERTIES.items():
         assert f"### `{name}`" in text
         assert f"def _{name}()" in mutants
-        assert each.cost and each.remedy  # noqa: PT018  # both are text
+        assert each.consequence and each.remedy  # noqa: PT018  # both are text
     assert Finding(Verdict.YES).verdict == "yes"

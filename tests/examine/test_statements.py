@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.local.examine.answers import content, same
+from infra.local.examine.responses import are_equal, content
 from infra.local.examine.statements import Statement, parse
 
 LOG = """\
@@ -43,7 +43,7 @@ def test_a_statement_names_its_tables() -> None:
     ],
 )
 def test_session_state_is_noticed(sql: str) -> None:
-    assert Statement(1, "", sql).leaves_state
+    assert Statement(1, "", sql).sets_session_state
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_session_state_is_noticed(sql: str) -> None:
     ],
 )
 def test_what_ends_with_its_transaction_is_no_session_state(sql: str) -> None:
-    assert not Statement(1, "", sql).leaves_state
+    assert not Statement(1, "", sql).sets_session_state
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_what_pools_and_drivers_send_is_not_the_function_s_own(sql: str, is_work
 
 
 def test_answers_are_compared_as_json_says_them() -> None:
-    assert same(
+    assert are_equal(
         content({"statusCode": 200, "body": '{"a": 5}'}), {"statusCode": 200, "body": {"a": 5.0}}
     )
-    assert not same({"a": 5}, {"a": 1084227584})
-    assert not same({"a": 1}, {"a": True})
-    assert not same([1, 2], [1])
+    assert not are_equal({"a": 5}, {"a": 1084227584})
+    assert not are_equal({"a": 1}, {"a": True})
+    assert not are_equal([1, 2], [1])

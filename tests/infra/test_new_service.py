@@ -169,7 +169,7 @@ def test_it_is_committed_and_records_its_version(made: Path, clone: Path) -> Non
     version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
     assert f"_commit: {version}\n" in answers
     assert "_src_path: ../warm-engine\n" in answers
-    assert run("git", "log", "--format=%s", cwd=made)[1] == "The service inventory, as made\n"
+    assert run("git", "log", "--format=%s", cwd=made)[1] == "Create the service inventory\n"
 
 
 def test_nothing_in_it_names_the_sample(made: Path) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from dataclasses import replace
@@ -24,23 +23,19 @@ def churn(service: Service = SAMPLE) -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     plan = from_environment()
     if compose.is_inside_compose():
-        found = run_async(compose.Stack.find)
-        plan = replace(plan, max_connections=found.postgres.max_connections)
-    if not network.is_isolated():
-        if (reason := network.unavailable_reason()) is None:
-            again = [sys.executable, "-m", "infra.local", "churn", "--root", str(service.root)]
-            inside = network.isolated_command(again)
-            os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
-        left_out = ", ".join(row for row in EndingScenario if row.needs_filter)
-        print(f"skipped    {left_out}: packets cannot be dropped here ({reason})")
+        stack = run_async(compose.Stack.find)
+        plan = replace(plan, max_connections=stack.postgres.max_connections)
+    if reason := network.enter_namespace("infra.local", "churn", "--root", str(service.root)):
+        skipped = ", ".join(ending for ending in EndingScenario if ending.needs_filter)
+        print(f"skipped    {skipped}: packets cannot be dropped here ({reason})")
     started = time.monotonic()
     results: list[Result] = []
     servers: dict[str, str] = {}
     try:
-        run_async(_all, service, plan, results, servers)
+        run_async(_run_all_rows, service, plan, results, servers)
     finally:
         if results:
-            complete = len(results) == len(plan.rows) * len(ConnectionPath)
+            complete = len(results) == len(plan.endings) * len(ConnectionPath)
             folder = service.root / report.REPORTS.name
             report.write(results, plan, servers, partial=not complete, folder=folder)
             plot.draw(folder)
@@ -63,12 +58,15 @@ def churn(service: Service = SAMPLE) -> int:
     return 1 if failures else 0
 
 
-async def _all(
+async def _run_all_rows(
     service: Service, plan: Plan, results: list[Result], servers: dict[str, str]
 ) -> None:
-    """Run the rows one after the other. Outside of Compose, where each row has its own servers, the
-    next row starts while ended sandboxes of the previous one are released."""
-    rows = [(path, row) for path in ConnectionPath for row in plan.rows]
+    """Add a result for each row to `results`, and the servers' versions to `servers`.
+
+    Outside of Compose each row has its own servers, so the next row can start while connections of
+    the previous one are closed.
+    """
+    rows = [(path, ending) for path in ConnectionPath for ending in plan.endings]
     print(
         f"churn      {len(rows)} rows of {plan.sandboxes} sandboxes on {plan.max_connections}"
         f" connections, replaced {plan.deploys}×;"
@@ -77,30 +75,31 @@ async def _all(
     layout = "{bar:20} {n}/{total} rows {elapsed}  {desc}"
     # disable=None: no progress bar without a terminal.
     with tqdm(total=len(rows), bar_format=layout, disable=None) as bar:
-        async with asyncio.TaskGroup() as waiting:
-            for path, row in rows:
+        async with asyncio.TaskGroup() as releases:
+            for path, ending in rows:
 
-                def report_progress(message: str, label: str = f"{path}, {row}") -> None:
+                def report_progress(message: str, label: str = f"{path}, {ending}") -> None:
                     bar.set_description_str(f"{label}: {message}")
 
-                async with contextlib.AsyncExitStack() as undo:
-                    run = await undo.enter_async_context(
-                        Run(path, row, plan, report_progress, service)
+                async with contextlib.AsyncExitStack() as cleanup:
+                    run = await cleanup.enter_async_context(
+                        Run(path, ending, plan, report_progress, service)
                     )
                     servers |= run.monitor.versions
                     await run.churn()
-                    releasing = waiting.create_task(_release(run, undo.pop_all(), results, bar))
+                    release = releases.create_task(_release(run, cleanup.pop_all(), results, bar))
                     if compose.is_inside_compose():
                         report_progress("waiting for connections of ended sandboxes")
-                        await releasing
-    order = {(path.value, row.value): number for number, (path, row) in enumerate(rows)}
-    results.sort(key=lambda result: order[result.path, result.ending])
+                        await release
+    order = [(path.value, ending.value) for path, ending in rows]
+    results.sort(key=lambda result: order.index((result.path, result.ending)))
 
 
 async def _release(
-    run: Run, undo: contextlib.AsyncExitStack, results: list[Result], bar: "tqdm[Any]"
+    run: Run, cleanup: contextlib.AsyncExitStack, results: list[Result], bar: "tqdm[Any]"
 ) -> None:
-    async with undo:
+    """Wait for the row's connections to close, add its result, and clean up."""
+    async with cleanup:
         await run.release()
         results.append(run.result)
     result = run.result

@@ -1,13 +1,13 @@
-"""Samples the connections of Postgres and PgBouncer during a run, in a thread.
+"""Samples the connections of Postgres and PgBouncer ten times a second, on a thread.
 
-It opens its own connections before the run and samples ten times a second.
+Its own connections are opened before the run, because later there may be none free.
 """
 
 import threading
 import time
 
 from infra.local.churn.plan import ConnectionPath
-from infra.local.stack import RunningStack
+from infra.local.compose import RunningStack
 
 INTERVAL_S = 0.1
 
@@ -28,7 +28,7 @@ class Monitor:
     def __init__(self, stack: RunningStack, path: ConnectionPath) -> None:
         self._postgres = stack.postgres.administrator()
         self._app = stack.service.app
-        #: The address of sandboxes' connections, which is that of this one.
+        #: The address of this connection, and so of the sandboxes' connections.
         self._address = self._fetch_value("SELECT host(inet_client_addr())")
         self.versions = {
             "postgres": self._fetch_value("SHOW server_version").split()[0],
@@ -37,12 +37,12 @@ class Monitor:
         self._console = stack.pgbouncer.console() if path is ConnectionPath.PGBOUNCER else None
         self.started = time.monotonic()
         self.samples: list[tuple[float, int, int]] = []
-        #: Ports of connections of ended sandboxes that are still open → when the sandbox ended. A
-        #: port that is used again later belongs to another connection.
-        self._ended: dict[int, float] = {}
-        self._last_ending: float | None = None
-        #: When all of them were closed after the last ending; None while some are open.
-        self._released: float | None = None
+        #: When a sandbox ended, by the ports of its connections that are still open. A port that is
+        #: used again later belongs to another connection.
+        self._ended_at: dict[int, float] = {}
+        self._last_ending_at: float | None = None
+        #: When all connections of ended sandboxes were closed; None while some are open.
+        self._released_at: float | None = None
         #: Backends and clients of ended sandboxes in the latest sample.
         self.held_by_ended = (0, 0)
         self._stop = threading.Event()
@@ -60,8 +60,8 @@ class Monitor:
             self._console.close()
 
     def _fetch_value(self, query: str) -> str:
-        [[answer]] = self._postgres.execute(query).fetchall()
-        return str(answer)
+        [[value]] = self._postgres.execute(query).fetchall()
+        return str(value)
 
     def terminate_backends(self) -> None:
         """Terminate the backends of this run."""
@@ -74,41 +74,44 @@ class Monitor:
 
     def record_ending(self, ports: list[int]) -> None:
         """Record that a sandbox with connections from these ports has ended."""
-        self._released = None
-        self._last_ending = self.now
-        self._ended |= dict.fromkeys(ports, self._last_ending)
+        self._released_at = None
+        self._last_ending_at = self.now
+        self._ended_at |= dict.fromkeys(ports, self._last_ending_at)
 
     @property
     def release_s(self) -> float | None:
         """The seconds from the last ending until all connections of ended sandboxes were closed, or
         None if some are open. The resolution is INTERVAL_S."""
-        if self._released is None or self._last_ending is None:
+        if self._released_at is None or self._last_ending_at is None:
             return None
-        return max(0.0, self._released - self._last_ending)
+        return max(0.0, self._released_at - self._last_ending_at)
 
     def _poll(self) -> None:
         while not self._stop.is_set():
-            started = self.now
-            found = self._postgres.execute(BACKENDS, [self._app]).fetchall()
-            backends = len(found)
-            ports = [port for port, address in found if address == self._address]
-            linked = set(ports)
-            if self._console is None:
-                backends = len(ports)
-            else:
-                rows = self._console.execute("SHOW CLIENTS").fetchall()
-                clients = [
-                    row for row in rows if (row["user"], row["addr"]) == (self._app, self._address)
-                ]
-                ports = [row["port"] for row in clients]
-                linked = {row["port"] for row in clients if row["link"]}
-            self.samples.append((round(started, 2), backends, len(ports)))
-            for port, when in list(self._ended.items()):
-                if port not in ports and when < started:
-                    del self._ended[port]
-            held_by_ended = self._ended.keys() & set(ports)
-            self.held_by_ended = (len(held_by_ended & linked), len(held_by_ended))
-            last = self._last_ending
-            if self._released is None and not held_by_ended and last is not None and started > last:
-                self._released = started
-            self._stop.wait(max(0.0, INTERVAL_S - (self.now - started)))
+            now = self.now
+            self._sample(now)
+            self._stop.wait(max(0.0, INTERVAL_S - (self.now - now)))
+
+    def _sample(self, now: float) -> None:
+        connections = self._postgres.execute(BACKENDS, [self._app]).fetchall()
+        backends = len(connections)
+        ports = [port for port, address in connections if address == self._address]
+        linked = set(ports)
+        if self._console is None:
+            backends = len(ports)
+        else:
+            rows = self._console.execute("SHOW CLIENTS").fetchall()
+            clients = [
+                row for row in rows if (row["user"], row["addr"]) == (self._app, self._address)
+            ]
+            ports = [row["port"] for row in clients]
+            linked = {row["port"] for row in clients if row["link"]}
+        self.samples.append((round(now, 2), backends, len(ports)))
+        for port, ended_at in list(self._ended_at.items()):
+            if port not in ports and ended_at < now:
+                del self._ended_at[port]
+        held = self._ended_at.keys() & set(ports)
+        self.held_by_ended = (len(held & linked), len(held))
+        last = self._last_ending_at
+        if self._released_at is None and not held and last is not None and now > last:
+            self._released_at = now

@@ -1,6 +1,7 @@
-"""The size of a churn run, and whether this machine can run it."""
+"""What a churn run consists of: paths, endings, size; and how long connections may stay open."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +12,10 @@ from infra.local.fleet import Ending
 
 #: The memory of a sandbox, in bytes.
 SANDBOX_MEMORY = 70 * 2**20
+#: The delay until the monitor notices that a connection was closed, in seconds.
+TOLERANCE_S = 1.0
+#: How long Linux takes by default to close a connection to a silent peer.
+KERNEL_KEEPALIVE_S = 7200 + 9 * 75
 
 
 class ConnectionPath(StrEnum):
@@ -21,13 +26,13 @@ class ConnectionPath(StrEnum):
 
 
 class EndingScenario(StrEnum):
-    """How the sandboxes of a row end: an `Ending`, or without the extension."""
+    """How the sandboxes of a row end: in one of the ways of `Ending`, or without an extension."""
 
     GRACEFUL = "graceful"
     KILL = "kill"
     FREEZE = "freeze"
     VANISH = "vanish"
-    #: The handler without its extension, ended as Lambda ends such a sandbox.
+    #: As Lambda ends a sandbox whose handler has not registered an extension.
     NO_EXTENSION = "no_extension"
 
     @property
@@ -47,36 +52,54 @@ class Plan:
     max_connections: int = 20
     deploys: int = 1
 
-    #: Many real cold starts at once would take minutes.
     @property
     def uses_fork_server(self) -> bool:
+        """Many real cold starts at the same time would take minutes."""
         return self.sandboxes > 50
 
-    #: How many sandboxes are replaced at the same time.
     @property
     def batch_size(self) -> int:
+        """The number of sandboxes that are replaced at the same time."""
         return max(1, self.sandboxes // 4)
 
     @property
-    def rows(self) -> list[EndingScenario]:
-        return [row for row in EndingScenario if network.is_isolated() or not row.needs_filter]
+    def endings(self) -> list[EndingScenario]:
+        """The endings that are possible here."""
+        return [
+            ending for ending in EndingScenario if network.is_isolated() or not ending.needs_filter
+        ]
+
+
+def release_limit_s(
+    path: ConnectionPath, ending: EndingScenario, pgbouncer: Mapping[str, str]
+) -> float:
+    """Return how long connections of ended sandboxes may stay open. `pgbouncer`: its settings."""
+    if ending in (EndingScenario.GRACEFUL, EndingScenario.KILL):
+        return TOLERANCE_S
+    if path is ConnectionPath.DIRECT:
+        return KERNEL_KEEPALIVE_S + TOLERANCE_S
+    idle, interval, count, timeout = (
+        float(pgbouncer[key])
+        for key in ("tcp_keepidle", "tcp_keepintvl", "tcp_keepcnt", "client_idle_timeout")
+    )
+    return min(timeout, idle + interval * count) + TOLERANCE_S
 
 
 def from_environment() -> Plan:
     """Read SANDBOXES, MAX_CONNECTIONS and DEPLOYS. Raises LabError for a bad value."""
     sizes = {}
-    for name, least, most, default in (
+    for name, minimum, maximum, default in (
         ("SANDBOXES", 2, 500, 24),
         # PgBouncer's pool of 13, two lookups, three reserved and two for the monitor.
         ("MAX_CONNECTIONS", 20, 1000, 20),
         ("DEPLOYS", 1, 10, 1),
     ):
-        given = os.environ.get(name) or str(default)
-        if not given.isascii() or not given.isdigit() or not least <= int(given) <= most:
-            raise LabError(f"{name} is {given!r}: not a number from {least} to {most}")
-        sizes[name.lower()] = int(given)
+        value = os.environ.get(name) or str(default)
+        if not value.isascii() or not value.isdigit() or not minimum <= int(value) <= maximum:
+            raise LabError(f"{name} is {value!r}: not a number from {minimum} to {maximum}")
+        sizes[name.lower()] = int(value)
     plan = Plan(**sizes)
-    # Two fleets and a batch: the one being replaced, and sandboxes the previous row left frozen.
+    # The fleet, the frozen sandboxes of the previous row, and a batch of replacements.
     needed = (2 * plan.sandboxes + plan.batch_size) * SANDBOX_MEMORY
     free = psutil.virtual_memory().available
     if needed > free:

@@ -24,7 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 RED = "#B00000"
 TITLES = {
-    ConnectionPath.DIRECT: "straight to Postgres",
+    ConnectionPath.DIRECT: "directly to Postgres",
     ConnectionPath.PGBOUNCER: "through PgBouncer",
 }
 
@@ -59,15 +59,16 @@ def _panel(panel: Any, path: ConnectionPath, runs: list[dict[str, Any]], limit: 
         panel.axhline(POOL, color="grey", linewidth=1, linestyle=":")
         panel.text(0.2, POOL + 0.2, f"PgBouncer's pool and reserve = {POOL}", fontsize=8)
     for run in runs:
-        times, backends = [s[0] for s in run["samples"]], [s[1] for s in run["samples"]]
+        times, backends, _ = zip(*run["samples"], strict=True)
         label = f"{run['ending']}: {run['failed']} failed"
         panel.plot(times, backends, label=label, **STYLES[run["ending"]])
         if run["failed"]:
             peak = max(backends)
-            at = times[backends.index(peak)]
-            panel.plot(at, peak, marker="x", markersize=11, markeredgewidth=3, color=RED)
+            peak_time = times[backends.index(peak)]
+            panel.plot(peak_time, peak, marker="x", markersize=11, markeredgewidth=3, color=RED)
     if failed:
-        panel.text(at + 1, peak + 0.6, "from here on invocations fail", color=RED, fontsize=9)
+        text = "from here on invocations fail"
+        panel.text(peak_time + 1, peak + 0.6, text, color=RED, fontsize=9)
     panel.set_xlabel("seconds")
     panel.set_ylim(0, limit * 1.12)
     panel.set_xlim(left=0)

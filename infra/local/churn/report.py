@@ -26,7 +26,7 @@ POOL = 10 + 3
 
 
 def broken_promises(result: Result, plan: Plan) -> list[str]:
-    """Return the promises that a row broke."""
+    """Return a message for each promise that a row broke."""
     row = f"{result.path}, {result.ending}"
     if result.path == ConnectionPath.DIRECT:
         if result.failed:
@@ -38,11 +38,8 @@ def broken_promises(result: Result, plan: Plan) -> list[str]:
         ]
     failures = []
     if result.failed:
-        causes = ", ".join(
-            f"{count} × {cause}" for cause, count in result.failures_by_cause.items()
-        )
         failures.append(
-            f"{row}: {result.failed} of {result.invocations} invocations failed: {causes}"
+            f"{row}: {result.failed} of {result.invocations} invocations failed: {result.causes}"
         )
     if result.peak_backends > POOL:
         failures.append(
@@ -51,11 +48,11 @@ def broken_promises(result: Result, plan: Plan) -> list[str]:
         )
     if result.ending == EndingScenario.GRACEFUL and result.unclean_closes:
         failures.append(f"{row}: {result.unclean_closes} clients did not close their connections")
-    held = result.release_s is None and result.release_limit_s < RELEASE_TIMEOUT_S
-    if held or (result.release_s or 0) > result.release_limit_s:
-        took = "longer" if held else f"{result.release_s} s"
+    never = result.release_s is None and result.release_limit_s < RELEASE_TIMEOUT_S
+    if never or (result.release_s or 0) > result.release_limit_s:
+        duration = "longer" if never else f"{result.release_s} s"
         failures.append(
-            f"{row}: connections of ended sandboxes were closed after {took}, not within"
+            f"{row}: connections of ended sandboxes were closed after {duration}, not within"
             f" {result.release_limit_s:g} s"
         )
     return failures
@@ -88,6 +85,7 @@ def write(
 
 
 def replace(path: Path, text: str) -> None:
+    """Write a file atomically."""
     draft = path.with_suffix(f"{path.suffix}.tmp")
     draft.write_text(text)
     draft.replace(path)

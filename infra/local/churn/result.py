@@ -1,4 +1,4 @@
-"""The result of a row, and the record of its invocations."""
+"""The result of a row, and the invocations it is computed from."""
 
 import contextlib
 import json
@@ -39,50 +39,44 @@ class Result:
     def causes(self) -> str:
         return ", ".join(f"{count} × {cause}" for cause, count in self.failures_by_cause.items())
 
+    def add_invocations(
+        self, invocations: list[InvocationResult], interrupted: set[str], logs: Path
+    ) -> None:
+        """Count the invocations, except those in `interrupted`, whose sandbox was ended under them.
 
-class InvocationLog:
-    """Records the results of all invocations."""
-
-    def __init__(self) -> None:
-        self.answers: list[InvocationResult] = []
-        #: Requests whose sandbox ended while they ran.
-        self.interrupted: set[str] = set()
-
-    def record(self, answer: InvocationResult) -> None:
-        self.answers.append(answer)
-
-    @staticmethod
-    def has_succeeded(answer: InvocationResult) -> bool:
-        return answer.error is None and answer.payload.get("statusCode") == 200
-
-    def write(self, result: Result, logs: Path) -> None:
+        `logs` has the handler's logs, which contain the causes of failures.
+        """
         causes = _causes(logs)
-        counted = [each for each in self.answers if each.request_id not in self.interrupted]
-        good = [answer for answer in counted if self.has_succeeded(answer)]
-        bad = [answer for answer in counted if not self.has_succeeded(answer)]
-        result.invocations, result.succeeded, result.failed = len(counted), len(good), len(bad)
-        result.in_flight_at_ending = len(self.interrupted)
-        result.failures_by_cause = dict(
-            Counter(answer.error or causes.get(answer.request_id, "?") for answer in bad)
+        counted = [result for result in invocations if result.request_id not in interrupted]
+        succeeded = [result for result in counted if _has_succeeded(result)]
+        failed = [result for result in counted if not _has_succeeded(result)]
+        self.invocations, self.succeeded, self.failed = len(counted), len(succeeded), len(failed)
+        self.in_flight_at_ending = len(interrupted)
+        self.failures_by_cause = dict(
+            Counter(result.error or causes.get(result.request_id, "?") for result in failed)
         )
-        result.cold_latency_ms = _percentiles([answer.ms for answer in good if answer.cold])
-        result.warm_latency_ms = _percentiles([answer.ms for answer in good if not answer.cold])
+        self.cold_latency_ms = _percentiles([result.ms for result in succeeded if result.cold])
+        self.warm_latency_ms = _percentiles([result.ms for result in succeeded if not result.cold])
+
+
+def _has_succeeded(result: InvocationResult) -> bool:
+    return result.error is None and result.payload.get("statusCode") == 200
 
 
 def _causes(logs: Path) -> dict[str, str]:
-    """Return the SQLSTATE or cause of each failed request, from the handler's log."""
+    """Return the SQLSTATE or cause of each failed request, by request id."""
     causes = {}
     for log in logs.glob("*.log"):
-        for text in log.read_text(errors="replace").splitlines():
+        for line in log.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and "coldStart" in line and "cause" in line:
-                    causes[line["requestId"]] = line.get("sqlstate") or line["cause"]
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "coldStart" in entry and "cause" in entry:
+                    causes[entry["requestId"]] = entry.get("sqlstate") or entry["cause"]
     return causes
 
 
 def _percentiles(ms: list[float]) -> dict[str, float]:
     if len(ms) < 2:
-        return {"p50": round(ms[0], 1) if ms else 0.0, "p95": round(ms[0], 1) if ms else 0.0}
+        return dict.fromkeys(("p50", "p95"), round(ms[0], 1) if ms else 0.0)
     cuts = statistics.quantiles(ms, n=20, method="inclusive")
     return {"p50": round(cuts[9], 1), "p95": round(cuts[18], 1)}

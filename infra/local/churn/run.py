@@ -1,7 +1,4 @@
-"""One row of the churn: a stack and a fleet, a cold burst, warm traffic, and deployments.
-
-Sandboxes end while they are idle.
-"""
+"""One row of the churn: a stack and a fleet, a burst of cold starts, warm traffic, deployments."""
 
 import asyncio
 import contextlib
@@ -12,32 +9,28 @@ from pathlib import Path
 
 from infra.local import compose
 from infra.local.churn.monitor import Monitor
-from infra.local.churn.plan import ConnectionPath, EndingScenario, Plan
-from infra.local.churn.result import InvocationLog, Result
-from infra.local.fleet import Fleet, Sandbox
+from infra.local.churn.plan import ConnectionPath, EndingScenario, Plan, release_limit_s
+from infra.local.churn.result import Result
+from infra.local.fleet import Fleet, InvocationResult, Sandbox
 from infra.local.fleet.fork_server import ForkServer
 from infra.local.network import Filter
 from infra.local.service import SAMPLE, Service
-from infra.local.stack import RunningStack, Stack
+from infra.local.stack import Stack
 
 #: The rate of warm traffic, and the number of callers.
 INVOCATIONS_PER_S, CALLERS = 60, 8
 WARM_PHASE_S = 3.0
 #: How long to wait for connections of ended sandboxes, in seconds.
 RELEASE_TIMEOUT_S = 25.0
-#: Shortened from 300 and 240 seconds, so that a run sees the effect.
+#: Shortened from 300 and 240 seconds, so that they take effect during a run.
 CLIENT_IDLE_TIMEOUT_S, MAX_IDLE_S = 20, 16
-#: How long a close may take to be seen by the monitor, in seconds.
-TOLERANCE_S = 1.0
 #: The log messages of PgBouncer and Postgres for a client that disconnected without a close.
 UNCLEAN_CLOSE = "/{app}@.*client unexpected eof|unexpected EOF on client connection"
-#: How long Linux by default takes to close a connection to a silent peer.
-KERNEL_KEEPALIVE_S = 7200 + 9 * 75
 
 
 @contextlib.asynccontextmanager
 async def _started_in_thread(stack: Stack) -> AsyncIterator[Stack]:
-    """Start the stack for the block; starting and stopping do not block the loop."""
+    """Run the stack for the block without blocking the event loop."""
     starting = asyncio.create_task(asyncio.to_thread(stack.__enter__))
     try:
         yield await asyncio.shield(starting)
@@ -56,115 +49,113 @@ class Run:
     def __init__(
         self,
         path: ConnectionPath,
-        row: EndingScenario,
+        ending: EndingScenario,
         plan: Plan,
         report_progress: Callable[[str], None],
         service: Service = SAMPLE,
     ) -> None:
+        self._path, self._ending, self._plan = path, ending, plan
+        self._report_progress = report_progress
         self._service = service
-        self.path, self.row, self.plan, self._report_progress = path, row, plan, report_progress
-        self.result = Result(path.value, row.value)
-        self._invocations = InvocationLog()
+        self.result = Result(path.value, ending.value)
+        self._invocations: list[InvocationResult] = []
+        #: Ids of requests whose sandbox was ended while it served them.
+        self._interrupted: set[str] = set()
+        self._cleanup = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> "Run":
-        self._undo = contextlib.AsyncExitStack()
-        try:
+        async with self._cleanup:
             await self._start()
-        except BaseException:
-            await self._undo.aclose()
-            raise
+            self._cleanup = self._cleanup.pop_all()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        await self._undo.aclose()
+    async def __aexit__(self, *_: object) -> None:
+        await self._cleanup.aclose()
 
     async def _start(self) -> None:
         self._report_progress("Postgres and PgBouncer")
-        self.stack = await self._find_stack()
-        console = self._undo.enter_context(self.stack.pgbouncer.console())
-        self._undo.callback(console.execute, "RELOAD")
+        self._stack = await self._find_stack()
+        console = self._cleanup.enter_context(self._stack.pgbouncer.console())
+        self._cleanup.callback(console.execute, "RELOAD")
         console.execute(f"SET client_idle_timeout = {CLIENT_IDLE_TIMEOUT_S}")
-        if self.path is ConnectionPath.DIRECT:
-            self._lift_connection_limit()
-        self.monitor = self._undo.enter_context(Monitor(self.stack, self.path))
-        self._undo.callback(self.monitor.terminate_backends)
-        self._logs = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
-        self._fleet = await self._undo.enter_async_context(await self._new_fleet())
-
-    async def _find_stack(self) -> RunningStack:
-        if compose.is_inside_compose():
-            return await compose.Stack.find()
-        own = Stack(max_connections=self.plan.max_connections, service=self._service)
-        return await self._undo.enter_async_context(_started_in_thread(own))
-
-    async def _new_fleet(self) -> Fleet:
+        if self._path is ConnectionPath.DIRECT:
+            self._remove_connection_limit()
+        self.monitor = self._cleanup.enter_context(Monitor(self._stack, self._path))
+        self._cleanup.callback(self.monitor.terminate_backends)
+        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory()))
         fork_server = None
-        if self.plan.uses_fork_server:
-            fork_server = await self._undo.enter_async_context(
+        if self._plan.uses_fork_server:
+            fork_server = await self._cleanup.enter_async_context(
                 ForkServer(root=self._service.root, python=self._service.python)
             )
-        environment = self.stack.environment(direct=self.path is ConnectionPath.DIRECT)
-        return self._service.fleet(
+        environment = self._stack.environment(direct=self._path is ConnectionPath.DIRECT)
+        fleet = self._service.fleet(
             environment | {"DB_MAX_IDLE": str(MAX_IDLE_S)},
-            concurrency=2 * self.plan.sandboxes + CALLERS,
-            extensions=self.row is not EndingScenario.NO_EXTENSION,
+            concurrency=2 * self._plan.sandboxes + CALLERS,
+            extensions=self._ending is not EndingScenario.NO_EXTENSION,
             logs=self._logs,
-            packet_filter=Filter() if self.row.needs_filter else None,
+            packet_filter=Filter() if self._ending.needs_filter else None,
             fork_server=fork_server,
         )
+        self._fleet: Fleet = await self._cleanup.enter_async_context(fleet)
 
-    def _lift_connection_limit(self) -> None:
-        """Remove the role's connection limit, which most deployments do not have."""
-        admin = self._undo.enter_context(self.stack.postgres.administrator())
+    async def _find_stack(self) -> compose.RunningStack:
+        if compose.is_inside_compose():
+            return await compose.Stack.find()
+        stack = Stack(max_connections=self._plan.max_connections, service=self._service)
+        return await self._cleanup.enter_async_context(_started_in_thread(stack))
+
+    def _remove_connection_limit(self) -> None:
+        """Remove the role's connection limit, because most deployments have none."""
+        admin = self._cleanup.enter_context(self._stack.postgres.administrator())
         app = self._service.app
-        row = admin.execute(
+        [[limit]] = admin.execute(
             "SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [app]
-        ).fetchone()
-        assert row is not None  # noqa: S101  # created by bootstrap
-        self._undo.callback(admin.execute, f"ALTER ROLE {app} CONNECTION LIMIT {row[0]}")
+        ).fetchall()
+        self._cleanup.callback(admin.execute, f"ALTER ROLE {app} CONNECTION LIMIT {limit}")
         admin.execute(f"ALTER ROLE {app} CONNECTION LIMIT -1")
 
     async def churn(self) -> None:
         """Run the burst, the traffic and the deployments, and fill in `result`."""
-        self._report_progress(f"a cold burst of {self.plan.sandboxes}")
-        await asyncio.gather(*(self._invoke(cold=True) for _ in range(self.plan.sandboxes)))
+        self._report_progress(f"a cold burst of {self._plan.sandboxes}")
+        await asyncio.gather(*(self._invoke(cold=True) for _ in range(self._plan.sandboxes)))
         async with self._traffic():
             self._report_progress(f"warm traffic, {INVOCATIONS_PER_S} a second")
-            before = len(self._invocations.answers)
+            before = len(self._invocations)
             await asyncio.sleep(WARM_PHASE_S)
-            rate = (len(self._invocations.answers) - before) / WARM_PHASE_S
+            rate = (len(self._invocations) - before) / WARM_PHASE_S
             self.result.warm_invocations_per_s = round(rate, 1)
-            for number in range(1, self.plan.deploys + 1):
+            for number in range(1, self._plan.deploys + 1):
                 await self._deploy(number)
             await asyncio.sleep(0.5)
         self._report_progress("ending the last sandboxes")
         self.result.held_backends, self.result.held_clients = self.monitor.held_by_ended
         for sandbox in list(self._fleet.sandboxes):
             await self._fleet.retire(sandbox)
-        self._invocations.write(self.result, self._logs)
+        self.result.add_invocations(self._invocations, self._interrupted, self._logs)
 
     async def _deploy(self, number: int) -> None:
-        """Replace all sandboxes in batches; the new ones of a batch start first."""
+        """Replace all sandboxes in batches; the new sandboxes of a batch start first."""
         old = list(self._fleet.sandboxes)
-        replaced = 0
-        while batch := old[replaced : replaced + self.plan.batch_size]:
+        for replaced in range(0, len(old), self._plan.batch_size):
             self._report_progress(f"deploy {number}: {replaced} of {len(old)} replaced")
+            batch = old[replaced : replaced + self._plan.batch_size]
             await asyncio.gather(*(self._invoke(cold=True) for _ in batch))
             await asyncio.gather(*map(self._end, batch))
-            replaced += len(batch)
 
     async def _end(self, sandbox: Sandbox) -> None:
-        had = sandbox.connections()
-        if not await self._fleet.retire(sandbox, self.row.ending) and sandbox.serving:
-            self._invocations.interrupted.add(sandbox.serving)
-        self.monitor.record_ending([client for client, _ in had])
+        ports = [client_port for client_port, _ in sandbox.connections()]
+        was_idle = await self._fleet.retire(sandbox, self._ending.ending)
+        if not was_idle and sandbox.serving:
+            self._interrupted.add(sandbox.serving)
+        self.monitor.record_ending(ports)
 
     async def _invoke(self, *, cold: bool = False) -> None:
-        self._invocations.record(await self._fleet.invoke(self._service.event, cold=cold))
+        self._invocations.append(await self._fleet.invoke(self._service.event, cold=cold))
 
     @contextlib.asynccontextmanager
     async def _traffic(self) -> AsyncIterator[None]:
-        """Run callers who send INVOCATIONS_PER_S during the block and wait for responses."""
+        """Send INVOCATIONS_PER_S during the block; each caller waits for its response."""
         stopped = asyncio.Event()
 
         async def call(number: int) -> None:
@@ -189,28 +180,13 @@ class Run:
                     await asyncio.sleep(0.1)
         result, seconds = self.result, self.monitor.release_s
         result.release_s = None if seconds is None else round(seconds, 2)
-        result.release_limit_s = self._release_limit()
+        settings = {row["key"]: row["value"] for row in self._stack.pgbouncer.show("CONFIG")}
+        result.release_limit_s = release_limit_s(self._path, self._ending, settings)
         result.samples = self.monitor.samples
         result.peak_backends = max(backends for _, backends, _ in result.samples)
         result.peak_clients = max(clients for _, _, clients in result.samples)
-        if isinstance(self.stack, Stack):
-            server = (
-                self.stack.pgbouncer
-                if self.path is ConnectionPath.PGBOUNCER
-                else self.stack.postgres
-            )
-            output = server.log_since_start().splitlines()
-            unclean = re.compile(UNCLEAN_CLOSE.format(app=self._service.app))
-            result.unclean_closes = sum(bool(unclean.search(line)) for line in output)
-
-    def _release_limit(self) -> float:
-        """Return the upper limit of `release_s` by the settings."""
-        if self.row in (EndingScenario.GRACEFUL, EndingScenario.KILL):
-            return TOLERANCE_S
-        if self.path is ConnectionPath.DIRECT:
-            return KERNEL_KEEPALIVE_S + TOLERANCE_S
-        config = {row["key"]: row["value"] for row in self.stack.pgbouncer.show("CONFIG")}
-        probed = float(config["tcp_keepidle"]) + float(config["tcp_keepintvl"]) * float(
-            config["tcp_keepcnt"]
-        )
-        return min(float(config["client_idle_timeout"]), probed) + TOLERANCE_S
+        if isinstance(self._stack, Stack):
+            pooled = self._path is ConnectionPath.PGBOUNCER
+            server = self._stack.pgbouncer if pooled else self._stack.postgres
+            pattern = UNCLEAN_CLOSE.format(app=self._service.app)
+            result.unclean_closes = len(re.findall(pattern, server.log_since_start()))

@@ -1,6 +1,6 @@
-"""What a function does to its database when Lambda freezes, ends or replaces it: `make examine`.
+"""`make examine`: what a function does to its database when Lambda freezes, ends or replaces it.
 
-`inputs`: what is examined; `lab`: the real parts it is examined on; `properties`: what is asked of
-it, each measured in a module of its own group; `report`: what came of it. docs/examine.md explains
-the properties.
+`inputs` reads the settings, `lab` runs the servers and sandboxes, `properties` lists the properties
+and their remedies, and `report` writes the results. The other modules each measure some of the
+properties. docs/examine.md explains them.
 """

@@ -1,8 +1,7 @@
-"""`make examine`: each property in turn, with progress; then the table, the remedies, the files."""
+"""`make examine`: measures the properties with progress, and writes the reports."""
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
@@ -24,42 +23,41 @@ from infra.local.examine.properties import PROPERTIES
 from infra.local.signals import run_async
 from infra.local.stack import Stack
 
-#: What one property may take, in seconds.
+#: The time limit for a property, in seconds.
 LIMIT_S = 120.0
 
 
 def examine() -> int:
-    """Runs itself again in a network of its own where it can. 1 where what was required is
-    missing."""
+    """Examine the function, in a network namespace if possible; return 1 if it lacks a required
+    property."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     inputs = from_environment(PROPERTIES)
     folder = report.folder_of(inputs.root)
-    no_filter = None
-    if not network.is_isolated() and (no_filter := network.unavailable_reason()) is None:
-        inside = network.isolated_command([sys.executable, "-m", "infra.local", "examine"])
-        os.execvp(inside[0], inside)  # noqa: S606  # becomes the same command
-    # JSON alone on stdout; what happens meanwhile goes beside it.
+    no_filter = network.enter_namespace("infra.local", "examine")
+    # With JSON=1, stdout contains only the JSON.
     stream = sys.stderr if inputs.as_json else sys.stdout
 
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         print(line, file=stream, flush=True)
 
     with unpacked(inputs.image, inputs) if inputs.image else nullcontext(inputs) as inputs:
         where = inputs.image or inputs.root
-        say(f"examining  {inputs.handler} in {where}: {len(inputs.wanted)} properties\n")
+        show(f"examining  {inputs.handler} in {where}: {len(inputs.wanted)} properties\n")
         findings, servers = measure(
-            inputs, no_filter, lambda name, found: say(report.row(name, found))
+            inputs, no_filter, lambda name, finding: show(report.row(name, finding))
         )
-    made = report.make(inputs, findings, servers, _seconds_since_start())
-    report.write(made, folder)
+    contents = report.make(inputs, findings, servers, _seconds_since_start())
+    report.write(contents, folder)
     if inputs.as_json:
-        print(json.dumps(made))
+        print(json.dumps(contents))
     for line in ["", *report.remedies(findings)]:
-        say(line)
-    say(f"written    {_shown(folder)}/examine.json, .md after {made['seconds']} s")
-    for name in made["missing"]:
-        say(f"missing    {name}: {PROPERTIES[name].title}")
-    return 1 if made["missing"] else 0
+        show(line)
+    # For this project the name of the folder is enough.
+    shown = folder.name if folder == report.REPORTS else folder
+    show(f"written    {shown}/examine.json, .md after {contents['seconds']} s")
+    for name in contents["missing"]:
+        show(f"missing    {name}: {PROPERTIES[name].title}")
+    return 1 if contents["missing"] else 0
 
 
 def _seconds_since_start() -> float:
@@ -67,18 +65,16 @@ def _seconds_since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def _shown(folder: Path) -> str:
-    """Return the folder's path, but for this project's the name alone."""
-    return folder.name if folder == report.REPORTS else str(folder)
-
-
 def measure(
     inputs: Inputs,
     no_filter: str | None,
     report_finding: Callable[[str, Finding], None] = lambda name, finding: None,
 ) -> tuple[dict[str, Finding], dict[str, str]]:
-    """What was found of each wanted property, and the servers' versions. Raises LabError where the
-    function cannot be examined at all."""
+    """Return a finding for each wanted property, and the servers' versions.
+
+    `no_filter`: why packets cannot be dropped, or None if they can. Raises LabError if the function
+    fails or does not use the database.
+    """
     with (
         Stack(max_connections=MAX_CONNECTIONS) as stack,
         tempfile.TemporaryDirectory(prefix="warm-engine-examine-") as folder,
@@ -87,8 +83,8 @@ def measure(
             "postgres": stack.postgres.version,
             "pgbouncer": ".".join(map(str, stack.pgbouncer.program.version)),
         }
-        found = run_async(_measure_all, inputs, stack, Path(folder), no_filter, report_finding)
-        return found, servers
+        findings = run_async(_measure_all, inputs, stack, Path(folder), no_filter, report_finding)
+        return findings, servers
 
 
 async def _measure_all(
@@ -103,23 +99,23 @@ async def _measure_all(
         for name in inputs.wanted or PROPERTIES:
             findings[name] = await _measure(lab, name)
             report_finding(name, findings[name])
-        if lab.flooded:
-            print("its log was emptied, since it grew without end", file=sys.stderr)
+        if lab.logs.was_trimmed:
+            print("the function's log became too large and was emptied", file=sys.stderr)
     return findings
 
 
 async def _measure(lab: Lab, name: str) -> Finding:
-    """A measurement that fails decides nothing."""
+    """Measure a property. If its measurement fails, the verdict is UNKNOWN."""
     try:
         async with asyncio.timeout(LIMIT_S):
-            for need in PROPERTIES[name].needs:
-                if reason := await need(lab):
-                    return unknown(reason)
+            for find_obstacle in PROPERTIES[name].prerequisites:
+                if obstacle := await find_obstacle(lab):
+                    return unknown(obstacle)
             return await PROPERTIES[name].measure(lab)
     except UnknownError as error:
         return unknown(str(error))
     except TimeoutError:
-        return unknown(f"it was not measured within {LIMIT_S:.0f} s")
+        return unknown(f"the measurement took longer than {LIMIT_S:.0f} s")
     except (LabError, OSError, asyncpg.PostgresError, psycopg.Error) as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        return unknown(f"the measurement failed: {words}")
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return unknown(f"the measurement failed: {message}")

@@ -1,4 +1,4 @@
-"""A deployment under traffic: new sandboxes beside the old ones, then the old ones end."""
+"""A deployment under traffic: new sandboxes start beside the old ones, then the old ones end."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from infra.database.roles import APP
-from infra.local.examine.finding import Finding, decided
-from infra.local.examine.lab import BACKENDS, POOL_SIZE, Lab, warm
+from infra.local.examine.finding import Finding, conclude
+from infra.local.examine.lab import BACKENDS, POOL_SIZE, Lab
 from infra.local.examine.traffic import Traffic
 
-#: Sandboxes, how many of them are replaced at a time, and what Postgres has for the function where
-#: it goes there by itself: room for the old ones, and not for a batch of new ones besides.
-SANDBOXES, BATCH, DIRECT_LIMIT = 8, 4, 9
+#: The number of sandboxes, and how many of them are replaced at the same time.
+SANDBOXES, BATCH_SIZE = 8, 4
+#: Enough connections to Postgres for the old sandboxes, but not for a batch of new ones as well.
+DIRECT_LIMIT = 9
 CALLERS = 3
 
 
@@ -26,11 +27,11 @@ async def deployment(lab: Lab) -> Finding:
         with lab.bouncer() as bouncer:
             pooled, pooled_peak = await _deploy(lab, admin, lab.pooled(bouncer))
     failed = len(pooled.failed)
-    return decided(
+    return conclude(
         not failed,
-        f"through PgBouncer {failed} of {len(pooled.requests)} failed on {pooled_peak} backends"
-        f" of {POOL_SIZE}{f' ({pooled.causes})' if failed else ''}; straight to a Postgres with"
-        f" {DIRECT_LIMIT} connections {len(direct.failed)} of {len(direct.requests)} on"
+        f"through PgBouncer {failed} of {len(pooled.requests)} failed on {pooled_peak} of"
+        f" {POOL_SIZE} backends{f' ({pooled.causes})' if failed else ''}; directly to a Postgres"
+        f" with {DIRECT_LIMIT} connections {len(direct.failed)} of {len(direct.requests)} failed on"
         f" {direct_peak}",
         failed=failed,
         requests=len(pooled.requests),
@@ -42,38 +43,35 @@ async def deployment(lab: Lab) -> Finding:
 
 
 async def _deploy(lab: Lab, admin: Any, environment: dict[str, str]) -> tuple[Traffic, int]:
-    """The traffic, new sandboxes' first requests included, and the most backends at a time."""
-    fleet = lab.fleet(
-        environment,
-        concurrency=2 * SANDBOXES + CALLERS,
-        fork_server=await lab.fork_server(),
-    )
-    async with fleet, _peak(admin) as peak:
-        for _ in range(0, SANDBOXES, BATCH):
-            await warm(lab, fleet, BATCH)
+    """Return the traffic, including the first requests of new sandboxes, and the peak of
+    backends."""
+    fleet = await lab.forked_fleet(environment, concurrency=2 * SANDBOXES + CALLERS)
+    async with fleet, _sampled_backends(admin) as samples:
+        for _ in range(0, SANDBOXES, BATCH_SIZE):
+            await lab.warm_up(fleet, BATCH_SIZE)
         old = list(fleet.sandboxes)
         traffic = Traffic(lab, fleet, CALLERS)
         async with traffic:
-            for first in range(0, SANDBOXES, BATCH):
-                await asyncio.gather(*(traffic.send_cold(each) for each in range(BATCH)))
-                await asyncio.gather(*map(fleet.retire, old[first : first + BATCH]))
+            for start in range(0, SANDBOXES, BATCH_SIZE):
+                await asyncio.gather(*map(traffic.send_cold, range(BATCH_SIZE)))
+                await asyncio.gather(*map(fleet.retire, old[start : start + BATCH_SIZE]))
             await asyncio.sleep(0.5)
-    return traffic, max(peak, default=0)
+    return traffic, max(samples, default=0)
 
 
 @contextlib.asynccontextmanager
-async def _peak(admin: Any) -> AsyncIterator[list[int]]:
-    """Backends of the function, ten times a second."""
-    found: list[int] = []
+async def _sampled_backends(admin: Any) -> AsyncIterator[list[int]]:
+    """Yield a list that gets the function's number of backends ten times a second."""
+    samples: list[int] = []
 
-    async def look() -> None:
+    async def sample() -> None:
         while True:
-            found.append(await admin.fetchval(BACKENDS, APP))
+            samples.append(await admin.fetchval(BACKENDS, APP))
             await asyncio.sleep(0.1)
 
-    looking = asyncio.create_task(look())
+    sampling = asyncio.create_task(sample())
     try:
-        yield found
+        yield samples
     finally:
-        looking.cancel()
-        await asyncio.wait({looking})
+        sampling.cancel()
+        await asyncio.wait({sampling})

@@ -1,7 +1,10 @@
-"""What was found of one property: a verdict, and what it was measured by."""
+"""The result of measuring one property: a verdict and the evidence for it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+Value = float | int | str | bool | None
 
 
 class Verdict(StrEnum):
@@ -12,12 +15,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """`measured`: one line for a person. `numbers`: the same for a program. `reason`: why it could
-    not be told."""
+    """`measured`: the measurement as one line of text. `numbers`: the same for programs.
+    `reason`: why the verdict is UNKNOWN."""
 
     verdict: Verdict
     measured: str = ""
-    numbers: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    numbers: Mapping[str, Value] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -25,9 +28,9 @@ def unknown(reason: str) -> Finding:
     return Finding(Verdict.UNKNOWN, reason=reason)
 
 
-def decided(kept: bool, measured: str, **numbers: float | int | str | bool | None) -> Finding:
-    return Finding(Verdict.YES if kept else Verdict.NO, measured, numbers)
+def conclude(has_property: bool, measured: str, **numbers: Value) -> Finding:
+    return Finding(Verdict.YES if has_property else Verdict.NO, measured, numbers)
 
 
 class UnknownError(Exception):
-    """A measurement cannot be made. Its text says why."""
+    """Raised if a property cannot be measured. The message is the finding's reason."""

@@ -2,98 +2,87 @@
 
 import asyncio
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from infra.database.roles import APP
-from infra.local.examine import answers
-from infra.local.examine.finding import Finding, UnknownError, Verdict, decided
-from infra.local.examine.lab import BACKENDS, TERMINATE, Lab, frozen, is_true_within, warm
-from infra.local.fleet import Fleet
+from infra.local.examine import responses
+from infra.local.examine.finding import Finding, UnknownError, Verdict, conclude
+from infra.local.examine.lab import BACKENDS, Lab, becomes_true, once_per_lab, wait_until_frozen
 from infra.local.network import Filter
 
 SANDBOXES = 3
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1"
 
 
-async def frozen_holds(lab: Lab) -> Finding:
-    forked = await lab.fork_server()
-    fleet = lab.fleet(lab.direct(), concurrency=SANDBOXES, fork_server=forked)
+async def frozen(lab: Lab) -> Finding:
+    fleet = await lab.forked_fleet(lab.direct(), concurrency=SANDBOXES)
     async with fleet, lab.admin() as admin:
-        await _freeze_all(lab, fleet)
+        await lab.warm_up(fleet, SANDBOXES)
+        await wait_until_frozen(fleet)
         direct = await admin.fetchval(BACKENDS, APP)
-    held = await held_while_frozen(lab)
-    return decided(
-        not held,
-        f"{SANDBOXES} frozen sandboxes hold {held} server connections behind PgBouncer,"
-        f" {direct} straight to Postgres",
+    pooled = await held_while_frozen(lab)
+    return conclude(
+        not pooled,
+        f"{SANDBOXES} frozen sandboxes hold {pooled} server connections behind PgBouncer,"
+        f" {direct} directly to Postgres",
         sandboxes=SANDBOXES,
-        held_behind_pgbouncer=held,
+        held_behind_pgbouncer=pooled,
         held_direct=direct,
     )
 
 
-_held: WeakKeyDictionary[Lab, int] = WeakKeyDictionary()
-
-
+@once_per_lab
 async def held_while_frozen(lab: Lab) -> int:
-    """PgBouncer's server connections that are linked to a frozen sandbox. Measured once."""
-    if lab not in _held:
-        with lab.bouncer() as bouncer:
-            fleet = lab.fleet(
-                lab.pooled(bouncer), concurrency=SANDBOXES, fork_server=await lab.fork_server()
-            )
-            async with fleet:
-                await _freeze_all(lab, fleet)
-                await asyncio.sleep(0.2)  # a server connection is free once it was reset
-                rows = bouncer.show("SERVERS")
-                _held[lab] = sum(row["user"] == APP and row["state"] == "active" for row in rows)
-    return _held[lab]
-
-
-async def _freeze_all(lab: Lab, fleet: Fleet) -> None:
-    await warm(lab, fleet, SANDBOXES)
-    await frozen(fleet)
+    """Return how many of PgBouncer's server connections are linked to frozen sandboxes."""
+    with lab.bouncer() as bouncer:
+        fleet = await lab.forked_fleet(lab.pooled(bouncer), concurrency=SANDBOXES)
+        async with fleet:
+            await lab.warm_up(fleet, SANDBOXES)
+            await wait_until_frozen(fleet)
+            await asyncio.sleep(0.2)  # PgBouncer resets a server connection before it is free
+            servers = bouncer.show("SERVERS")
+            return sum(row["user"] == APP and row["state"] == "active" for row in servers)
 
 
 async def thaw(lab: Lab) -> Finding:
-    """The server closed the connections meanwhile: with a FIN that the sandbox's kernel took, and
-    with every packet lost, as in a micro-VM that stands still."""
-    polite = await _after_a_freeze(lab, None)
+    """Close the connections of a frozen sandbox: with a FIN that its kernel accepts, and with all
+    packets lost, as in a paused micro-VM."""
+    error_after_fin = await _error_after_thaw(lab, None)
     if lab.no_filter:
-        finding = decided(polite is None, _words("closed politely", polite))
+        finding = conclude(error_after_fin is None, _outcome("FIN received", error_after_fin))
         if finding.verdict is Verdict.NO:
             return finding
         raise UnknownError(
-            f"right where the server's FIN arrives; no packets can be dropped here: {lab.no_filter}"
+            f"correct after the server's FIN; packets cannot be dropped here: {lab.no_filter}"
         )
-    lost = await _after_a_freeze(lab, Filter())
-    return decided(
-        polite is None and lost is None,
-        f"{_words('closed politely', polite)}; {_words('packets lost', lost)}",
-        closed_politely=polite is None,
-        packets_lost=lost is None,
+    error_after_loss = await _error_after_thaw(lab, Filter())
+    return conclude(
+        error_after_fin is None and error_after_loss is None,
+        f"{_outcome('FIN received', error_after_fin)};"
+        f" {_outcome('packets lost', error_after_loss)}",
+        closed_politely=error_after_fin is None,
+        packets_lost=error_after_loss is None,
     )
 
 
-def _words(how: str, failure: str | None) -> str:
-    return f"{how}: {'right' if failure is None else failure}"
+def _outcome(condition: str, error: str | None) -> str:
+    return f"{condition}: {'correct' if error is None else error}"
 
 
-async def _are_gone(admin: Any) -> bool:
-    return not await admin.fetchval(BACKENDS, APP)
-
-
-async def _after_a_freeze(lab: Lab, packet_filter: Filter | None) -> str | None:
-    """What the first request after the freeze was answered, if not rightly."""
+async def _error_after_thaw(lab: Lab, packet_filter: Filter | None) -> str | None:
+    """Return the first wrong response after two freezes in which connections were closed."""
     async with lab.fleet(lab.direct(), packet_filter=packet_filter) as fleet:
+        await lab.warm_up(fleet, 1)
         for number in range(2):
-            if number == 0:
-                await warm(lab, fleet, 1)
-            await frozen(fleet)
+            await wait_until_frozen(fleet)
             async with lab.admin() as admin:
                 await admin.fetch(TERMINATE, APP)
-                if not await is_true_within(5, lambda: _are_gone(admin)):
+                if not await becomes_true(lambda: _are_closed(admin), 5):
                     raise UnknownError("its connections could not be closed")
-            answer = await fleet.invoke(lab.event(number))
-            if not lab.is_right(number, answer):
-                return answers.described(answer)
+            result = await fleet.invoke(lab.event(number))
+            if not lab.is_correct(number, result):
+                return responses.describe(result)
     return None
+
+
+async def _are_closed(admin: Any) -> bool:
+    return not await admin.fetchval(BACKENDS, APP)

@@ -1,4 +1,4 @@
-"""What is examined, and how: the variables of `make examine`, checked before anything starts."""
+"""The settings of `make examine`, from environment variables that are checked before the start."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from infra.local.fleet.interpreter import client_command
 
 DEFAULT_HANDLER = "handler.main.handler"
 DEFAULT_EVENT = ROOT / "infra/local/event.json"
-#: What a function is configured with where `ENV` says nothing else.
+#: The function's variables unless `ENV` overrides them. The lab replaces the names in braces.
 DEFAULT_VARIABLES = {
     "DB_HOST": "{host}",
     "DB_PORT": "{port}",
@@ -26,141 +26,139 @@ DEFAULT_VARIABLES = {
     "DB_SSLROOTCERT": "{ca}",
     "DATABASE_URL": "{url}",
 }
-#: What may stand in a variable, in braces.
-PLACES = ("host", "port", "name", "user", "password", "url", "ca", "sslmode")
+
+
+def _read_events(value: str) -> tuple[Any, ...]:
+    """Read a JSON file, or all JSON files in a folder."""
+    path = Path(value)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise LabError(f"EVENT is {value!r}: there is no *.json in that folder")
+    events = []
+    for file in files:
+        try:
+            events.append(json.loads(file.read_text()))
+        except OSError as error:
+            raise LabError(f"EVENT is {value!r}: {error.strerror}") from None
+        except ValueError as error:
+            raise LabError(f"EVENT: {file} is not JSON: {error}") from None
+    return tuple(events)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`events`: sent in turn; `{key}` in a text of one is another value in each invocation.
-    `variables`: the function's environment, with PLACES to be filled in. `wanted`, `required`:
+    """`events` are sent in turn, and `{key}` in them is replaced by a new value each time.
+    `variables`: the function's environment with names in braces. `wanted` and `required`:
     properties."""
 
     handler: str = DEFAULT_HANDLER
     root: Path = ROOT
     python: str = sys.executable
     image: str = ""
-    events: tuple[Any, ...] = ()
-    variables: Mapping[str, str] = None  # type: ignore[assignment]  # see __post_init__
+    events: tuple[Any, ...] = field(default_factory=lambda: _read_events(str(DEFAULT_EVENT)))
+    variables: Mapping[str, str] = field(default_factory=lambda: DEFAULT_VARIABLES)
     schema: Path | None = None
-    schema_text: str = ""
     wanted: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     fast: bool = False
     as_json: bool = False
 
-    def __post_init__(self) -> None:
-        if self.variables is None:
-            object.__setattr__(self, "variables", DEFAULT_VARIABLES)
-        if not self.events:
-            object.__setattr__(self, "events", tuple(_events(str(DEFAULT_EVENT))))
-
     def environment(self, values: Mapping[str, str]) -> dict[str, str]:
-        """The function's environment; a variable that would be empty is left out."""
-        filled = {
-            name: re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+        """Return the function's environment without variables that would be empty."""
+        environment = {
+            name: re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
             for name, template in self.variables.items()
         }
-        return {name: value for name, value in filled.items() if value}
+        return {name: value for name, value in environment.items() if value}
 
 
-def from_environment(properties: Iterable[str], given: Mapping[str, str] = os.environ) -> Inputs:
-    """Raises LabError, in one line, for the first variable that is wrong."""
+def from_environment(
+    properties: Iterable[str], environment: Mapping[str, str] = os.environ
+) -> Inputs:
+    """Return the settings. Raises LabError for the first bad variable."""
     known = tuple(properties)
-    if given.get("IMAGE") and (given.get("ROOT") or given.get("PYTHON")):
+    if environment.get("IMAGE") and (environment.get("ROOT") or environment.get("PYTHON")):
         raise LabError("IMAGE has the code and the interpreter: leave out ROOT and PYTHON")
-    handler = given.get("HANDLER") or DEFAULT_HANDLER
+    handler = environment.get("HANDLER") or DEFAULT_HANDLER
     if not re.fullmatch(r"[\w/-]+(\.\w+)+", handler):
         raise LabError(f"HANDLER is {handler!r}: not a module and a function, such as app.handler")
-    root = Path(given.get("ROOT") or ROOT).resolve()
+    root = Path(environment.get("ROOT") or ROOT).resolve()
     if not root.is_dir():
         raise LabError(f"ROOT is {str(root)!r}: there is no such folder")
-    python = _python(given.get("PYTHON"))
-    schema = Path(given["SCHEMA"]).resolve() if given.get("SCHEMA") else None
-    try:
-        schema_text = schema.read_text() if schema is not None else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabError(f"SCHEMA cannot be read: {error}") from None
-    only, skip = (_names(name, given.get(name), known) for name in ("ONLY", "SKIP"))
-    required = _names("REQUIRE", given.get("REQUIRE"), known)
+    only, skip, required = (
+        _read_names(name, environment.get(name), known) for name in ("ONLY", "SKIP", "REQUIRE")
+    )
     wanted = tuple(name for name in known if name in (only or known) and name not in skip)
-    if left_out := [name for name in required if name not in wanted]:
-        if given.get("REQUIRE") != "all":
-            raise LabError(f"REQUIRE names {left_out[0]}, which ONLY or SKIP leaves out")
+    if environment.get("REQUIRE") == "all":
         required = wanted
+    for name in required:
+        if name not in wanted:
+            raise LabError(f"REQUIRE names {name}, which ONLY or SKIP leaves out")
     return Inputs(
         handler=handler,
         root=root,
-        python=python,
-        image=given.get("IMAGE") or "",
-        events=tuple(_events(given.get("EVENT") or str(DEFAULT_EVENT))),
-        variables=DEFAULT_VARIABLES | _variables(given.get("ENV") or ""),
-        schema=schema,
-        schema_text=schema_text,
+        python=_find_python(environment.get("PYTHON")),
+        image=environment.get("IMAGE") or "",
+        events=_read_events(environment.get("EVENT") or str(DEFAULT_EVENT)),
+        variables=DEFAULT_VARIABLES | _read_variables(environment.get("ENV") or ""),
+        schema=_find_schema(environment.get("SCHEMA")),
         wanted=wanted,
         required=required,
-        fast=given.get("FAST") == "1",
-        as_json=given.get("JSON") == "1",
+        fast=environment.get("FAST") == "1",
+        as_json=environment.get("JSON") == "1",
     )
 
 
-def _python(given: str | None) -> str:
-    if not given:
+def _find_python(value: str | None) -> str:
+    if not value:
         return sys.executable
-    # Made absolute, but not resolved: a virtual environment's is a link to the system's.
-    python = str(Path(given).absolute()) if "/" in given else given
-    client_command(python, "check", "")  # which raises LabError where it cannot be used
+    # Not resolved, because the interpreter of a virtual environment is a link to the system's.
+    python = str(Path(value).absolute()) if "/" in value else value
+    client_command(python, "check", "")  # raises LabError if it cannot be used
     return python
 
 
-def _names(variable: str, given: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    if given == "all":
+def _find_schema(value: str | None) -> Path | None:
+    if not value:
+        return None
+    schema = Path(value).resolve()
+    try:
+        schema.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"SCHEMA cannot be read: {error}") from None
+    return schema
+
+
+def _read_names(variable: str, value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of properties in a variable, separated by spaces or commas."""
+    if value == "all":
         return known
-    names = tuple(re.split(r"[\s,]+", given.strip())) if given and given.strip() else ()
+    names = tuple(re.split(r"[\s,]+", value.strip())) if value and value.strip() else ()
     for name in names:
         if name not in known:
             raise LabError(f"{variable} names {name!r}. Properties are: {', '.join(known)}")
     return names
 
 
-def _variables(given: str) -> dict[str, str]:
-    """Of a file with a `NAME=value` on each line, or of such words."""
-    if "=" in given and not Path(given).exists():
+def _read_variables(value: str) -> dict[str, str]:
+    """Read `NAME=value` pairs: words of `value`, or lines of the file that it names."""
+    if "=" in value and not Path(value).exists():
         try:
-            pairs = shlex.split(given)
+            pairs = shlex.split(value)
         except ValueError as error:
             raise LabError(f"ENV cannot be read: {error}") from None
-    elif given:
+    elif value:
         try:
-            lines = Path(given).read_text().splitlines()
+            lines = [line.strip() for line in Path(value).read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise LabError(f"ENV is {given!r}: {error}") from None
-        pairs = [
-            line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")
-        ]
+            raise LabError(f"ENV is {value!r}: {error}") from None
+        pairs = [line for line in lines if line and not line.startswith("#")]
     else:
         return {}
-    found = {}
+    variables = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise LabError(f"ENV has {pair.partition('=')[0]!r}, which is not NAME=value")
-        found[name] = value
-    return found
-
-
-def _events(given: str) -> list[Any]:
-    """Of a JSON file, or of each in a folder."""
-    path = Path(given)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise LabError(f"EVENT is {given!r}: there is no *.json in that folder")
-    events = []
-    for file in files:
-        try:
-            events.append(json.loads(file.read_text()))
-        except OSError as error:
-            raise LabError(f"EVENT is {given!r}: {error.strerror}") from None
-        except ValueError as error:
-            raise LabError(f"EVENT: {file} is not JSON: {error}") from None
-    return events
+            raise LabError(f"ENV has {name!r}, which is not NAME=value")
+        variables[name] = text
+    return variables

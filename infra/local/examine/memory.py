@@ -2,34 +2,34 @@
 
 import psutil
 
-from infra.local.examine import answers
-from infra.local.examine.finding import Finding, UnknownError, decided
-from infra.local.examine.lab import Lab, frozen
+from infra.local.examine import responses
+from infra.local.examine.finding import Finding, UnknownError, conclude
+from infra.local.examine.lab import Lab, wait_until_frozen
 
-#: Requests after which memory is looked at first: until then caches fill.
-FIRST = 100
-#: What a request may add, in KiB, in the mean: 1,000 requests of it are five MiB.
+#: Memory is first measured after this many requests, when caches are filled.
+WARM_UP_REQUESTS = 100
+#: The allowed growth for each request on average, in KiB: five MiB in 1,000 requests.
 LIMIT_KIB = 5.0
 
 
 async def memory(lab: Lab) -> Finding:
     requests = 500 if lab.inputs.fast else 1000
-    sizes = []
+    sizes_kib = []
     async with lab.fleet(lab.direct()) as fleet:
         for number in range(1, requests + 1):
-            answer = await fleet.invoke(lab.event(number))
-            if not lab.is_right(number, answer):
-                raise UnknownError(f"request {number} failed: {answers.described(answer)}")
-            if number in (FIRST, requests):
-                await frozen(fleet)
-                sizes.append(psutil.Process(answer.pid).memory_info().rss / 1024)
-    first, last = sizes
-    added = (last - first) / (requests - FIRST)
-    return decided(
-        added <= LIMIT_KIB,
-        f"{first / 1024:.1f} MiB after {FIRST} requests, {last / 1024:.1f} after {requests}:"
-        f" {added:.1f} KiB each",
+            result = await fleet.invoke(lab.event(number))
+            if not lab.is_correct(number, result):
+                raise UnknownError(f"request {number} failed: {responses.describe(result)}")
+            if number in (WARM_UP_REQUESTS, requests):
+                await wait_until_frozen(fleet)
+                sizes_kib.append(psutil.Process(result.pid).memory_info().rss / 1024)
+    first, last = sizes_kib
+    growth = (last - first) / (requests - WARM_UP_REQUESTS)
+    return conclude(
+        growth <= LIMIT_KIB,
+        f"{first / 1024:.1f} MiB after {WARM_UP_REQUESTS} requests, {last / 1024:.1f} after"
+        f" {requests}: {growth:.1f} KiB for each",
         requests=requests,
-        kib_per_request=round(added, 2),
+        kib_per_request=round(growth, 2),
         mib=round(last / 1024, 1),
     )

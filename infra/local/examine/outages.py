@@ -1,4 +1,4 @@
-"""Postgres and PgBouncer restarted under traffic."""
+"""Restarts of Postgres and PgBouncer under traffic."""
 
 import asyncio
 import signal
@@ -6,72 +6,84 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from infra.local.examine.finding import Finding, UnknownError, decided
-from infra.local.examine.lab import Lab, is_true_within, warm
+from infra.local.examine.finding import Finding, UnknownError, conclude
+from infra.local.examine.lab import Lab, becomes_true, works_pooled
 from infra.local.examine.traffic import Traffic
 from infra.local.fleet import Fleet
 from infra.local.pgbouncer import PgBouncer
 
 CALLERS = 3
-#: From the end of a restart to the last failure, in seconds.
+#: Seconds from the end of a restart to the last failure.
 RECOVERY_LIMIT_S = 3.0
-#: How long traffic goes on before and after.
+#: Seconds of traffic before and after a restart.
 BEFORE_S, AFTER_S = 0.5, RECOVERY_LIMIT_S + 1.0
 #: How long PgBouncer is down, in seconds: each caller sends several requests in that time.
 OUTAGE_S = 0.5
-#: Until a write that failed must have been taken.
+#: Seconds in which a repeated write must succeed.
 RESEND_S = 10.0
 
 
 async def restarts(lab: Lab) -> Finding:
-    pooled = await lab.works_pooled()
+    pooled = await works_pooled(lab)
     keyed = {index for index, event in enumerate(lab.inputs.events) if "{key}" in str(event)}
     with lab.bouncer() as bouncer:
         environment = lab.pooled(bouncer) if pooled else lab.direct()
-        fleet = lab.fleet(environment, concurrency=CALLERS, fork_server=await lab.fork_server())
-        async with fleet:
-            await warm(lab, fleet, CALLERS)
+        restart_functions: dict[str, Callable[[], Awaitable[None]]] = {
+            "Postgres": partial(_restart_postgres, lab)
+        }
+        if pooled:
+            restart_functions["PgBouncer"] = partial(_restart_pgbouncer, bouncer)
+        async with await lab.forked_fleet(environment, concurrency=CALLERS) as fleet:
+            await lab.warm_up(fleet, CALLERS)
             rows_per_write = {index: await _rows_per_write(lab, fleet, index) for index in keyed}
             rows_before = await _rows(lab)
             traffic = Traffic(lab, fleet, CALLERS)
-            recoveries, failures = {}, {}
-            restarting: dict[str, Callable[[], Awaitable[None]]] = {
-                "Postgres": lambda: _restart_postgres(lab)
+            measurements = {
+                name: await _measure_restart(traffic, restart)
+                for name, restart in restart_functions.items()
             }
-            if pooled:
-                restarting["PgBouncer"] = lambda: _restart_pgbouncer(bouncer)
-            for name, restart in restarting.items():
-                seen = len(traffic.requests)
-                async with traffic:
-                    await asyncio.sleep(BEFORE_S)
-                    await restart()
-                    ended = time.monotonic()
-                    await asyncio.sleep(AFTER_S)
-                failed = [each for each in traffic.requests[seen:] if not each.succeeded]
-                last = max((each.finished_at for each in failed), default=ended)
-                recoveries[name] = max(0.0, last - ended)
-                failures[name] = (len(failed), len(traffic.requests) - seen)
-            doubled = 0
+            surplus = 0
             if keyed:
-                sent = {each.key: each.index for each in traffic.requests if each.index in keyed}
-                await _resend(traffic, sent)
-                expected = sum(rows_per_write[index] for index in sent.values())
-                doubled = await _rows(lab) - rows_before - expected
+                writes = {sent.key: sent.index for sent in traffic.requests if sent.index in keyed}
+                await _resend_failed(traffic, writes)
+                expected = sum(rows_per_write[index] for index in writes.values())
+                surplus = await _rows(lab) - rows_before - expected
+    doubled, lost = max(0, surplus), max(0, -surplus)
     parts = [
-        f"{name}: {failures[name][0]} of {failures[name][1]} failed, recovered after"
-        f" {recoveries[name]:.1f} s"
-        for name in recoveries
+        f"{name}: {failed} of {requests} failed, recovered after {recovery_s:.1f} s"
+        for name, (failed, requests, recovery_s) in measurements.items()
     ]
     if keyed:
-        parts.append(f"{max(0, doubled)} rows doubled, {max(0, -doubled)} lost")
-    return decided(
-        all(each <= RECOVERY_LIMIT_S for each in recoveries.values()) and not doubled,
+        parts.append(f"{doubled} rows doubled, {lost} lost")
+    numbers: dict[str, float] = {}
+    for name, (failed, _, recovery_s) in measurements.items():
+        numbers[f"failed_{name.lower()}"] = failed
+        numbers[f"recovery_{name.lower()}_s"] = round(recovery_s, 2)
+    return conclude(
+        all(recovery_s <= RECOVERY_LIMIT_S for _, _, recovery_s in measurements.values())
+        and not surplus,
         "; ".join(parts),
-        **{f"failed_{name.lower()}": count for name, (count, _) in failures.items()},
-        **{f"recovery_{name.lower()}_s": round(each, 2) for name, each in recoveries.items()},
-        rows_doubled=max(0, doubled) if keyed else None,
-        rows_lost=max(0, -doubled) if keyed else None,
+        **numbers,
+        rows_doubled=doubled if keyed else None,
+        rows_lost=lost if keyed else None,
     )
+
+
+async def _measure_restart(
+    traffic: Traffic, restart: Callable[[], Awaitable[None]]
+) -> tuple[int, int, float]:
+    """Return the number of failed and of all requests, and the seconds from the end of the restart
+    to the last failure."""
+    start = len(traffic.requests)
+    async with traffic:
+        await asyncio.sleep(BEFORE_S)
+        await restart()
+        restarted_at = time.monotonic()
+        await asyncio.sleep(AFTER_S)
+    requests = traffic.requests[start:]
+    failures = [request.finished_at for request in requests if not request.succeeded]
+    last_failure = max(failures, default=restarted_at)
+    return len(failures), len(requests), max(0.0, last_failure - restarted_at)
 
 
 async def _restart_postgres(lab: Lab) -> None:
@@ -90,8 +102,12 @@ async def _restart_pgbouncer(bouncer: PgBouncer) -> None:
 
 
 async def _rows(lab: Lab) -> int:
+    """Return the number of rows in all tables that the function uses."""
     async with lab.admin() as admin:
-        counts = [await admin.fetchval(f'SELECT count(*) FROM "{each}"') for each in lab.tables]  # noqa: S608  # names from the catalog
+        counts = [
+            await admin.fetchval(f'SELECT count(*) FROM "{table}"')  # noqa: S608  # from the catalog
+            for table in lab.baseline.tables
+        ]
         return sum(counts)
 
 
@@ -102,9 +118,9 @@ async def _rows_per_write(lab: Lab, fleet: Fleet, index: int) -> int:
     return await _rows(lab) - before
 
 
-async def _resend(traffic: Traffic, sent: Mapping[str, int]) -> None:
-    """Send every write that was not confirmed again with its key, until it is."""
-    confirmed = {each.key for each in traffic.requests if each.succeeded}
-    for key, index in sent.items():
-        if key not in confirmed:
-            await is_true_within(RESEND_S, partial(traffic.send, index, key))
+async def _resend_failed(traffic: Traffic, writes: Mapping[str, int]) -> None:
+    """Repeat each failed write with its key until it succeeds. `writes`: event by key."""
+    succeeded = {request.key for request in traffic.requests if request.succeeded}
+    for key, index in writes.items():
+        if key not in succeeded:
+            await becomes_true(partial(traffic.send, index, key), RESEND_S)

@@ -1,11 +1,12 @@
-"""What came of an examination: the table on the terminal, `examine.json` and `examine.md`.
+"""The results of an examination: rows for the terminal, `examine.json` and `examine.md`.
 
-The JSON is described by docs/examine.schema.json.
+docs/examine.schema.json describes the JSON.
 """
 
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ SCHEMA = 1
 def make(
     inputs: Inputs, findings: Mapping[str, Finding], servers: Mapping[str, str], seconds: float
 ) -> dict[str, Any]:
-    """The report as JSON has it. Folders are left out: it may be published."""
+    """Return the contents of `examine.json`, without paths because it may be published."""
     return {
         "schema": SCHEMA,
         "handler": inputs.handler,
@@ -46,7 +47,7 @@ def make(
 
 
 def missing(inputs: Inputs, findings: Mapping[str, Finding]) -> list[str]:
-    """What is required and was not seen."""
+    """Return the required properties without a "yes"."""
     return [
         name
         for name in inputs.required
@@ -63,56 +64,55 @@ def folder_of(root: Path) -> Path:
 
 
 def write(report: Mapping[str, Any], folder: Path = REPORTS) -> None:
-    """Both files, each at once or not at all."""
+    """Write both files, each of them atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / "examine.json", json.dumps(report, indent=1) + "\n")
-    replace(folder / "examine.md", markdown(report, is_linked=folder == REPORTS))
+    replace(folder / "examine.md", markdown(report, has_documentation=folder == REPORTS))
 
 
 def row(name: str, finding: Finding) -> str:
-    """A property's line of the table."""
+    """Return a property's row of the table on the terminal."""
     return f"{name:14} {finding.verdict:15} {finding.reason or finding.measured}"
 
 
 def remedies(findings: Mapping[str, Finding]) -> list[str]:
+    """Return lines with the consequences and remedies of missing properties."""
     lines = []
     for name, finding in findings.items():
         if finding.verdict is Verdict.NO:
-            for cost, remedy in PROPERTIES[name].advice(finding.numbers):
-                lines += [f"{name}: {cost}", *_indented(remedy), ""]
+            for consequence, remedy in PROPERTIES[name].advice(finding.numbers):
+                lines += [f"{name}: {consequence}", textwrap.indent(remedy, "  "), ""]
     return lines
 
 
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]
-
-
-def markdown(report: Mapping[str, Any], *, is_linked: bool = True) -> str:
-    """Return the report as Markdown. `is_linked`: the documentation is beside it."""
-    explained = "[docs/examine.md](../docs/examine.md)" if is_linked else "docs/examine.md"
-    versions = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+def markdown(report: Mapping[str, Any], *, has_documentation: bool = True) -> str:
+    """Return the report as Markdown. `has_documentation`: `docs` is in the parent folder."""
+    explanation = (
+        "[docs/examine.md](../docs/examine.md)" if has_documentation else "docs/examine.md"
+    )
     lines = [
-        "# Examined",
+        "# Examination",
         "",
         f"`{report['handler']}`, by `make examine{' FAST=1' if report['fast'] else ''}` in"
-        f" {report['seconds']} s. What each property means: {explained}.",
+        f" {report['seconds']} s. {explanation} explains the properties.",
         "",
-        versions,
+        ", ".join(f"{name} {value}" for name, value in report["environment"].items()),
         "",
         "| property | verdict | measured |",
         "|---|---|---|",
     ]
-    for each in report["properties"]:
-        words = (each["reason"] or each["measured"]).replace("|", "\\|")
-        lines.append(f"| `{each['name']}`: {each['title']} | **{each['verdict']}** | {words} |")
-    lacking = [each for each in report["properties"] if each["verdict"] == Verdict.NO]
-    if lacking:
-        lines += ["", "## What to change"]
-    for each in lacking:
-        lines += ["", f"### `{each['name']}`"]
-        for cost, remedy in PROPERTIES[each["name"]].advice(each["numbers"]):
-            text, _, code = remedy.partition("\n")
-            lines += ["", cost, "", text]
-            for line in code.splitlines():
-                lines += [line] if line.startswith("    ") else ["", line]
+    advice: list[str] = []
+    for result in report["properties"]:
+        name, verdict = result["name"], result["verdict"]
+        measured = (result["reason"] or result["measured"]).replace("|", "\\|")
+        lines.append(f"| `{name}`: {result['title']} | **{verdict}** | {measured} |")
+        if verdict == Verdict.NO:
+            advice += ["", f"### `{name}`"]
+            for consequence, remedy in PROPERTIES[name].advice(result["numbers"]):
+                text, _, code = remedy.partition("\n")
+                advice += ["", consequence, "", text]
+                for line in code.splitlines():
+                    advice += [line] if line.startswith("    ") else ["", line]
+    if advice:
+        lines += ["", "## What to change", *advice]
     return "\n".join([*lines, ""])

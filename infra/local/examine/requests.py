@@ -1,100 +1,101 @@
-"""A warm request: what it asks of the database, and what it leaves there."""
+"""Warm requests: what they send to the database, and what they leave on the connection."""
 
 import asyncio
 import json
 from dataclasses import dataclass, field
 from statistics import median
-from weakref import WeakKeyDictionary
 
 from infra.database.roles import APP
-from infra.local.examine import answers
-from infra.local.examine.finding import Finding, UnknownError, decided
-from infra.local.examine.lab import IN_TRANSACTION, Lab, frozen, warm
+from infra.local.examine import responses
+from infra.local.examine.finding import Finding, UnknownError, conclude
+from infra.local.examine.lab import IN_TRANSACTION, Lab, once_per_lab, wait_until_frozen
 from infra.local.examine.statements import Statement
+from infra.local.fleet import InvocationResult
 from infra.local.tcp_proxy import TcpProxy
 
-#: Requests before the first that is measured: some drivers prepare a statement at its sixth use.
-WARM_UP, MEASURED = 7, 3
+#: Some drivers prepare a statement when a connection executes it for the sixth time.
+WARM_UP_ROUNDS, MEASURED_ROUNDS = 7, 3
 
 
 @dataclass
 class WarmRequest:
-    """What one event's request costs, in the median."""
+    """A request for one event: median counts, and the statements of the last request."""
 
     round_trips: float = 0
     connections: float = 0
     statements: list[Statement] = field(default_factory=list)
-    left_in_transaction: int = 0
+    #: The number of requests that left a transaction open.
+    open_transactions: int = 0
 
     @property
     def work(self) -> int:
-        return sum(each.is_work for each in self.statements)
+        return sum(statement.is_work for statement in self.statements)
 
     @property
     def transactions(self) -> int:
-        return sum(each.begins for each in self.statements)
+        return sum(statement.begins_transaction for statement in self.statements)
 
     @property
-    def allowed(self) -> int:
+    def allowed_round_trips(self) -> int:
         return self.work + 2 * self.transactions
 
 
 @dataclass
 class WarmRequests:
     by_event: list[WarmRequest]
-    #: From the first connection on.
+    #: Including the start of the process and the warm-up.
     all_statements: list[Statement]
 
 
-_measured: WeakKeyDictionary[Lab, WarmRequests] = WeakKeyDictionary()
-
-
+@once_per_lab
 async def measure(lab: Lab) -> WarmRequests:
-    """Straight to Postgres, where nobody else's statements are in its log. Measured once."""
-    if lab not in _measured:
-        _measured[lab] = await _measure(lab)
-    return _measured[lab]
-
-
-async def _measure(lab: Lab) -> WarmRequests:
-    found: list[WarmRequest] = []
-    everything: list[Statement] = []
+    """Measure with a direct connection, because PgBouncer would add its own statements."""
+    by_event: list[WarmRequest] = []
+    indexes = range(len(lab.inputs.events))
     postgres = lab.stack.postgres
     lab.statements.mark()
     with TcpProxy(postgres.host, postgres.port) as proxy:
         async with lab.fleet(lab.direct(proxy.port)) as fleet, lab.admin() as admin:
-            for _ in range(WARM_UP):
-                for index in range(len(lab.inputs.events)):
-                    answer = await fleet.invoke(lab.event(index))
-                    if answers.failed(answer):
-                        raise UnknownError(f"it does not serve: {answers.described(answer)}")
-            everything += lab.statements.since_mark()
-            for index in range(len(lab.inputs.events)):
-                trips, connections, request = [], [], WarmRequest()
-                for _ in range(MEASURED):
-                    await frozen(fleet)
+            for _ in range(WARM_UP_ROUNDS):
+                for index in indexes:
+                    result = await fleet.invoke(lab.event(index))
+                    if responses.has_failed(result):
+                        raise UnknownError(f"an event fails: {responses.describe(result)}")
+            all_statements = lab.statements.since_mark()
+            for index in indexes:
+                round_trips, connections, request = [], [], WarmRequest()
+                for _ in range(MEASURED_ROUNDS):
+                    await wait_until_frozen(fleet)
                     lab.statements.mark()
                     proxy.reset_counters()
                     await fleet.invoke(lab.event(index))
-                    await frozen(fleet)
-                    trips.append(proxy.round_trips)
+                    await wait_until_frozen(fleet)
+                    round_trips.append(proxy.round_trips)
                     connections.append(proxy.connections)
                     request.statements = lab.statements.since_mark()
-                    everything += request.statements
-                    request.left_in_transaction += await admin.fetchval(IN_TRANSACTION, APP)
-                request.round_trips, request.connections = median(trips), median(connections)
-                found.append(request)
-    return WarmRequests(found, everything)
+                    all_statements += request.statements
+                    request.open_transactions += await admin.fetchval(IN_TRANSACTION, APP)
+                request.round_trips = median(round_trips)
+                request.connections = median(connections)
+                by_event.append(request)
+    return WarmRequests(by_event, all_statements)
 
 
 async def round_trips(lab: Lab) -> Finding:
-    """At most one for each statement of the function's own, and two for a transaction."""
-    measured = (await measure(lab)).by_event
-    worst = max(measured, key=lambda each: each.round_trips - each.allowed + each.connections)
-    kept = all(each.round_trips <= each.allowed and not each.connections for each in measured)
+    """At most one round trip for each of the function's own statements, and two for each
+    transaction."""
+    requests = (await measure(lab)).by_event
+    worst = max(
+        requests,
+        key=lambda request: request.round_trips - request.allowed_round_trips + request.connections,
+    )
+    has_property = all(
+        request.round_trips <= request.allowed_round_trips and not request.connections
+        for request in requests
+    )
     connections = f", {worst.connections:g} new connections" if worst.connections else ""
-    return decided(
-        kept,
+    return conclude(
+        has_property,
         f"{worst.round_trips:g} round trips for {worst.work} statements of its own"
         f" and {worst.transactions} transactions{connections}",
         round_trips=worst.round_trips,
@@ -105,57 +106,55 @@ async def round_trips(lab: Lab) -> Finding:
 
 
 async def transactions(lab: Lab) -> Finding:
-    measured = (await measure(lab)).by_event
-    opened = sum(each.transactions for each in measured)
-    left = sum(each.left_in_transaction for each in measured)
-    return decided(
-        not left,
-        f"{opened} opened in {len(measured)} requests; {left} of {len(measured) * MEASURED}"
-        " answers left one open",
-        opened=opened,
-        left_open=left,
+    requests = (await measure(lab)).by_event
+    begun = sum(request.transactions for request in requests)
+    open_after = sum(request.open_transactions for request in requests)
+    return conclude(
+        not open_after,
+        f"{begun} begun in {len(requests)} requests; {open_after} of"
+        f" {len(requests) * MEASURED_ROUNDS} responses left one open",
+        opened=begun,
+        left_open=open_after,
     )
 
 
 async def session_state(lab: Lab) -> Finding:
     statements = (await measure(lab)).all_statements
-    leaving = [each.sql.strip() for each in statements if each.leaves_state]
-    names = {each.name for each in statements if each.name}
-    shown = f", such as {json.dumps(leaving[0][:60])}" if leaving else ""
-    return decided(
-        not leaving,
-        f"{len(set(leaving))} kinds of statement leave session state{shown};"
-        f" {len(names)} named prepared statements",
-        statements=len(set(leaving)),
-        named_prepared_statements=len(names),
+    setting = [statement.sql.strip() for statement in statements if statement.sets_session_state]
+    prepared = {statement.name for statement in statements if statement.name}
+    example = f", such as {json.dumps(setting[0][:60])}" if setting else ""
+    return conclude(
+        not setting,
+        f"{len(set(setting))} different statements set session state{example};"
+        f" {len(prepared)} named prepared statements",
+        statements=len(set(setting)),
+        named_prepared_statements=len(prepared),
     )
 
 
 async def repeated_events(lab: Lab) -> Finding:
-    """Ten events in one process, then ten in two processes, two at a time."""
-    wrong: list[str] = []
+    """Send ten events to one process, then ten to two processes, two at a time."""
+    results: list[InvocationResult] = []
     async with lab.fleet(lab.direct()) as fleet:
-        pids = set()
         for number in range(10):
-            answer = await fleet.invoke(lab.event(number))
-            pids.add(answer.pid)
-            if not lab.is_right(number, answer):
-                wrong.append(answers.described(answer))
-    processes = len(pids)
+            results.append(await fleet.invoke(lab.event(number)))
+    processes = len({result.pid for result in results})
     async with lab.fleet(lab.direct(), concurrency=2) as fleet:
-        await warm(lab, fleet, 2)
+        await lab.warm_up(fleet, 2)
         for number in range(0, 10, 2):
-            pair = await asyncio.gather(
-                *(fleet.invoke(lab.event(each)) for each in (number, number + 1))
+            results += await asyncio.gather(
+                fleet.invoke(lab.event(number)), fleet.invoke(lab.event(number + 1))
             )
-            for offset, answer in enumerate(pair):
-                if not lab.is_right(number + offset, answer):
-                    wrong.append(answers.described(answer))
-    return decided(
-        not wrong and processes == 1,
-        f"{20 - len(wrong)} of 20 right; ten in {processes} process"
-        + ("es" if processes > 1 else "")
-        + (f"; {wrong[0]}" if wrong else ""),
-        right=20 - len(wrong),
+    incorrect = [
+        responses.describe(result)
+        for number, result in enumerate(results)
+        if not lab.is_correct(number % 10, result)
+    ]
+    correct = len(results) - len(incorrect)
+    return conclude(
+        not incorrect and processes == 1,
+        f"{correct} of {len(results)} correct; the first ten in {processes}"
+        f" process{'es' if processes > 1 else ''}" + (f"; {incorrect[0]}" if incorrect else ""),
+        right=correct,
         processes=processes,
     )

@@ -1,4 +1,4 @@
-"""What a function asked of Postgres, by Postgres' own log (`log_statement = all`)."""
+"""The statements of a function, from Postgres' log with `log_statement = all`."""
 
 import re
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from infra.database.roles import APP
 
 _LINE = re.compile(
     r"\d{4}-\d\d-\d\d \S+ \S+ \[(?P<pid>\d+)\] (?P<user>\S*) .*?"
-    r"LOG:  (?:statement|execute (?P<name>[^:]+)): (?P<sql>.*)",
+    r"LOG:  (?:statement|execute (?P<name>[^:]+)): (?P<sql>.*)"
 )
-_CONTROL = re.compile(
+_TRANSACTION_CONTROL = re.compile(
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b", re.I
 )
 _BEGIN = re.compile(r"(BEGIN|START\s+TRANSACTION)\b", re.I)
-#: What pools and drivers send of their own accord.
+#: Statements that connection pools and drivers send themselves.
 _OVERHEAD = re.compile(
     r"(;?$|SELECT 1;?$|DISCARD\b|RESET\b|DEALLOCATE\b|SHOW\b|CLOSE ALL|UNLISTEN|SET\b"
     r"|SELECT pg_advisory_unlock_all|SELECT pg_catalog\.version|SELECT current_schema"
     r"|SELECT version\(\))|.*\bpg_(catalog\.)?(type|attribute|settings)\b",
     re.I | re.S,
 )
-#: What stays on a server connection when the client has gone.
+#: State that the next client of a server connection would find.
 _SESSION_STATE = re.compile(
     r"^\s*SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|\bset_config\s*\([^)]*,\s*(false|'f')"
     r"|^\s*LISTEN\b|\bpg_(try_)?advisory_lock(_shared)?\s*\(|\bCREATE\s+TEMP|^\s*PREPARE\b"
@@ -33,37 +33,34 @@ _TABLE = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?([\w.\"]+)", re.
 
 @dataclass
 class Statement:
-    """One that was executed. `name`: the prepared statement's; "" for one without."""
+    """An executed statement. `name`: of the prepared statement, or "" if it is unnamed."""
 
     pid: int
     name: str
     sql: str
 
     @property
-    def is_control(self) -> bool:
-        return bool(_CONTROL.match(self.sql.lstrip()))
-
-    @property
-    def begins(self) -> bool:
+    def begins_transaction(self) -> bool:
         return bool(_BEGIN.match(self.sql.lstrip()))
 
     @property
     def is_work(self) -> bool:
-        """Whether it is one that the function's code asked for, as far as its text tells."""
-        return not self.is_control and not _OVERHEAD.match(self.sql.strip())
+        """Whether the function's own code, rather than its driver, seems to have sent it."""
+        sql = self.sql.strip()
+        return not _TRANSACTION_CONTROL.match(sql) and not _OVERHEAD.match(sql)
 
     @property
-    def leaves_state(self) -> bool:
+    def sets_session_state(self) -> bool:
         return bool(_SESSION_STATE.search(self.sql))
 
     @property
     def tables(self) -> set[str]:
-        """What may be names of tables in it."""
+        """All words that may be names of tables, in lower case."""
         return {name.replace('"', "").lower() for name in _TABLE.findall(self.sql)}
 
 
 class StatementLog:
-    """`log.mark()`, then `log.since_mark()`: what the application executed in between."""
+    """Returns with `since_mark()` what the application executed since `mark()`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -75,14 +72,14 @@ class StatementLog:
     def since_mark(self) -> list[Statement]:
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            text = file.read().decode(errors="replace")
-        return parse(text)
+            return parse(file.read().decode(errors="replace"))
 
 
-def parse(text: str) -> list[Statement]:
-    found: list[Statement] = []
+def parse(log: str) -> list[Statement]:
+    """Return the application's statements; their further lines begin with a tab."""
+    statements: list[Statement] = []
     current: Statement | None = None
-    for line in text.splitlines():
+    for line in log.splitlines():
         if line.startswith("\t"):
             if current is not None:
                 current.sql += f"\n{line[1:]}"
@@ -92,5 +89,5 @@ def parse(text: str) -> list[Statement]:
             name = (match["name"] or "<unnamed>").partition("/")[0]
             name = "" if name == "<unnamed>" else name
             current = Statement(int(match["pid"]), name, match["sql"])
-            found.append(current)
-    return found
+            statements.append(current)
+    return statements

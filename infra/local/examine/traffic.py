@@ -1,4 +1,4 @@
-"""Callers who go on sending events, and the record of what they were answered."""
+"""Callers who send events without a pause, and a record of their requests."""
 
 import asyncio
 import time
@@ -6,29 +6,30 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Self
 
-from infra.local.examine import answers
-from infra.local.examine.lab import Lab, with_key
+from infra.local.examine import responses
+from infra.local.examine.lab import Lab, replace_key
 from infra.local.fleet import Fleet
 
-#: From one event of a caller to the next, in seconds, where the answer comes sooner.
+#: The least time between two requests of a caller, in seconds.
 INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Request:
-    """One that was made, on the monotonic clock. `key`: what stood in its `{key}`."""
+    """A request with the index of its event, the value of `{key}`, and the error or status of a
+    failure. `finished_at` is a monotonic time."""
 
-    started_at: float
     finished_at: float
     succeeded: bool
-    words: str
+    cause: str
     index: int
     key: str
 
 
 @dataclass
 class Traffic:
-    """`async with Traffic(lab, fleet, callers):` each has one request at a time."""
+    """`async with Traffic(lab, fleet, callers):`. Each caller waits for a response before it sends
+    the next request."""
 
     lab: Lab
     fleet: Fleet
@@ -52,25 +53,24 @@ class Traffic:
             await asyncio.sleep(due - time.monotonic())
 
     async def send_cold(self, index: int) -> bool:
-        """By a new sandbox."""
+        """Send an event to a new sandbox. Return whether the response was correct."""
         return await self.send(index, self.lab.new_key(), cold=True)
 
     async def send(self, index: int, key: str, *, cold: bool = False) -> bool:
+        """Send an event. Return whether the response was correct."""
         events = self.lab.inputs.events
         index %= len(events)
-        started_at = time.monotonic()
-        answer = await self.fleet.invoke(with_key(events[index], key), cold=cold)
-        succeeded = self.lab.is_right(index, answer)
-        words = "" if succeeded else str(answer.error or answers.status(answer))
-        self.requests.append(Request(started_at, time.monotonic(), succeeded, words, index, key))
+        result = await self.fleet.invoke(replace_key(events[index], key), cold=cold)
+        succeeded = self.lab.is_correct(index, result)
+        cause = "" if succeeded else str(result.error or responses.status(result))
+        self.requests.append(Request(time.monotonic(), succeeded, cause, index, key))
         return succeeded
 
     @property
     def failed(self) -> list[Request]:
-        return [each for each in self.requests if not each.succeeded]
+        return [request for request in self.requests if not request.succeeded]
 
     @property
     def causes(self) -> str:
-        return ", ".join(
-            f"{count} × {words}" for words, count in Counter(e.words for e in self.failed).items()
-        )
+        counts = Counter(request.cause for request in self.failed)
+        return ", ".join(f"{count} × {cause}" for cause, count in counts.items())

@@ -23,12 +23,11 @@ def api_gateway_event(
     """Return the event of a request on the `$default` stage."""
     joined: dict[str, str] = {}
     cookies = []
-    for name, value in headers:
-        if name.lower() == "cookie":
+    for name, value in ((name.lower(), value) for name, value in headers):
+        if name == "cookie":
             cookies += value.split("; ")
         else:
-            seen = joined.get(name.lower())
-            joined[name.lower()] = value if seen is None else f"{seen},{value}"
+            joined[name] = f"{joined[name]},{value}" if name in joined else value
     now = time.time()
     event: dict[str, Any] = {
         "version": "2.0",

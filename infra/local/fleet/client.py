@@ -1,8 +1,8 @@
 """Starts the real runtime client in a sandbox: `python client.py MODE FOLDER HANDLER`.
 
 The interpreter and the current folder may be another service's, with its own `handler` and `infra`,
-so it imports only the standard library and is never imported. `FOLDER` contains the runtime client
-for interpreters without one, as a Lambda base image does.
+so this file imports only the standard library. `FOLDER` has the lab's packages, from which an
+interpreter without a runtime client gets one, as from a Lambda base image.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-#: The runtime client and what it requires.
+#: The runtime client and its dependencies.
 CLIENT_PACKAGES = ("awslambdaric", "runtime_client", "simplejson", "snapshot_restore_py")
 #: Packages that a fork server imports, if the interpreter has them.
 PRELOADED = ("asyncpg", "fastapi", "mangum", "pydantic_settings", "sqlalchemy.ext.asyncio")
@@ -40,11 +40,9 @@ class _ClientFinder:
 
 
 def _check(_: str) -> None:
-    """Exit with status 0 if the runtime client can be imported."""
-    import awslambdaric  # noqa: F401
-
-    importlib.import_module("runtime_client")  # compiled, for one version of Python
+    """Raise ImportError if the runtime client cannot be imported."""
     importlib.import_module("awslambdaric")
+    importlib.import_module("runtime_client")  # compiled for one version of Python
 
 
 def _start(handler: str) -> None:
@@ -61,11 +59,11 @@ def _snapshot(handler: str) -> None:
 
     from awslambdaric.lambda_runtime_client import LambdaRuntimeClient
 
-    wait = LambdaRuntimeClient.restore_next
+    wait_for_restore = LambdaRuntimeClient.restore_next
 
     def restore_next(client: Any) -> None:
         while True:
-            wait(client)
+            wait_for_restore(client)
             state = random.getstate()
             if os.fork() == 0:
                 random.setstate(state)  # Python seeds again after a fork, a micro-VM does not
@@ -82,9 +80,9 @@ def _run_forked(request: dict[str, Any]) -> None:
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     output = os.open(request["log"] or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    silence = os.open(os.devnull, os.O_RDONLY)
-    for ours, theirs in ((silence, 0), (output, 1), (output, 2)):
-        os.dup2(ours, theirs)
+    empty_input = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, standard in ((empty_input, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, standard)
     os.environ.clear()
     os.environ.update(request["environment"])
     gc.enable()
@@ -96,8 +94,10 @@ def _report(reports: IO[str], **fields: int) -> None:
 
 
 def _fork_server(_: str) -> None:
-    """Fork a sandbox for each line of JSON on stdin, and report starts and exits on stdout. At the
-    end of the input kill those that are left."""
+    """Fork a sandbox for each line of JSON on stdin, and report starts and exits on stdout.
+
+    At the end of the input, kill the remaining sandboxes.
+    """
     gc.disable()
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # packages may print to stdout
@@ -105,22 +105,22 @@ def _fork_server(_: str) -> None:
         with contextlib.suppress(Exception):  # missing or broken
             importlib.import_module(name)
     gc.freeze()  # so that collections in a child do not copy shared pages
-    exits, writing = os.pipe()
-    os.set_blocking(writing, False)
+    child_exited, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes stdin
-    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent closes stdin
+    signal.set_wakeup_fd(wakeup)
     alive: set[int] = set()
-    is_open = True
-    while is_open or alive:
-        ready = select.select([exits, 0] if is_open else [exits], [], [])[0]
-        if exits in ready:
-            os.read(exits, 1024)
+    stdin_open = True
+    while stdin_open or alive:
+        ready = select.select([child_exited, 0] if stdin_open else [child_exited], [], [])[0]
+        if child_exited in ready:
+            os.read(child_exited, 1024)
             _reap(alive, reports)
         if 0 not in ready:
             continue
         if (request := _read_request()) is None:
-            is_open = False
+            stdin_open = False
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
         elif pid := os.fork():
@@ -141,7 +141,10 @@ def _reap(alive: set[int], reports: IO[str]) -> None:
 
 
 def _read_request() -> dict[str, Any] | None:
-    """Read a line without a buffer, which `select` would not see; None at the end of the input."""
+    """Read a line, or return None at the end of the input.
+
+    It reads single bytes, because `select` does not know of data in a buffer.
+    """
     line = os.read(0, 1)
     while line and not line.endswith(b"\n"):
         line += os.read(0, 1)
@@ -150,8 +153,7 @@ def _read_request() -> dict[str, Any] | None:
 
 def main() -> None:
     _, mode, folder, handler = sys.argv
-    # Instead of this file's folder, the default.
-    sys.path[0] = str(Path.cwd())
+    sys.path[0] = str(Path.cwd())  # instead of this file's folder
     sys.meta_path.append(_ClientFinder(folder))
     modes = {"start": _start, "snapshot": _snapshot, "fork-server": _fork_server, "check": _check}
     modes[mode](handler)

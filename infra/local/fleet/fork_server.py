@@ -1,8 +1,8 @@
-"""A fork server: sandboxes are forked from a process that has imported the usual packages.
+"""A fork server: forks sandboxes from a process that has imported the usual packages. Linux only.
 
-It is for fleets too large for this machine's cores; their cold starts are not representative. The
-runtime client and the handler are imported after the fork. Linux only. Not `multiprocessing`'s
-forkserver, which runs only this process's interpreter and folder; `client` has the server process.
+It starts fleets that are too large for this machine's cores; such cold starts are not
+representative. The runtime client and the handler are imported after the fork. The server process
+is in `client`; `multiprocessing`'s fork server cannot use another interpreter and folder.
 """
 
 import asyncio
@@ -19,17 +19,16 @@ from infra.local.fleet.interpreter import client_command
 class ForkedProcess:
     """The part of `asyncio.subprocess.Process` that a sandbox needs."""
 
-    def __init__(self, pid: int, ended: "asyncio.Future[int]") -> None:
+    def __init__(self, pid: int, exit_status: "asyncio.Future[int]") -> None:
         self.pid = pid
-        self._ended = ended
+        self._exit_status = exit_status
 
     async def wait(self) -> int:
-        return await asyncio.shield(self._ended)
+        return await asyncio.shield(self._exit_status)
 
 
 class ForkServer:
-    """A context manager whose `fork` starts sandboxes with the code in `root` and the interpreter
-    `python`."""
+    """A context manager with the folder and the interpreter of the code to run."""
 
     def __init__(self, *, root: Path = ROOT, python: str = sys.executable) -> None:
         self.root, self.python = root, python
@@ -39,14 +38,14 @@ class ForkServer:
         self._process = await asyncio.create_subprocess_exec(
             *command,
             cwd=self.root,
-            # Nothing is written into the folder or beside the packages, as on Lambda.
+            # As on Lambda, no bytecode is written to the folders of the code and its packages.
             env={"PATH": os.defpath, "LANG": "en_US.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
         self._started_pids: asyncio.Queue[int] = asyncio.Queue()
-        self._ended: dict[int, asyncio.Future[int]] = {}
+        self._exit_statuses: dict[int, asyncio.Future[int]] = {}
         requests, reports = self._process.stdin, self._process.stdout
         assert requests is not None and reports is not None  # noqa: S101, PT018  # pipes
         self._requests = requests
@@ -62,17 +61,18 @@ class ForkServer:
     async def fork(
         self, handler: str, environment: dict[str, str], log: Path | None
     ) -> ForkedProcess:
+        """Start a sandbox's process. `log`: a file for its output; None discards it."""
         request = {"handler": handler, "environment": environment, "log": log and str(log)}
         async with self._lock:
             self._requests.write(json.dumps(request).encode() + b"\n")
             pid = await self._started_pids.get()
-        return ForkedProcess(pid, self._ended[pid])
+        return ForkedProcess(pid, self._exit_statuses[pid])
 
     async def _read_reports(self, reports: asyncio.StreamReader) -> None:
         async for line in reports:
             report = json.loads(line)
             if "status" in report:
-                self._ended.pop(report["pid"]).set_result(report["status"])
+                self._exit_statuses.pop(report["pid"]).set_result(report["status"])
             else:
-                self._ended[report["pid"]] = asyncio.get_running_loop().create_future()
+                self._exit_statuses[report["pid"]] = asyncio.get_running_loop().create_future()
                 self._started_pids.put_nowait(report["pid"])

@@ -15,24 +15,24 @@ from infra.local.fleet.runtime_api import PAYLOAD_LIMIT, InvocationResult
 __all__ = ["api_gateway_event", "application", "http_response"]
 
 
-def http_response(answer: InvocationResult) -> web.Response:
-    """Convert the function's result as API Gateway does, with 500 and 503 for failures, and 429 for
-    a throttled event, as function URLs and the Invoke API do."""
-    result = answer.payload
-    if answer.error == THROTTLED:
+def http_response(result: InvocationResult) -> web.Response:
+    """Convert the function's result as API Gateway does: 503 for a time-out and 500 for other
+    failures. A throttled event is 429, as with function URLs and the Invoke API."""
+    payload = result.payload
+    if result.error == THROTTLED:
         return web.json_response({"message": "Too Many Requests"}, status=429)
-    if answer.error is not None or not isinstance(result, dict) or "statusCode" not in result:
-        timed_out = answer.error == "Sandbox.Timedout"
-        message = "Service Unavailable" if timed_out else "Internal Server Error"
-        return web.json_response({"message": message}, status=503 if timed_out else 500)
-    body = result.get("body") or ""
+    if result.error == "Sandbox.Timedout":
+        return web.json_response({"message": "Service Unavailable"}, status=503)
+    if result.error is not None or not isinstance(payload, dict) or "statusCode" not in payload:
+        return web.json_response({"message": "Internal Server Error"}, status=500)
+    body = payload.get("body") or ""
     response = web.Response(
-        status=result["statusCode"],
-        body=base64.b64decode(body) if result.get("isBase64Encoded") else body.encode(),
+        status=payload["statusCode"],
+        body=base64.b64decode(body) if payload.get("isBase64Encoded") else body.encode(),
     )
-    for name, value in (result.get("headers") or {}).items():
+    for name, value in (payload.get("headers") or {}).items():
         response.headers[name] = str(value)
-    for cookie in result.get("cookies") or []:
+    for cookie in payload.get("cookies") or []:
         response.headers.add("Set-Cookie", cookie)
     return response
 
@@ -48,13 +48,13 @@ def application(fleet: Fleet) -> web.Application:
             headers=request.headers.items(),
             body=await request.read(),
         )
-        answer = await fleet.invoke(event)
-        response = http_response(answer)
-        kind = "cold" if answer.cold else "warm"
-        failed = log_safety.escape(f" {answer.error}: {answer.payload}") if answer.error else ""
+        result = await fleet.invoke(event)
+        response = http_response(result)
+        start = "cold" if result.cold else "warm"
+        error = log_safety.escape(f" {result.error}: {result.payload}") if result.error else ""
         print(
             f"{request.method} {request.path_qs} → {response.status}"
-            f"  {kind} {answer.ms:.1f} ms, process {answer.pid}{failed}",
+            f"  {start} {result.ms:.1f} ms, process {result.pid}{error}",
             flush=True,
         )
         return response

@@ -15,13 +15,9 @@ _CLIENT = Path(__file__).with_name("client.py")
 
 
 def client_command(python: str, mode: Mode, handler: str) -> list[str]:
-    """Return the command that runs `client`. Raises LabError if the interpreter cannot."""
-    if python != sys.executable and (reason := _unusable(python)):
+    """Return the command that runs `client`. Raises LabError if the interpreter cannot run it."""
+    if python != sys.executable and (reason := _unusable_reason(python)):
         raise LabError(reason)
-    return _command(python, mode, handler)
-
-
-def _command(python: str, mode: Mode, handler: str) -> list[str]:
     return [python, str(_CLIENT), mode, _packages(), handler]
 
 
@@ -35,12 +31,11 @@ def _packages() -> str:
 
 
 @cache
-def _unusable(python: str) -> str | None:
+def _unusable_reason(python: str) -> str | None:
     """Return why the interpreter cannot run a sandbox, or None if it can."""
     try:
-        result = subprocess.run(
-            _command(python, "check", ""), capture_output=True, text=True, timeout=30
-        )
+        command = [python, str(_CLIENT), "check", _packages(), ""]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{python} does not run: {error}"
     if result.returncode == 0:

@@ -1,7 +1,7 @@
 """Rejects connections from other users of this machine.
 
-Any local user can connect to the lab's ports, and the runtime client sends no token, but Linux
-lists the owner of each socket.
+Any local user can connect to the lab's ports, and the runtime client sends no token. On Linux the
+owner of the connecting socket is known.
 """
 
 import os
@@ -26,20 +26,23 @@ def _hexadecimal(address: tuple[str, int]) -> str:
     return f"{number:08X}:{address[1]:04X}"
 
 
-def owner(peer: tuple[str, int], here: tuple[str, int]) -> int | None:
-    """Return the user of the socket at `peer` that is connected to ours at `here`, or None if it is
-    closed: the kernel lists closed sockets as root's, with inode 0."""
-    wanted = [_hexadecimal(peer), _hexadecimal(here)]
+def owner(peer: tuple[str, int], local: tuple[str, int]) -> int | None:
+    """Return the user of the socket at `peer` that is connected to our address `local`.
+
+    Return None if it is closed: the kernel lists closed sockets as root's, with inode 0.
+    """
+    addresses = [_hexadecimal(peer), _hexadecimal(local)]
     for line in _TABLE.read_text().splitlines()[1:]:
         fields = line.split()
-        if fields[1:3] == wanted:
+        if fields[1:3] == addresses:
             return int(fields[7]) if fields[9] != "0" else None
     return None
 
 
 def ours_alone() -> Any:
-    """aiohttp middleware: 403 for other users. It checks each connection once."""
-    known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+    """Return aiohttp middleware that responds to other users with 403. It checks each connection
+    once."""
+    is_ours: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     @web.middleware
     async def check(
@@ -47,13 +50,11 @@ def ours_alone() -> Any:
     ) -> web.StreamResponse:
         transport = request.transport
         if CAN_TELL and transport is not None:
-            if transport not in known:
-                peer, here = (
-                    transport.get_extra_info("peername"),
-                    transport.get_extra_info("sockname"),
-                )
-                known[transport] = owner(peer[:2], here[:2]) == os.getuid()
-            if not known[transport]:
+            if transport not in is_ours:
+                peer = transport.get_extra_info("peername")[:2]
+                local = transport.get_extra_info("sockname")[:2]
+                is_ours[transport] = owner(peer, local) == os.getuid()
+            if not is_ours[transport]:
                 return web.json_response({"errorType": "Forbidden"}, status=403)
         return await handler(request)
 

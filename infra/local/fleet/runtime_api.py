@@ -1,6 +1,6 @@
 """The Runtime API and the Extensions API of one sandbox.
 
-Each sandbox has its own port, because the runtime client's setting is a host and port without path.
+Each sandbox has its own port, because the runtime client is configured with a host and port only.
 Sources: "Using the Lambda runtime API for custom runtimes" and "Using the Lambda Extensions API",
 AWS Lambda Developer Guide.
 """
@@ -23,15 +23,15 @@ ARN = "arn:aws:lambda:eu-central-1:000000000000:function:warm-engine"
 
 @dataclass(frozen=True)
 class InvocationResult:
-    """The result of an invocation."""
+    """The result of an invocation: a response or an error."""
 
     request_id: str
     payload: Any
-    #: Lambda's error type, if it failed.
+    #: Lambda's error type, or None.
     error: str | None
-    #: The process that served it.
+    #: The process that served the event.
     pid: int
-    #: From the event to the response, including a cold start.
+    #: Milliseconds from the event to the response, including a cold start.
     ms: float
     cold: bool = False
 
@@ -43,7 +43,7 @@ class Invocation:
     event: bytes
     timeout: float
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    #: The payload, and Lambda's error type if it is one.
+    #: The payload, and Lambda's error type or None.
     outcome: asyncio.Future[tuple[Any, str | None]] = field(default_factory=asyncio.Future)
 
 
@@ -59,12 +59,12 @@ class RuntimeApi:
         self._events: asyncio.Queue[Invocation] = asyncio.Queue()
         self._current: dict[str, Invocation] = {}
         self._runtimes_parked = 0
-        #: Set when the runtime waits for a restore: then Lambda takes the snapshot.
+        #: Set when the runtime waits for a restore, which is when Lambda creates the snapshot.
         self.snapshot = asyncio.Event()
         self._restores = asyncio.Semaphore(0)
-        #: Registered extensions: identifier → whether it waits in `next`.
+        #: Whether the extension waits in `next`, by the identifier of each registered extension.
         self.extensions: dict[str, bool] = {}
-        #: Set while the runtime and all extensions wait in `next`: then Lambda freezes a sandbox.
+        #: Set while the runtime and all extensions wait in `next`, which is when Lambda freezes.
         self.parked = asyncio.Event()
         #: The error that the runtime reported for its init phase.
         self.init_error: asyncio.Future[dict[str, Any]] = asyncio.Future()
@@ -102,7 +102,7 @@ class RuntimeApi:
             await self._runner.cleanup()
 
     def hand_over(self, invocation: Invocation) -> None:
-        """Send the next event to the runtime, which must wait in `next`."""
+        """Send an event to the runtime, which waits in `next`."""
         self._events.put_nowait(invocation)
         self.parked.clear()
 
@@ -146,15 +146,15 @@ class RuntimeApi:
         if len(body) > PAYLOAD_LIMIT:
             message = f"Exceeded maximum allowed payload size ({PAYLOAD_LIMIT} bytes)."
             error = "Function.ResponseSizeTooLarge"
-            self._answer(request, {"errorType": error, "errorMessage": message}, error)
+            self._finish(request, {"errorType": error, "errorMessage": message}, error)
             return _refuse(413, "RequestEntityTooLarge", message)
-        return self._answer(request, json.loads(body or b"null"), None)
+        return self._finish(request, json.loads(body or b"null"), None)
 
     async def _error(self, request: web.Request) -> web.Response:
-        kind = request.headers.get("Lambda-Runtime-Function-Error-Type", "Unhandled")
-        return self._answer(request, json.loads(await request.read() or b"null"), kind)
+        error = request.headers.get("Lambda-Runtime-Function-Error-Type", "Unhandled")
+        return self._finish(request, json.loads(await request.read() or b"null"), error)
 
-    def _answer(self, request: web.Request, payload: Any, error: str | None) -> web.Response:
+    def _finish(self, request: web.Request, payload: Any, error: str | None) -> web.Response:
         invocation = self._current.pop(request.match_info["id"], None)
         if invocation is None:
             return _refuse(400, "InvalidRequestID", "no such invocation in progress")
@@ -169,14 +169,14 @@ class RuntimeApi:
 
     async def _register(self, request: web.Request) -> web.Response:
         name = request.headers.get("Lambda-Extension-Name", "")
-        wanted = (await request.json()).get("events", [])
+        events = (await request.json()).get("events", [])
         if not self._may_register:
             return _refuse(403, "Extension.Forbidden", "no extensions in this sandbox")
         if self._runtimes_parked:
-            return _refuse(403, "Extension.InvalidState", "registering ends with the init phase")
+            return _refuse(403, "Extension.InvalidState", "the init phase is over")
         if name in (key.partition("/")[0] for key in self.extensions):
             return _refuse(403, "Extension.AlreadyRegistered", f"{name} is registered")
-        if "SHUTDOWN" in wanted:
+        if "SHUTDOWN" in events:
             return _refuse(403, "ShutdownEventNotSupportedForInternalExtension", "SHUTDOWN")
         identifier = f"{name}/{uuid.uuid4()}"
         self.extensions[identifier] = False
@@ -191,7 +191,7 @@ class RuntimeApi:
             return _refuse(403, "Extension.UnknownExtensionIdentifier", identifier)
         self.extensions[identifier] = True
         self._park()
-        await asyncio.Event().wait()  # it cannot subscribe to any event that is sent
+        await asyncio.Event().wait()  # internal extensions cannot subscribe to any event sent here
         raise AssertionError("unreachable")
 
 

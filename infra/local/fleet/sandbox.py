@@ -1,7 +1,6 @@
 """One execution environment: a process with the real runtime interface client, and its life cycle.
 
-It matches Lambda in what a handler can notice: the API, the environment, the deadline, the freeze,
-and the shutdown.
+A handler sees the same API, environment variables, deadline, freeze and shutdown as on Lambda.
 """
 
 import asyncio
@@ -19,17 +18,21 @@ from typing import IO, Any
 
 import psutil
 
-from infra.local import ROOT, LabError
+from infra.local import ROOT
+from infra.local.fleet.connections import Connections
 from infra.local.fleet.fork_server import ForkedProcess, ForkServer
 from infra.local.fleet.interpreter import Mode, client_command
 from infra.local.fleet.runtime_api import Invocation, InvocationResult, RuntimeApi
 from infra.local.network import Filter, Ports
 
-#: Limits of the init phase in seconds: of the sandbox's CPU time, because all sandboxes share a
-#: machine, and of elapsed time, for one that only waits.
+#: Limits of the init phase in seconds: of CPU time, because all sandboxes share the machine, and of
+#: elapsed time, in case the process only waits.
 INIT_CPU_SECONDS = 10.0
 INIT_SECONDS = 60.0
-#: Linux ends a sandbox whose parent was killed: a frozen one would not notice.
+#: From SIGTERM to SIGKILL, with an internal extension. Source: "Shutdown phase", Understanding the
+#: Lambda execution environment lifecycle.
+SHUTDOWN_SECONDS = 0.5
+#: Makes Linux kill the sandbox with its parent, whose end a frozen process would not notice.
 _SETPRIV = shutil.which("setpriv")
 KILLED_WITH_PARENT = (_SETPRIV, "--pdeathsig", "KILL") if _SETPRIV else ()
 
@@ -39,11 +42,11 @@ Process = asyncio.subprocess.Process | ForkedProcess
 class Ending(StrEnum):
     """How a sandbox ends."""
 
-    #: Lambda's shutdown phase: SIGTERM and half a second, if it registered an extension.
+    #: Lambda's shutdown phase: SIGTERM if it registered an extension, then SIGKILL.
     GRACEFUL = "graceful"
     #: SIGKILL; the kernel closes its connections.
     KILL = "kill"
-    #: Never thawed again. The process stays, so that what it holds can be counted.
+    #: Never thawed again. The process remains, so that its open connections can be counted.
     FREEZE = "freeze"
     #: SIGKILL with its packets dropped, so that no FIN arrives, as when a micro-VM is removed.
     VANISH = "vanish"
@@ -52,40 +55,32 @@ class Ending(StrEnum):
 class State(StrEnum):
     """Where a sandbox is in its life cycle."""
 
-    #: In the init phase, or it has an event.
+    #: In the init phase or serving an event.
     RUNNING = "running"
-    #: After an event: it is frozen when the runtime and all extensions wait in `next`.
+    #: After an event, until the runtime and all extensions wait in `next`.
     FREEZING = "freezing"
     FROZEN = "frozen"
     ENDING = "ending"
 
 
-#: From SIGTERM to SIGKILL, with an internal extension; without one there is no SIGTERM. "Shutdown
-#: phase", Understanding the Lambda execution environment lifecycle.
-SHUTDOWN_SECONDS = 0.5
-
-
 class Sandbox:
     """An execution environment, created by `start`, that serves one event at a time until `end`.
 
-    Between events it is frozen: stopped and, with a `packet_filter`, its packets are dropped, as
-    for a paused micro-VM. Without a filter its kernel still acknowledges packets and accepts a FIN.
+    Between events it is frozen: the process is stopped and, with a `packet_filter`, its packets are
+    dropped, as for a paused micro-VM. Without a filter the kernel acknowledges packets and accepts
+    a FIN.
     """
 
     def __init__(self, api: RuntimeApi, process: Process, packet_filter: Filter | None) -> None:
         self._api = api
-        self._process = process
-        self._filter = packet_filter
-        self._dropped_connections: list[Ports] = []
-        self._sockets: set[str] = set()
-        self._connections: list[Ports] = []
+        self.pid = process.pid
+        self._connections = Connections(process.pid, api.port, packet_filter)
         self.state = State.RUNNING
         #: The task that freezes or ends the sandbox.
         self._transition: asyncio.Task[None] | None = None
-        #: The current or latest request.
+        #: The id of the current or latest request.
         self.serving: str | None = None
         self._exited = asyncio.create_task(process.wait())
-        self.pid = process.pid
 
     @classmethod
     async def start(
@@ -103,15 +98,16 @@ class Sandbox:
         """Start the init phase of a new process.
 
         `extensions`: whether it may register any. `log`: a file for its output (None: inherited).
-        `root`: the folder with the code. `python`: the interpreter with the code's packages.
-        `fork_server`: forks it with its own root and interpreter.
+        `root`: the folder with the code, as /var/task; only it is on the path. `python`: the
+        interpreter with the code's packages. `fork_server`: starts the process, with its own root
+        and interpreter.
 
         `environment` may select a Managed Instance (AWS_LAMBDA_MAX_CONCURRENCY processes) or
         SnapStart (AWS_LAMBDA_INITIALIZATION_TYPE), which is restored from a snapshot.
         """
-        snap = environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
-        mode: Mode = "snapshot" if snap else "start"
-        processes = 0 if snap else int(environment.get("AWS_LAMBDA_MAX_CONCURRENCY", 1))
+        uses_snapshot = environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+        mode: Mode = "snapshot" if uses_snapshot else "start"
+        processes = 0 if uses_snapshot else int(environment.get("AWS_LAMBDA_MAX_CONCURRENCY", 1))
         if fork_server is not None:
             root = fork_server.root
         command = client_command(python, mode, handler)
@@ -150,34 +146,38 @@ class Sandbox:
         """The exit status, negative for a signal, None while the process runs."""
         return self._exited.result() if self._exited.done() else None
 
-    async def invoke(self, event: Any, limit: float) -> InvocationResult:
+    def connections(self) -> list[Ports]:
+        """Return the ports of its connections, except those to the Runtime API."""
+        return self._connections.ports()
+
+    async def invoke(self, event: Any, timeout_s: float) -> InvocationResult:
         """Send one event, after the init phase if necessary, and wait for the result.
 
-        Failures are results, as on Lambda; if the process fails, it is no longer `alive`. `limit`
-        is the function's timeout in seconds.
+        Failures are results, as on Lambda; if the process fails, it is no longer `alive`.
+        `timeout_s`: the function's.
         """
         started = time.monotonic()
         await self._thaw()
-        invocation = Invocation(json.dumps(event).encode(), limit)
+        invocation = Invocation(json.dumps(event).encode(), timeout_s)
         self.serving = invocation.request_id
-        failed = await self._until(self._ready(), INIT_SECONDS)
-        if failed is None:
+        failure = await self._wait_for(self._initialized(), INIT_SECONDS)
+        if failure is None:
             self._api.hand_over(invocation)
-            failed = await self._until(invocation.outcome, limit)
-        payload, error = failed or invocation.outcome.result()
+            failure = await self._wait_for(invocation.outcome, timeout_s)
+        payload, error = failure or invocation.outcome.result()
         ms = (time.monotonic() - started) * 1000
         if self.alive and self.state is State.RUNNING:
             self.state = State.FREEZING
             self._transition = asyncio.create_task(self._freeze())
         return InvocationResult(invocation.request_id, payload, error, self.pid, ms)
 
-    async def invoke_all(self, events: list[Any], limit: float) -> list[Any]:
-        """Send each of `events` to another process of this sandbox and return the results."""
-        await self._ready()
-        invocations = [Invocation(json.dumps(event).encode(), limit) for event in events]
+    async def invoke_all(self, events: list[Any], timeout_s: float) -> list[Any]:
+        """Send the events to different processes of this sandbox and return the payloads."""
+        await self._initialized()
+        invocations = [Invocation(json.dumps(event).encode(), timeout_s) for event in events]
         for invocation in invocations:
             self._api.hand_over(invocation)
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(timeout_s):
             return [(await invocation.outcome)[0] for invocation in invocations]
 
     async def restore(self, copies: int) -> None:
@@ -189,21 +189,24 @@ class Sandbox:
             await self._api.parked.wait()
 
     async def settled(self) -> bool:
-        """Wait until the latest event is completely done; return whether the process is alive."""
+        """Wait until the runtime and all extensions wait in `next`, or the process has exited.
+
+        Return whether the process is alive.
+        """
         parked = asyncio.ensure_future(self._api.parked.wait())
         await asyncio.wait({parked, self._exited}, return_when=asyncio.FIRST_COMPLETED)
         parked.cancel()
         return self.alive
 
-    async def _ready(self) -> None:
-        """Wait until the runtime and all extensions wait in `next`. Raises TimeoutError."""
+    async def _initialized(self) -> None:
+        """Wait for the end of the init phase. Raises TimeoutError above its limit of CPU time."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._api.parked.wait(), 1)
                 return
             with contextlib.suppress(psutil.NoSuchProcess):
-                used = psutil.Process(self.pid).cpu_times()
-                if used.user + used.system > INIT_CPU_SECONDS:
+                cpu = psutil.Process(self.pid).cpu_times()
+                if cpu.user + cpu.system > INIT_CPU_SECONDS:
                     raise TimeoutError
 
     async def _freeze(self) -> None:
@@ -212,27 +215,7 @@ class Sandbox:
             return
         self._signal(signal.SIGSTOP)
         self.state = State.FROZEN
-        if self._filter is not None:
-            self._dropped_connections = self.connections()
-            self._filter.drop(self._dropped_connections)
-
-    def connections(self) -> list[Ports]:
-        """Return its connections except those to the Runtime API.
-
-        Listing connections takes milliseconds, so it is only done after its sockets changed.
-        """
-        with contextlib.suppress(psutil.NoSuchProcess, OSError):
-            links = [link.readlink().name for link in Path(f"/proc/{self.pid}/fd").iterdir()]
-            sockets = {link for link in links if link.startswith("socket:")}
-            if sockets != self._sockets:
-                self._connections = [
-                    (connection.laddr.port, connection.raddr.port)
-                    for connection in psutil.Process(self.pid).net_connections("tcp")
-                    if connection.raddr and connection.raddr.port != self._api.port
-                ]
-                self._sockets = sockets
-            return self._connections
-        return []
+        self._connections.drop_packets()
 
     async def _thaw(self) -> None:
         if self._transition is None or self.state is State.ENDING:
@@ -240,23 +223,22 @@ class Sandbox:
         self._transition.cancel()
         await asyncio.wait({self._transition})
         if self.frozen:
-            self._restore()
+            self._connections.restore_packets()
             self._signal(signal.SIGCONT)
         if self.state in (State.FREEZING, State.FROZEN):  # not if `end` was called meanwhile
             self.state = State.RUNNING
 
-    def _restore(self) -> None:
-        if self._filter is not None:
-            self._filter.restore(self._dropped_connections)
-        self._dropped_connections = []
-
-    async def _until(
-        self, wanted: Awaitable[Any], seconds: float
+    async def _wait_for(
+        self, awaitable: Awaitable[Any], seconds: float
     ) -> tuple[dict[str, Any], str] | None:
-        """Wait for `wanted`; return Lambda's error if the process fails or times out first."""
-        waiting = asyncio.ensure_future(wanted)
-        first = {waiting, self._exited, self._api.init_error}
-        await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        """Wait for `awaitable`, and return None.
+
+        If the process fails or the time is over first, end it and return the payload and type of
+        Lambda's error.
+        """
+        waiting = asyncio.ensure_future(awaitable)
+        events = {waiting, self._exited, self._api.init_error}
+        await asyncio.wait(events, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done() and not waiting.exception():
             return None
         waiting.cancel()
@@ -265,33 +247,31 @@ class Sandbox:
             error, message = reported.get("errorType", "?"), reported.get("errorMessage", "?")
         elif self._exited.done():
             status = self._exited.result()
-            how = f"signal: {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-            error, message = "Runtime.ExitError", f"Runtime exited with error: exit {how}"
+            cause = f"signal: {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+            error, message = "Runtime.ExitError", f"Runtime exited with error: exit {cause}"
         else:
             error, message = "Sandbox.Timedout", f"Task timed out after {seconds:.2f} seconds"
         await self.end()
         return {"errorType": error, "errorMessage": message}, error
 
-    async def end(self, how: Ending = Ending.GRACEFUL) -> None:
-        """End the sandbox. It can be called again, also after FREEZE."""
-        if how is Ending.FREEZE:
+    async def end(self, ending: Ending = Ending.GRACEFUL) -> None:
+        """End the sandbox. This can be called again, even after FREEZE."""
+        if ending is Ending.FREEZE:
             if self.state is State.FREEZING and self._transition is not None:
                 await self._transition
             return
         if self.state is not State.ENDING:
             was_frozen, self.state = self.frozen, State.ENDING
-            self._transition = asyncio.create_task(self._end(how, was_frozen))
+            self._transition = asyncio.create_task(self._end(ending, was_frozen))
         if self._transition is not None:
             await asyncio.shield(self._transition)
 
-    async def _end(self, how: Ending, was_frozen: bool) -> None:
-        if how is Ending.VANISH:
-            if self._filter is None:
-                raise LabError("a sandbox can only vanish where packets can be dropped")
-            self._filter.drop(set(self.connections()) - set(self._dropped_connections))
+    async def _end(self, ending: Ending, was_frozen: bool) -> None:
+        if ending is Ending.VANISH:
+            self._connections.drop_packets_for_good()
         else:
-            self._restore()
-        if how is Ending.GRACEFUL:
+            self._connections.restore_packets()
+        if ending is Ending.GRACEFUL:
             if was_frozen:
                 self._signal(signal.SIGCONT)
             if self._api.extensions and self.alive:
@@ -307,8 +287,10 @@ class Sandbox:
 
 
 def _environment(handler: str, runtime_api: str, root: Path) -> dict[str, str]:
-    """Return the variables of Lambda that a handler or the runtime client reads. Source: "Defined
-    runtime environment variables", AWS Lambda Developer Guide."""
+    """Return those of Lambda's variables that a handler or the runtime client reads.
+
+    Source: "Defined runtime environment variables", AWS Lambda Developer Guide.
+    """
     return {
         "PATH": os.defpath,
         "LANG": "en_US.UTF-8",

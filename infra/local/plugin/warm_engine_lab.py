@@ -1,22 +1,22 @@
-"""pytest fixtures that test a service on the lab: `stack`, `lambda_handler` and `fleet`.
+"""pytest fixtures to test a service on the lab: `stack`, `lambda_handler`, `fleet` and `alembic`.
 
-It runs in the service's own interpreter, where `handler` and `infra` are the service's packages, so
-it imports nothing of the lab's: that is a process of its own. Load it with `-p warm_engine_lab`
-and this folder on the path. `WARM_ENGINE_PYTHON` names the lab's interpreter, by default that of
-its `.venv`.
+The plugin runs in the service's own interpreter, where `handler` and `infra` are the service's
+packages, so it does not import the lab but runs it as a separate process. Load it with
+`-p warm_engine_lab` and this folder on the path. `WARM_ENGINE_PYTHON` is the lab's interpreter, by
+default the one in its `.venv`.
 """
 
 import contextlib
 import importlib
-import importlib.util
-import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from json import dumps, loads
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,39 +27,29 @@ import pytest
 LAB = Path(__file__).resolve().parents[3]
 
 
-def _load(path: Path) -> Any:
-    """A module of the lab's that stands alone, without its package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # noqa: S101  # a file that ends in .py has one
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-api_gateway = _load(LAB / "infra/local/fleet/api_gateway.py")
+api_gateway = runpy.run_path(str(LAB / "infra/local/fleet/api_gateway.py"))
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a caller gets."""
+    """An HTTP response as a caller receives it."""
 
     status: int
     headers: dict[str, str]
     body: str
 
     def json(self) -> Any:
-        return json.loads(self.body)
+        return loads(self.body)
 
 
 class Invoker:
-    """Invokes the handler: with any event, or as a caller over HTTP does."""
+    """Invokes the handler with a Lambda event or with an HTTP request."""
 
     def __init__(self, invoke: Callable[..., Any]) -> None:
         self.invoke = invoke
 
     def __call__(self, event: Any, **options: Any) -> Any:
-        """The handler's answer to a Lambda event."""
+        """Return the handler's response to a Lambda event."""
         return self.invoke(event, **options)
 
     def request(
@@ -72,26 +62,26 @@ class Invoker:
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Response:
-        """What the API answers to an HTTP request. `json`: its body."""
-        body = b"" if json is None else _encoded(json)
-        given = {**({"content-type": "application/json"} if body else {}), **(headers or {})}
-        event = api_gateway.api_gateway_event(
-            method, path, query=urlencode(query or {}), headers=given.items(), body=body
+        """Return the response to an HTTP request, as through API Gateway. `json`: the body."""
+        body = b"" if json is None else dumps(json).encode()
+        content_type = {"content-type": "application/json"} if body else {}
+        event = api_gateway["api_gateway_event"](
+            method,
+            path,
+            query=urlencode(query or {}),
+            headers=(content_type | dict(headers or {})).items(),
+            body=body,
         )
-        answer = self(event, **options)
-        return Response(answer["statusCode"], answer.get("headers", {}), answer.get("body", ""))
-
-
-def _encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
+        result = self(event, **options)
+        return Response(result["statusCode"], result.get("headers", {}), result.get("body", ""))
 
 
 class Lab:
     """The lab's process: Postgres, PgBouncer and a fleet of this service's handler.
 
     `env`: `DB_*` of the application, through PgBouncer. `owner`: `DB_*` of the role that owns the
-    tables, straight to Postgres, as Alembic needs them. `postgres` and `admin`: host, port, user
-    and password of the superuser.
+    tables, directly to Postgres, as for Alembic. `postgres` and `admin`: host, port, user and
+    password of the superuser.
     """
 
     env: dict[str, str]
@@ -101,7 +91,7 @@ class Lab:
 
     def __init__(self, root: Path) -> None:
         python = os.environ.get("WARM_ENGINE_PYTHON") or str(LAB / ".venv/bin/python")
-        self._process = subprocess.Popen(  # the lab's own
+        self._process = process = subprocess.Popen(
             [python, "-m", "infra.local", "serve", "--root", str(root)],
             cwd=LAB,
             stdin=subprocess.PIPE,
@@ -109,69 +99,64 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            start_new_session=True,  # Ctrl-C is for pytest, which then ends it
+            start_new_session=True,  # Ctrl-C reaches only pytest, which then stops the lab
         )
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # pipes
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        self._pending: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
-        self._reading: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
         self._last_error = "it printed no reason"
-        self._reading_errors = threading.Thread(target=self._read_errors, daemon=True)
-        self._reading_errors.start()
+        self._error_reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._error_reader.start()
 
     def __enter__(self) -> "Lab":
-        assert self._process.stdout is not None  # noqa: S101  # a pipe, see above
         try:
-            first = self._process.stdout.readline()
+            first_line = self._stdout.readline()
         except BaseException:  # Ctrl-C, or pytest's timeout
             self._process.terminate()
             self.__exit__()
             raise
-        if not first:
+        if not first_line:
             self.__exit__()
             pytest.exit(f"the lab did not start: {self._last_error}", returncode=1)
-        vars(self).update(json.loads(first))
-        self._reading = threading.Thread(target=self._read_results, daemon=True)
-        self._reading.start()
+        vars(self).update(loads(first_line))
+        self._reader = threading.Thread(target=self._read_results, daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None  # noqa: S101  # a pipe, see above
-        assert self._process.stdout is not None  # noqa: S101  # a pipe, see above
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         self._process.wait()
-        if self._reading is not None:
-            self._reading.join()
-        self._process.stdout.close()
-        self._reading_errors.join(timeout=10)
+        if self._reader is not None:
+            self._reader.join()
+        self._stdout.close()
+        self._error_reader.join(timeout=10)
 
     def _read_errors(self) -> None:
-        """Keep the last line, because pytest discards captured output when it exits."""
-        assert self._process.stderr is not None  # noqa: S101  # a pipe, see above
-        with self._process.stderr as lines:
+        """Print stderr, and keep its last line because pytest.exit discards captured output."""
+        with self._stderr as lines:
             for line in lines:
                 self._last_error = line.strip() or self._last_error
                 with contextlib.suppress(ValueError):  # pytest has closed its capture
                     print(line, end="", file=sys.stderr)
 
     def _read_results(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101  # a pipe, see above
-        for line in self._process.stdout:
-            result = json.loads(line)
-            self._waiting.pop(result.pop("id")).set_result(result)
-        for future in self._waiting.values():
-            future.set_exception(RuntimeError("the lab ended"))
+        for line in self._stdout:
+            result = loads(line)
+            self._pending.pop(result.pop("id")).set_result(result)
+        for future in self._pending.values():
+            future.set_exception(RuntimeError("the lab has exited"))
 
     def invoke(self, event: Any, *, cold: bool = False) -> dict[str, Any]:
-        """What an invocation by the fleet came to: `payload`, `error`, `pid`, `ms` and `cold`."""
-        assert self._process.stdin is not None  # noqa: S101  # a pipe, see above
+        """Return the fleet's result: `payload`, `error`, `pid`, `ms` and `cold`."""
         future: Future[dict[str, Any]] = Future()
         with self._lock:
-            number = id(future)
-            self._waiting[number] = future
-            line = {"id": number, "event": event, "cold": cold}
-            self._process.stdin.write(json.dumps(line) + "\n")
-            self._process.stdin.flush()
+            self._pending[id(future)] = future
+            request = {"id": id(future), "event": event, "cold": cold}
+            self._stdin.write(dumps(request) + "\n")
+            self._stdin.flush()
         return future.result(timeout=120)
 
 
@@ -184,8 +169,10 @@ def stack(pytestconfig: pytest.Config) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def lambda_handler(stack: Lab) -> Iterator[Invoker]:
-    """The service's handler in this process, as a warm execution environment has it: on a thread
-    of its own, through PgBouncer. Coverage and breakpoints work in it."""
+    """The service's handler in this process, on a thread of its own, through PgBouncer.
+
+    It stays warm between tests. Coverage and breakpoints work.
+    """
     with pytest.MonkeyPatch.context() as environment, ThreadPoolExecutor(1) as thread:
         for name, value in stack.env.items():
             environment.setenv(name, value)
@@ -199,7 +186,7 @@ def lambda_handler(stack: Lab) -> Iterator[Invoker]:
 
 
 def _context() -> Any:
-    """As much of Lambda's context as a handler reads."""
+    """Return the part of Lambda's context that a handler reads."""
     return SimpleNamespace(
         aws_request_id="test",
         function_name="test",
@@ -210,8 +197,10 @@ def _context() -> Any:
 
 @pytest.fixture(scope="session")
 def fleet(stack: Lab) -> Invoker:
-    """The service's handler in execution environments of their own, with the real runtime client:
-    up to ten at once, by as many threads. `cold=True` starts a new one."""
+    """The service's handler in separate execution environments, with the real runtime client.
+
+    Up to ten threads can invoke it at the same time. `cold=True` starts a new environment.
+    """
 
     def invoke(event: Any, *, cold: bool = False) -> Any:
         result = stack.invoke(event, cold=cold)
@@ -224,17 +213,18 @@ def fleet(stack: Lab) -> Invoker:
 
 @pytest.fixture
 def alembic(stack: Lab, pytestconfig: pytest.Config) -> Callable[..., str]:
-    """Run Alembic as the owner: `alembic("check")`. Returns what it printed; fails if it does."""
+    """A function that runs Alembic as the owner, such as `alembic("check")`, and returns its
+    output. It fails the test if Alembic fails."""
 
     def run(*words: str) -> str:
-        done = subprocess.run(  # Alembic
+        result = subprocess.run(
             [sys.executable, "-m", "alembic", *words],
             cwd=pytestconfig.rootpath,
             env={**os.environ, **stack.owner},
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr  # noqa: S101  # it is a test's
-        return done.stdout
+        assert result.returncode == 0, result.stdout + result.stderr  # noqa: S101  # in a test
+        return result.stdout
 
     return run

@@ -51,7 +51,6 @@ def inputs_of(recipe: str, *, fast: bool) -> Inputs:
         events=(json.loads((_STAC_FOLDER / "event.json").read_text()),),
         variables=_STAC_VARIABLES,
         schema=_STAC_FOLDER / "schema.sql",
-        schema_text=(_STAC_FOLDER / "schema.sql").read_text(),
         wanted=wanted,
         fast=fast,
     )

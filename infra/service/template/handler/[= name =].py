@@ -1,7 +1,7 @@
-"""The table `[= name =]` and its queries. No HTTP here.
+"""The table `[= name =]` and its queries, without HTTP.
 
-`run(work)` calls `work` once, in a transaction. `autocommit=True` is for a single statement, which
-is then one round trip; `idempotent=True` allows a second call after a lost connection.
+`run(work)` calls `work` once, in a transaction. With `autocommit=True` a single statement takes
+one round trip; `idempotent=True` allows a second call after a lost connection.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from handler.warm import run
 
 
 class Base(DeclarativeBase):
-    # With a name for each constraint, so that a migration can drop it.
+    # Each constraint has a name, so that a migration can drop it.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class [= type_name =](Base):
-    """One row of it."""
+    """A row of the table."""
 
     __tablename__ = "[= name =]"
 
@@ -45,7 +45,7 @@ async def find(key: str) -> [= type_name =] | None:
 
 
 async def page(after: str, limit: int) -> Sequence[[= type_name =]]:
-    """Up to `limit` rows with keys above `after`, by key."""
+    """Return up to `limit` rows with keys above `after`, ordered by key."""
     table = [= type_name =]
     query = select(table).where(table.key > after).order_by(table.key).limit(limit)
     return await run(lambda s: s.scalars(query).all(), autocommit=True, idempotent=True)

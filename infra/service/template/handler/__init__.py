@@ -1,1 +1,1 @@
-"""[= title =]: keep `warm`, the engine; the other files are yours."""
+"""[= title =]. Keep `warm`, the engine; the other files are yours to change."""

@@ -1,4 +1,4 @@
-"""The HTTP routes: what a caller may ask, and what is answered."""
+"""The HTTP routes, with the models of requests and responses."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from handler.warm import dispose, install, ping, prewarm, problem_responses
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """For a long-running host such as uvicorn. On Lambda it is not run."""
+    """Connect and disconnect on a long-running host such as uvicorn; Lambda does not run this."""
     await prewarm()
     yield
     await dispose()
@@ -23,20 +23,20 @@ app = FastAPI(
     title="[= title =]",
     version="0.1.0",
     lifespan=lifespan,
-    # A larger body is answered with 413. Lambda itself takes 6 MiB.
+    # The response to a larger body is 413. Lambda itself allows 6 MiB.
     max_body_size=1024 * 1024,
     docs_url=None,
     redoc_url=None,
 )
 install(app)
 
-# What the column holds; Postgres' text cannot hold NUL.
+# The limits of the columns; Postgres' text cannot contain NUL.
 Key = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 
 
 class Body(BaseModel):
-    """What a caller sends."""
+    """The body of a write."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class Body(BaseModel):
 
 
 class Row(BaseModel):
-    """What a caller gets."""
+    """A row in a response."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -68,9 +68,9 @@ async def put(key: Key, body: Body) -> Row:
     responses=problem_responses(404, 422),
 )
 async def get(key: Key) -> [= name =].[= type_name =]:
-    if (found := await [= name =].find(key)) is None:
+    if (row := await [= name =].find(key)) is None:
         raise HTTPException(404, f"There is no {key}.")
-    return found
+    return row
 
 
 @app.get(
@@ -87,12 +87,12 @@ async def page(
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """The execution environment answers. Uses no database."""
+    """Check that the execution environment responds, without the database."""
     return {"status": "ok"}
 
 
 @app.get("/ready", responses=problem_responses())
 async def ready() -> dict[str, str]:
-    """The database answers, too."""
+    """Check that the database responds as well."""
     await ping()
     return {"status": "ready"}

@@ -5,5 +5,5 @@ from handler.warm import LambdaHandler, cheap_imports
 with cheap_imports():
     from handler.app import app
 
-# `on_schedule=` takes an async function, called for the event of a schedule.
+# `on_schedule=` is an async function that is called for the events of a schedule.
 handler = LambdaHandler(app)

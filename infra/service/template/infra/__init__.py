@@ -1,1 +1,1 @@
-"""Where the service runs: its database, and AWS."""
+"""The service's infrastructure: its database and AWS."""

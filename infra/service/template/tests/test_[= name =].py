@@ -1,4 +1,4 @@
-"""The routes, in this process and in execution environments of their own; and the migrations."""
+"""Tests of the routes, in this process and in execution environments, and of the migrations."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 PATH = "/[= name =]"
 
 
-def test_a_row_that_was_put_is_found(lambda_handler: Any) -> None:
+def test_get_returns_a_row_after_put(lambda_handler: Any) -> None:
     put = lambda_handler.request("PUT", f"{PATH}/a", json={"text": "one"})
     assert (put.status, put.json()) == (200, {"key": "a", "text": "one"})
     assert lambda_handler.request("GET", f"{PATH}/a").json() == {"key": "a", "text": "one"}
@@ -18,14 +18,14 @@ def test_a_second_put_replaces_the_text(lambda_handler: Any) -> None:
     assert lambda_handler.request("GET", f"{PATH}/b").json()["text"] == "two"
 
 
-def test_a_page_has_the_rows_after_a_key(lambda_handler: Any) -> None:
+def test_a_page_contains_the_rows_after_a_key(lambda_handler: Any) -> None:
     for key in ("page-1", "page-2", "page-3"):
         lambda_handler.request("PUT", f"{PATH}/{key}", json={"text": key})
-    found = lambda_handler.request("GET", PATH, query={"after": "page-1", "limit": 2})
-    assert [row["key"] for row in found.json()] == ["page-2", "page-3"]
+    page = lambda_handler.request("GET", PATH, query={"after": "page-1", "limit": 2})
+    assert [row["key"] for row in page.json()] == ["page-2", "page-3"]
 
 
-def test_an_unknown_key_is_404_and_a_wrong_body_422(lambda_handler: Any) -> None:
+def test_an_unknown_key_is_404_and_an_invalid_body_422(lambda_handler: Any) -> None:
     assert lambda_handler.request("GET", f"{PATH}/unknown").status == 404
     assert lambda_handler.request("PUT", f"{PATH}/c", json={"other": 1}).status == 422
 
@@ -40,5 +40,5 @@ def test_execution_environments_share_the_database(fleet: Any) -> None:
     assert fleet.request("GET", f"{PATH}/many-11", cold=True).json()["text"] == "11"
 
 
-def test_the_migrations_make_what_the_models_say(alembic: Any) -> None:
+def test_the_migrations_create_the_tables_of_the_models(alembic: Any) -> None:
     alembic("check")

@@ -1,4 +1,4 @@
-"""The table [= name =], and the application's rights on all tables."""
+"""Create the table [= name =], and grant the application its privileges on all tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Also for each table and sequence that a later revision creates: none needs a GRANT of its own.
+    # This includes tables and sequences of later revisions, which need no GRANT of their own.
     op.execute(
         "ALTER DEFAULT PRIVILEGES IN SCHEMA public"
         " GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO [= name =]_app"
