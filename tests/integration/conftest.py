@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of failures."""
+"""Fixtures shared by several integration tests."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -17,15 +17,18 @@ from tests.integration.failing_fleet import READ, FailingFleet, LoggedFleet, out
 async def failing_fleet(
     request: pytest.FixtureRequest, stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> AsyncIterator[FailingFleet]:
-    """Parameters: settings of PgBouncer, and of the handler (`DB_*`)."""
-    given = getattr(request, "param", {})
-    settings = {name: value for name, value in given.items() if not name.startswith("DB_")}
-    of_handler = {name: value for name, value in given.items() if name.startswith("DB_")}
+    """Start a fleet that a test can disturb, and check at the end that it recovers.
+
+    The parameter is a dictionary of PgBouncer's settings and the handler's (`DB_*`).
+    """
+    parameters = getattr(request, "param", {})
+    settings = {name: value for name, value in parameters.items() if not name.startswith("DB_")}
+    variables = {name: value for name, value in parameters.items() if name.startswith("DB_")}
     with (
         stack.another_pgbouncer(settings=settings) as bouncer,
         TcpProxy(bouncer.host, bouncer.port) as proxy,
     ):
-        environment = stack.environment(bouncer) | {"DB_PORT": str(proxy.port)} | of_handler
+        environment = stack.environment(bouncer) | {"DB_PORT": str(proxy.port)} | variables
         async with LoggedFleet(environment, tmp_path) as fleet:
             assert outcome(await fleet.invoke(READ)) == (200, None)
             yield FailingFleet(fleet, bouncer, proxy, admin, locker)
@@ -34,6 +37,7 @@ async def failing_fleet(
 
 @pytest.fixture
 def server_tls(tmp_path: Path) -> ssl.SSLContext:
+    """Create a server's TLS context; its CA's certificate is in `tmp_path / "ca.pem"`."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

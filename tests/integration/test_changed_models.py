@@ -1,4 +1,4 @@
-"""Model columns under a migration, whose values SQLAlchemy converts by their first type."""
+"""Model columns are read correctly after a migration changes their types."""
 
 from decimal import Decimal
 
@@ -30,9 +30,11 @@ async def values(engine: AsyncEngine) -> tuple[Decimal, float]:
         return tuple((await connection.execute(select(Amount.exact, Amount.rough))).one())  # type: ignore[return-value]  # a row of two
 
 
-@pytest.mark.parametrize("is_replaced", [False, True], ids=["same connection", "new connection"])
+@pytest.mark.parametrize(
+    "is_new_connection", [False, True], ids=["same connection", "new connection"]
+)
 async def test_a_float_column_changed_to_numeric_is_read_exactly(
-    own_stack: Stack, is_replaced: bool
+    own_stack: Stack, is_new_connection: bool
 ) -> None:
     admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     await admin.execute(
@@ -46,7 +48,7 @@ async def test_a_float_column_changed_to_numeric_is_read_exactly(
             "ALTER TABLE amounts ALTER exact TYPE numeric, ALTER rough TYPE numeric;"
             "UPDATE amounts SET exact = 12345678901234567890.1234567891"
         )
-        if is_replaced:
+        if is_new_connection:
             await engine.dispose()
         else:
             with pytest.raises(Exception, match="cached statement plan"):
@@ -55,8 +57,8 @@ async def test_a_float_column_changed_to_numeric_is_read_exactly(
         assert exact == Decimal("12345678901234567890.1234567891")
         assert (type(rough), rough) == (float, 1.5)
         async with engine.connect() as connection:
-            cut = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
-            assert (await connection.execute(cut)).all() == []
+            with_comment = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
+            assert (await connection.execute(with_comment)).all() == []
     finally:
         await engine.dispose()
         await admin.close()

@@ -28,29 +28,28 @@ def get(path: str) -> dict[str, Any]:
 
 
 def test_an_order_is_read_through_pgbouncer(lambda_handler: Lambda) -> None:
-    answer = lambda_handler(get("/orders/1"))
-    assert (answer["statusCode"], answer["body"]) == (200, ORDER_1)
+    response = lambda_handler(get("/orders/1"))
+    assert (response["statusCode"], response["body"]) == (200, ORDER_1)
 
 
 def test_invocations_share_one_engine_one_loop_and_one_raw_connection(
     lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mangum 0.20 breaks this: it uses `asyncio.run` for each invocation, which closes the loop and
-    the pooled connection with it."""
-    seen = []
+    """Mangum 0.20 calls `asyncio.run` for each invocation, which closes the loop and connection."""
+    ids = []
     find = orders.find
 
-    async def watched(order_id: int) -> orders.Order | None:
+    async def find_and_record(order_id: int) -> orders.Order | None:
         order = await find(order_id)
         async with engine.get_engine().connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-        seen.append((id(engine.get_engine()), id(asyncio.get_running_loop()), id(raw)))
+            driver_connection = (await connection.get_raw_connection()).driver_connection
+        ids.append((id(engine.get_engine()), id(asyncio.get_running_loop()), id(driver_connection)))
         return order
 
-    monkeypatch.setattr(orders, "find", watched)
+    monkeypatch.setattr(orders, "find", find_and_record)
     for _ in range(3):
         assert lambda_handler(get("/orders/1"))["statusCode"] == 200
-    assert len(set(seen)) == 1, seen
+    assert len(set(ids)) == 1, ids
 
 
 def test_importing_the_handler_opens_no_connection(lambda_handler: Lambda) -> None:
@@ -73,21 +72,21 @@ async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) ->
         path_to_postgres(stack, path) as settings,
         TcpProxy(settings.host, settings.port) as proxy,
     ):
-        warm = create_engine(
+        engine_under_test = create_engine(
             settings.model_copy(update={"port": proxy.port}), isolation_level="AUTOCOMMIT"
         )
         try:
-            assert await read(warm, 1) == "Amber Bakery"
+            assert await read(engine_under_test, 1) == "Amber Bakery"
             for order_id in (2, 3, 1):
                 proxy.reset_counters()
-                await read(warm, order_id)
+                await read(engine_under_test, order_id)
                 assert (proxy.round_trips, proxy.connections) == (1, 0)
         finally:
-            await warm.dispose()
+            await engine_under_test.dispose()
 
 
-async def read(warm: AsyncEngine, order_id: int) -> str | None:
-    async with AsyncSession(warm, expire_on_commit=False) as session:
+async def read(engine_under_test: AsyncEngine, order_id: int) -> str | None:
+    async with AsyncSession(engine_under_test, expire_on_commit=False) as session:
         order = await session.scalar(orders.BY_ID, {"id": order_id})
     return order.customer_name if order else None
 
@@ -97,12 +96,12 @@ async def test_twenty_sandboxes_share_three_server_connections_correctly(
 ) -> None:
     with stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         settings = stack.settings(through=bouncer)
-        runtimes = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(20)]
+        engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(20)]
         names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
 
         async def twenty_reads(number: int) -> None:
             for order_id in range(1 + number, 401 + number, 20):
-                assert await read(runtimes[number], order_id) == names[order_id]
+                assert await read(engines[number], order_id) == names[order_id]
 
         try:
             await asyncio.gather(*map(twenty_reads, range(20)))
@@ -110,26 +109,28 @@ async def test_twenty_sandboxes_share_three_server_connections_correctly(
             assert pool["cl_active"] == 20
             assert pool["sv_active"] + pool["sv_idle"] + pool["sv_used"] <= 3
         finally:
-            await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
+            await asyncio.gather(*(engine_under_test.dispose() for engine_under_test in engines))
 
 
 async def test_no_named_statement_is_left_on_a_server(stack: Stack) -> None:
-    warm = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
+    engine_under_test = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
     try:
         for order_id in (1, 2, 3):
-            await read(warm, order_id)
-        async with warm.connect() as connection:
+            await read(engine_under_test, order_id)
+        async with engine_under_test.connect() as connection:
             named = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
         assert named == 0
     finally:
-        await warm.dispose()
+        await engine_under_test.dispose()
 
 
 async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
-        await read(warm, 1)
-        await warm.dispose()
+        engine_under_test = create_engine(
+            stack.settings(through=bouncer), isolation_level="AUTOCOMMIT"
+        )
+        await read(engine_under_test, 1)
+        await engine_under_test.dispose()
         eventually(lambda: not [row for row in bouncer.show("CLIENTS") if row["user"] == APP])
         ends = [
             line
@@ -144,15 +145,17 @@ async def test_an_idle_sandbox_holds_a_client_connection_but_no_transaction(
     stack: Stack, admin: "asyncpg.Connection[Any]"
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
+        engine_under_test = create_engine(
+            stack.settings(through=bouncer), isolation_level="AUTOCOMMIT"
+        )
         try:
-            await read(warm, 1)
+            await read(engine_under_test, 1)
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
             assert (pool["cl_active"], pool["sv_active"]) == (1, 0)
             states = await admin.fetch("SELECT state FROM pg_stat_activity WHERE usename = $1", APP)
             assert {row["state"] for row in states} == {"idle"}
         finally:
-            await warm.dispose()
+            await engine_under_test.dispose()
 
 
 async def test_every_raw_connection_uses_the_current_credential(
@@ -166,16 +169,16 @@ async def test_every_raw_connection_uses_the_current_credential(
         return settings.user, settings.password.get_secret_value()
 
     monkeypatch.setattr(credentials, "from_settings", lambda settings: login)
-    runtime = create_engine(settings, isolation_level="AUTOCOMMIT")
+    engine_under_test = create_engine(settings, isolation_level="AUTOCOMMIT")
     try:
-        await read(runtime, 1)
-        await read(runtime, 2)
+        await read(engine_under_test, 1)
+        await read(engine_under_test, 2)
         assert len(calls) == 1
-        await runtime.dispose()
-        await read(runtime, 1)
+        await engine_under_test.dispose()
+        await read(engine_under_test, 1)
         assert len(calls) == 2
     finally:
-        await runtime.dispose()
+        await engine_under_test.dispose()
 
 
 @pytest.mark.parametrize(
@@ -185,12 +188,14 @@ async def test_every_raw_connection_uses_the_current_credential(
 async def test_role_settings_apply_through_pgbouncer(
     stack: Stack, setting: str, value: str
 ) -> None:
-    runtime = create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
+    engine_under_test = create_engine(
+        stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT"
+    )
     try:
-        async with runtime.connect() as connection:
+        async with engine_under_test.connect() as connection:
             assert await connection.scalar(text(f"SHOW {setting}")) == value
     finally:
-        await runtime.dispose()
+        await engine_under_test.dispose()
 
 
 async def test_an_invalid_ca_file_is_reported_by_name(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Reads are never wrong while a migration changes the table under a warm environment."""
+"""Reads are correct while a migration changes the table under a warm execution environment."""
 
 import json
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import run
 from tests.events import http_api
 
-#: Applied in sequence.
+#: Migrations, applied in this order.
 CHANGES = [
     "ALTER TABLE orders ALTER id TYPE bigint",
     "ALTER TABLE orders ALTER customer_name TYPE text",
@@ -46,14 +46,14 @@ async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
         async with Fleet(environment) as fleet:
 
             async def order(order_id: int) -> dict[str, Any]:
-                answer = await fleet.invoke(http_api("GET", f"/orders/{order_id}"))
-                assert answer.payload["statusCode"] == 200, answer
-                return dict(json.loads(answer.payload["body"]))
+                result = await fleet.invoke(http_api("GET", f"/orders/{order_id}"))
+                assert result.payload["statusCode"] == 200, result
+                return dict(json.loads(result.payload["body"]))
 
             before = {order_id: await order(order_id) for order_id in (1, 5, 999)}
             for change in CHANGES:
                 await owner.execute(change)
-                # Retried when the columns turn out to have changed.
+                # The handler retries when it notices the changed columns.
                 assert await order(1) == before[1], change
                 proxy.reset_counters()
                 after = {order_id: await order(order_id) for order_id in before}
@@ -65,16 +65,16 @@ async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
 async def test_values_of_a_widened_column_are_not_truncated(
     own_stack: Stack, owner: "asyncpg.Connection[Any]"
 ) -> None:
-    long = "Amber Bakery " * 20
+    long_name = "Amber Bakery " * 20
     async with Fleet(own_stack.environment()) as fleet:
         await fleet.invoke(http_api("GET", "/orders/1"))
         await owner.execute("ALTER TABLE orders ALTER customer_name TYPE text")
-        await owner.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long)
-        answer = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert json.loads(answer.payload["body"])["customer_name"] == long
+        await owner.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long_name)
+        result = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert json.loads(result.payload["body"])["customer_name"] == long_name
 
 
-async def test_a_value_that_no_longer_fits_the_type_is_an_error(
+async def test_a_value_that_no_longer_fits_the_type_has_status_500(
     own_stack: Stack, owner: "asyncpg.Connection[Any]"
 ) -> None:
     async with Fleet(own_stack.environment()) as fleet:
@@ -82,11 +82,11 @@ async def test_a_value_that_no_longer_fits_the_type_is_an_error(
         await owner.execute(
             "ALTER TABLE orders ALTER status DROP DEFAULT, ALTER status TYPE integer USING 7"
         )
-        answer = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert answer.payload["statusCode"] == 500
+        result = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert result.payload["statusCode"] == 500
         await owner.execute("ALTER TABLE orders DROP status")
-        answer = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert answer.payload["statusCode"] == 500
+        result = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert result.payload["statusCode"] == 500
 
 
 async def test_migrating_again_changes_nothing_and_models_match_the_schema(
@@ -105,9 +105,9 @@ def test_migrations_run_from_the_alembic_command_line(own_stack: Stack) -> None:
         "DB_USER": owner.user,
         "DB_PASS": owner.password.get_secret_value(),
     }
-    for words in (["current"], ["downgrade", "base"], ["upgrade", "head"], ["current"]):
-        code, output = run("-m", "alembic", *words, env=environment)
-        assert code == 0, output
+    for arguments in (["current"], ["downgrade", "base"], ["upgrade", "head"], ["current"]):
+        status, output = run("-m", "alembic", *arguments, env=environment)
+        assert status == 0, output
     assert "(head)" in output
 
 
@@ -115,25 +115,25 @@ async def test_downgrading_and_upgrading_keeps_the_orders(
     own_stack: Stack, owner: "asyncpg.Connection[Any]"
 ) -> None:
     settings = own_stack.settings(user=OWNER)
-    place = http_api("POST", "/orders", body='{"customer_name": "Red Ropes"}', idempotency_key="k")
+    event = http_api("POST", "/orders", body='{"customer_name": "Red Ropes"}', idempotency_key="k")
     async with Fleet(own_stack.environment()) as fleet:
-        placed = (await fleet.invoke(place)).payload
+        created = (await fleet.invoke(event)).payload
         before = await owner.fetch("SELECT * FROM orders ORDER BY id")
         await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
         assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
         assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
-        assert (await fleet.invoke(place)).payload["statusCode"] == 503  # no table, no order
+        assert (await fleet.invoke(event)).payload["statusCode"] == 503  # its table is missing
         assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
         await schema.migrate(settings)
-        again = (await fleet.invoke(place)).payload
-        assert again["statusCode"] == 201
-        assert json.loads(again["body"])["id"] > json.loads(placed["body"])["id"]
+        replay = (await fleet.invoke(event)).payload
+        assert replay["statusCode"] == 201
+        assert json.loads(replay["body"])["id"] > json.loads(created["body"])["id"]
 
 
 async def test_a_migration_that_waits_for_a_lock_gives_up_quickly(
     own_stack: Stack, owner: "asyncpg.Connection[Any]"
 ) -> None:
-    """A waiting ALTER TABLE blocks every later read."""
+    """A waiting ALTER TABLE would block every later read."""
     settings = own_stack.settings(user=OWNER)
     async with owner.transaction():
         await owner.execute("SELECT * FROM orders LIMIT 1")  # such as a long report

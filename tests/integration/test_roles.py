@@ -1,4 +1,4 @@
-"""Each role has exactly the rights it needs; the pooler stores no password but its own."""
+"""Each role has exactly the rights it needs, and the pooler stores only its own password."""
 
 from typing import Any
 
@@ -67,9 +67,9 @@ async def test_no_role_has_more_rights_than_it_needs(
 async def test_the_password_lookup_returns_one_verifier_and_no_administrator(stack: Stack) -> None:
     connection = await connect(stack, roles.LOOKUP)
     try:
-        found = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
-        assert len(found) == 1
-        assert found[0]["verifier"].startswith("SCRAM-SHA-256$4096:")
+        verifiers = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
+        assert len(verifiers) == 1
+        assert verifiers[0]["verifier"].startswith("SCRAM-SHA-256$4096:")
         for role in ("postgres", roles.OWNER, roles.LOOKUP, "nobody"):
             assert not await connection.fetch("SELECT * FROM pooler.lookup($1)", role)
     finally:
@@ -123,14 +123,14 @@ async def test_a_second_database_is_rejected_without_harming_the_first(own_stack
 
 
 async def test_the_administrator_need_not_be_a_superuser(own_stack: Stack) -> None:
-    """As on a managed Postgres: an account that may create roles and databases, and no more."""
+    """On a managed Postgres the administrator may create roles and databases, but nothing else."""
     superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
     await superuser.execute("CREATE ROLE master LOGIN CREATEROLE CREATEDB PASSWORD 'm'")
-    # No longer granted to PUBLIC.
+    # CONNECT is no longer granted to PUBLIC.
     await superuser.execute("GRANT CONNECT ON DATABASE postgres TO master")
     for statement in (
         f"DROP DATABASE {DATABASE} WITH (FORCE)",
-        *[f"DROP ROLE {r}" for r in (roles.APP, roles.LOOKUP, roles.OWNER)],
+        *[f"DROP ROLE {role}" for role in (roles.APP, roles.LOOKUP, roles.OWNER)],
     ):
         await superuser.execute(statement)
     await superuser.close()

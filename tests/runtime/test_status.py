@@ -224,7 +224,7 @@ def shapes(table: str) -> set[str]:
 
 def test_an_incident_is_chosen_by_number_or_name_and_the_help_names_no_cause() -> None:
     assert [incidents.chosen_incident(each) for each in "123"] == list(incidents.INCIDENTS.values())
-    assert incidents.chosen_incident("straight") is incidents.straight
+    assert incidents.chosen_incident("straight") is incidents.bypass_pgbouncer
     with pytest.raises(argparse.ArgumentTypeError, match="'4' is not 1, 2 or 3"):
         incidents.chosen_incident("4")
     assert not [name for name in incidents.INCIDENTS if name in incidents.HELP]

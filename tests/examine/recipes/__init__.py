@@ -1,7 +1,7 @@
 """Ways to reach Postgres from Lambda that the web recommends, as functions to be examined.
 
-Each is as its own documentation has it, on the table and the event of the sample. By name, with the
-module of its `handler`.
+Each follows its own documentation, with the sample's table and event. `RECIPES` maps names to the
+modules of the handlers.
 """
 
 RECIPES = {
