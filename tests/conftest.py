@@ -23,8 +23,10 @@ from xdist.scheduler import LoadScopeScheduling
 import handler.main
 from handler.warm.database import engine
 from handler.warm.settings import Settings
+from infra.database.roles import APP
 from infra.local import ROOT
 from infra.local.fleet import sandbox
+from infra.local.pgbouncer import PgBouncer
 from infra.local.signals import treat_sigterm_as_sigint
 from infra.local.stack import DATABASE, Stack
 from tests.network_namespace import pytest_runtest_protocol as pytest_runtest_protocol
@@ -208,6 +210,11 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         assert time.monotonic() < end, f"not within {seconds} s: {condition}"
         time.sleep(0.02)
     return value
+
+
+def app_clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
+    """Return the rows of the application's clients in `SHOW CLIENTS`."""
+    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
 
 
 def log_lines(text: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from infra.local import LabError, network
+from infra.local import network
 from infra.local.churn.report import replace
 from infra.local.examine import report
 from infra.local.examine.command import measure
@@ -14,6 +14,7 @@ from infra.local.examine.finding import Finding, Verdict
 from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
 from infra.local.signals import treat_sigterm_as_sigint
+from tests.command import exit_with
 from tests.examine import plot
 from tests.examine.recipes import RECIPES
 
@@ -94,9 +95,4 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except LabError as error:
-        sys.exit(f"warm-engine: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    exit_with(main)

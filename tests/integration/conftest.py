@@ -1,16 +1,33 @@
 """Fixtures shared by several integration tests."""
 
 import ssl
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import trustme
 
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
+from tests.conftest import administrator
 from tests.integration.failing_fleet import READ, FailingFleet, LoggedFleet, outcome
+
+
+@pytest.fixture(scope="module")
+def module_stack() -> Iterator[Stack]:
+    """Share one stack among the tests of a module, which may change its schema and roles."""
+    with Stack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def module_admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    async with administrator(module_stack) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -43,3 +60,16 @@ def server_tls(tmp_path: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     return context
+
+
+@contextmanager
+def stack_folder(
+    mode: int, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Create stacks in a new folder with a short path and this mode, and yield the folder."""
+    tmp_path_factory.getbasetemp()  # creates pytest's own folder before TMPDIR changes
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        Path(folder).chmod(mode)
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(folder)

@@ -33,25 +33,17 @@ from handler.warm.settings import Settings
 from infra.database.roles import APP
 from infra.local import ROOT
 from infra.local.server import free_port
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import command, eventually, reset_engine_cache, set_environment
+from tests.conftest import app_clients, command, eventually, reset_engine_cache, set_environment
 from tests.events import http_api
-from tests.integration.test_deadlines import locked_row, stays_idle
-
-
-@pytest.fixture(scope="module")
-def module_stack() -> Iterator[Stack]:
-    with Stack() as stack:
-        yield stack
+from tests.integration.backends import locked_row, stays_idle
 
 
 @pytest.fixture
-async def admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**module_stack.postgres.admin, database=DATABASE)
-    await connection.execute(f"GRANT UPDATE ON orders TO {APP}")
-    yield connection
-    await connection.close()
+async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+    await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
+    return module_admin
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
@@ -442,7 +434,7 @@ async def test_closing_an_already_closed_connection_logs_nothing(
         configure(monkeypatch, module_stack.environment(through=bouncer))
         await ping()
         # The loop does not run meanwhile, as between invocations.
-        eventually(lambda: APP not in [row["user"] for row in bouncer.show("CLIENTS")])
+        eventually(lambda: not app_clients(bouncer))
         with caplog.at_level(logging.WARNING):
             await dispose()
             await asyncio.sleep(0.1)

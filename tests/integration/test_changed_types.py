@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from handler.warm.database.connection import connector
 from handler.warm.database.engine import create_engine
@@ -73,6 +73,15 @@ async def disposed(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
         yield engine
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def warm_connection(stack: Stack) -> AsyncIterator[AsyncConnection]:
+    async with (
+        disposed(create_engine(stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
+        engine.connect() as connection,
+    ):
+        yield connection
 
 
 async def read(engine: AsyncEngine, query: str) -> str:
@@ -164,10 +173,7 @@ async def test_reordered_columns_are_read_correctly(
         f"CREATE TABLE altered (price integer, stock integer); GRANT SELECT ON altered TO {APP};"
         "INSERT INTO altered VALUES (100, 5)"
     )
-    async with (
-        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
-        engine.connect() as warm,
-    ):
+    async with warm_connection(own_stack) as warm:
         query = text("SELECT * FROM altered")
         assert (await warm.execute(query)).one().stock == 5
         await admin.execute(
@@ -186,10 +192,7 @@ async def test_a_parameter_keeps_the_type_it_was_encoded_with(
         f"CREATE TABLE altered (v integer); GRANT ALL ON altered TO {APP};"
         "INSERT INTO altered VALUES (1)"
     )
-    async with (
-        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
-        engine.connect() as warm,
-    ):
+    async with warm_connection(own_stack) as warm:
         update = text("UPDATE altered SET v = :v")
         await warm.execute(update, {"v": 2})
         await admin.execute("ALTER TABLE altered ALTER v TYPE real")
@@ -222,10 +225,7 @@ async def test_a_recreated_type_fails_one_query(
 ) -> None:
     create_type = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE altered (v mood);"
     await admin.execute(f"{create_type} GRANT ALL ON altered TO {APP}")
-    async with (
-        disposed(create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
-        engine.connect() as warm,
-    ):
+    async with warm_connection(own_stack) as warm:
         insert = text("INSERT INTO altered VALUES (:v) RETURNING v")
         assert await warm.scalar(insert, {"v": "ok"}) == "ok"
         await admin.execute(f"DROP TABLE altered; DROP TYPE mood; {create_type}")

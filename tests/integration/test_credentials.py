@@ -234,7 +234,9 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def assert_one_log_line(output: str, cause: str, hint: str) -> None:
+def assert_one_log_line(capsys: pytest.CaptureFixture[str], cause: str, hint: str) -> None:
+    captured = capsys.readouterr()
+    output = captured.out + captured.err
     [line] = log_lines(output)
     assert (line["outcome"], line["status"], line["attempts"]) == ("failed", 503, 1)
     assert cause in line["cause"]
@@ -265,8 +267,7 @@ def test_a_secrets_manager_error_is_reported_in_one_line_until_fixed(
     network.redirect_to("127.0.0.1", httpserver.port)
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-        captured = capsys.readouterr()
-        assert_one_log_line(captured.out + captured.err, f"no credentials: {code}", hint)
+        assert_one_log_line(capsys, f"no credentials: {code}", hint)
         network.reset_connections()
         network.redirect_to("127.0.0.1", port_of(aws))
         assert invoke(READ)["statusCode"] == 200
@@ -285,10 +286,7 @@ def test_an_unreachable_secrets_manager_is_reported_before_the_deadline(
         started = time.monotonic()
         assert invoke(READ)["statusCode"] == 503
         assert time.monotonic() - started < 5
-        captured = capsys.readouterr()
-        assert_one_log_line(
-            captured.out + captured.err, "no credentials: ", "the function's subnets"
-        )
+        assert_one_log_line(capsys, "no credentials: ", "the function's subnets")
         network.resume() if silent else network.refuse(False)
         assert invoke(READ)["statusCode"] == 200
 
@@ -303,10 +301,7 @@ def test_a_malformed_secret_is_reported_in_one_line_until_fixed(
     secret_store.put(secret)
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-        captured = capsys.readouterr()
-        assert_one_log_line(
-            captured.out + captured.err, "not JSON with a password", "DB_SECRET_ARN"
-        )
+        assert_one_log_line(capsys, "not JSON with a password", "DB_SECRET_ARN")
         secret_store.put(original["SecretString"])
         assert invoke(READ)["statusCode"] == 200
 
@@ -324,8 +319,7 @@ def test_a_wrong_arn_is_reported_in_one_line(
     )
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-    captured = capsys.readouterr()
-    assert_one_log_line(captured.out + captured.err, "ResourceNotFoundException", "DB_SECRET_ARN")
+    assert_one_log_line(capsys, "ResourceNotFoundException", "DB_SECRET_ARN")
 
 
 def test_a_permanently_wrong_password_is_read_twice_and_rejected(
@@ -334,8 +328,7 @@ def test_a_permanently_wrong_password_is_read_twice_and_rejected(
     secret_store.put(secret_store.secret_string("hunter2"))
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-    captured = capsys.readouterr()
-    assert_one_log_line(captured.out + captured.err, "authentication failed", "DB_AUTH")
+    assert_one_log_line(capsys, "authentication failed", "DB_AUTH")
     assert secret_store.reads.count("AWSCURRENT") == 2
 
 

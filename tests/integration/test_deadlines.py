@@ -6,8 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -15,17 +13,14 @@ import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from tests.conftest import log_lines
 from tests.events import http_api
+from tests.integration.backends import BUSY_BACKENDS, locked_row, stays_idle
 
 HANDLER = "tests.integration.late_routes.handler"
 #: Random deadlines to try; `.ci/run` tries more.
 RACES = int(os.environ.get("DEADLINE_RACES", "60"))
-BUSY_BACKENDS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE usename = $1"
-    " AND (state = 'active' OR state LIKE 'idle in transaction%')"
-)
 ROUTES = [
     *("async-read", "async-write", "async-fast-write", "sync-read", "sync-write"),
     *("thread-without-context", "late-commit", "late-commit-of-its-own"),
@@ -34,35 +29,11 @@ ROUTES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def module_stack() -> Any:
-    with Stack() as stack:
-        yield stack
-
-
 @pytest.fixture
-async def admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**module_stack.postgres.admin, database=DATABASE)
-    await connection.execute(f"GRANT UPDATE ON orders TO {APP}")
-    await connection.execute("UPDATE orders SET status = 'before' WHERE id < 3")
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
-async def locked_row(stack: Stack) -> AsyncIterator[None]:
-    """Lock order 1 for the duration of the block."""
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    transaction = connection.transaction()
-    await transaction.start()
-    await connection.execute("SELECT FROM orders WHERE id = 1 FOR UPDATE")
-    try:
-        yield
-    finally:
-        await transaction.rollback()
-        await connection.close()
+async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+    await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
+    await module_admin.execute("UPDATE orders SET status = 'before' WHERE id < 3")
+    return module_admin
 
 
 def get(path: str) -> dict[str, Any]:
@@ -71,16 +42,6 @@ def get(path: str) -> dict[str, Any]:
 
 def environment(stack: Stack, path: str, **variables: str) -> dict[str, str]:
     return stack.environment(direct=path == "direct") | variables
-
-
-async def stays_idle(admin: "asyncpg.Connection[Any]", seconds: float = 1.0) -> bool:
-    """Return whether the application's backends stay idle for that long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if await admin.fetchval(BUSY_BACKENDS, APP):
-            return False
-        await asyncio.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("path", ["direct", "pgbouncer"])

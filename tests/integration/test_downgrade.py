@@ -36,6 +36,17 @@ class InsecureServer:
         self.received = b""
         self.port = 0
 
+    def settings(self, sslmode: str, ca: Path | None = None) -> Settings:
+        """Return the settings of a client of this server."""
+        return Settings(
+            host="127.0.0.1",
+            port=self.port,
+            password=PASSWORD,
+            connect_timeout=1,
+            sslmode=sslmode,
+            sslrootcert=ca,
+        )
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             size, code = struct.unpack("!ii", await reader.readexactly(8))
@@ -91,15 +102,8 @@ async def test_a_server_that_requests_a_cleartext_password_does_not_receive_it(
 ) -> None:
     tls = None if mode == "disable" else server_tls
     async with insecure_server(PASSWORD_REQUESTS[kind], tls, in_pieces) as server:
-        settings = Settings(
-            host="127.0.0.1",
-            port=server.port,
-            password=PASSWORD,
-            connect_timeout=1,
-            sslmode=mode,
-            sslrootcert=tmp_path / "ca.pem" if mode == "verify-full" else None,
-        )
-        cause, hint = await failure_of(settings)
+        ca = tmp_path / "ca.pem" if mode == "verify-full" else None
+        cause, hint = await failure_of(server.settings(mode, ca))
     assert cause == "the server asked for the password in clear text"
     assert "scram-sha-256" in hint
     assert server.received == b""
@@ -108,14 +112,7 @@ async def test_a_server_that_requests_a_cleartext_password_does_not_receive_it(
 @pytest.mark.parametrize("kind", PASSWORD_REQUESTS, ids=lambda kind: kind.replace(" ", "_"))
 async def test_a_server_switching_from_scram_to_cleartext_gets_no_password(kind: str) -> None:
     async with insecure_server(SASL + PASSWORD_REQUESTS[kind]) as server:
-        settings = Settings(
-            host="127.0.0.1",
-            port=server.port,
-            password=PASSWORD,
-            connect_timeout=1,
-            sslmode="disable",
-        )
-        cause, _ = await failure_of(settings)
+        cause, _ = await failure_of(server.settings("disable"))
     assert cause == "the server asked for the password in clear text"
     assert b"SCRAM-SHA-256" in server.received
     assert server.received.count(b"p\0\0\0") == 1
@@ -127,14 +124,7 @@ async def test_a_server_without_tls_1_3_is_rejected(
     server_tls.maximum_version = ssl.TLSVersion.TLSv1_2
     async with insecure_server(PASSWORD_REQUESTS["in clear"], server_tls) as server:
         for mode in ("require", "verify-ca", "verify-full"):
-            settings = Settings(
-                host="127.0.0.1",
-                port=server.port,
-                password=PASSWORD,
-                connect_timeout=1,
-                sslmode=mode,
-                sslrootcert=tmp_path / "ca.pem",
-            )
+            settings = server.settings(mode, tmp_path / "ca.pem")
             cause, _ = await failure_of(settings)
             # asyncio's server closes a failed handshake, often before its alert is sent.
             assert re.match("TLS with the server failed|the database cannot be reached", cause)

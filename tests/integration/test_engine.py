@@ -18,7 +18,7 @@ from infra.database.roles import APP
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import Lambda, eventually
+from tests.conftest import Lambda, app_clients, eventually
 
 ORDER_1 = '{"id":1,"customer_name":"Amber Bakery","status":"pending"}'
 
@@ -131,7 +131,7 @@ async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
         )
         await read(engine_under_test, 1)
         await engine_under_test.dispose()
-        eventually(lambda: not [row for row in bouncer.show("CLIENTS") if row["user"] == APP])
+        eventually(lambda: not app_clients(bouncer))
         ends = [
             line
             for line in bouncer.log_since_start().splitlines()

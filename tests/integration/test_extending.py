@@ -15,11 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from handler import orders
 from handler.app import app
 from handler.warm.database import engine
-from infra.database import roles
 from infra.local.fleet import Fleet
 from infra.local.stack import DATABASE, Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import psycopg_url, reset_engine_cache, set_environment
+from tests.conftest import app_clients, psycopg_url, reset_engine_cache, set_environment
 from tests.events import http_api
 
 READ_CUSTOMER_ORDERS = http_api("GET", "/customers/7/orders")
@@ -80,8 +79,7 @@ async def test_a_synchronous_route_queries_on_the_engine_loop(
         for _ in range(3):
             result = await fleet.invoke(http_api("GET", "/customers/7"))
             assert (result.payload["statusCode"], result.payload["body"]) == (200, '"Teal Tools"')
-        rows = own_stack.pgbouncer.show("CLIENTS")
-        assert len([row for row in rows if row["user"] == roles.APP]) == 1
+        assert len(app_clients(own_stack.pgbouncer)) == 1
 
 
 async def test_a_thread_submits_its_query_to_the_engine_loop(

@@ -6,7 +6,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from infra.local.private_directory import PREFIX, sweep
 from infra.local.server import Account, account
 from infra.local.stack import Stack
 from tests.conftest import needs_root
+from tests.integration.conftest import stack_folder
 from tests.integration.failing_fleet import READ
 
 SECRET = "root's own\n"
@@ -28,13 +28,9 @@ def public_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """Create a world-writable folder like /tmp for the stacks of a test."""
-    tmp_path_factory.getbasetemp()  # creates pytest's own folder before TMPDIR changes
-    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
-        Path(folder).chmod(0o1777)
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", None)
+    with stack_folder(0o1777, monkeypatch, tmp_path_factory) as folder:
         monkeypatch.setattr(private_directory, "VAR_TMP", Path("/nowhere"))
-        yield Path(folder)
+        yield folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -37,17 +38,22 @@ def test_client_idle_timeout_exceeds_the_handler_maximum_idle_age(stack: Stack) 
     assert max_idle < float(config["tcp_user_timeout"]) / 1000
 
 
-async def test_a_client_without_tls_is_rejected(stack: Stack) -> None:
+async def log_in(stack: Stack, **options: Any) -> None:
+    """Log in to PgBouncer as the application, with these options of asyncpg."""
     settings = stack.settings()
+    await asyncpg.connect(
+        host=stack.pgbouncer.host,
+        port=stack.pgbouncer.port,
+        user=APP,
+        password=settings.password.get_secret_value(),
+        database=settings.name,
+        **options,
+    )
+
+
+async def test_a_client_without_tls_is_rejected(stack: Stack) -> None:
     with pytest.raises(asyncpg.PostgresError, match="SSL required"):
-        await asyncpg.connect(
-            host=stack.pgbouncer.host,
-            port=stack.pgbouncer.port,
-            user=APP,
-            password=settings.password.get_secret_value(),
-            database=settings.name,
-            ssl=False,
-        )
+        await log_in(stack, ssl=False)
     await wait_for_transports_closed()
 
 
@@ -68,14 +74,9 @@ def test_the_application_cannot_use_the_console(stack: Stack) -> None:
 
 
 async def test_an_unsupported_startup_parameter_is_rejected(stack: Stack) -> None:
-    settings = stack.settings()
     with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter"):
-        await asyncpg.connect(
-            host=stack.pgbouncer.host,
-            port=stack.pgbouncer.port,
-            user=APP,
-            password=settings.password.get_secret_value(),
-            database=settings.name,
+        await log_in(
+            stack,
             ssl=stack.pgbouncer.ssl_context(),
             server_settings={"statement_timeout": "1s"},
         )

@@ -38,7 +38,7 @@ from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import ColdHandler, Lambda, psycopg_url, run, set_environment
+from tests.conftest import ColdHandler, Lambda, app_clients, psycopg_url, run, set_environment
 from tests.events import http_api
 
 # --- ModuleNotFoundError: No module named 'asyncpg' -------------------------------------------
@@ -297,8 +297,7 @@ async def test_all_pool_connections_are_opened_at_startup(
         settings = {"DB_PREWARM": "required", "DB_POOL_SIZE": "5"}
         set_environment(monkeypatch, stack.environment(bouncer) | settings)
         with ColdHandler():
-            clients = [row for row in bouncer.show("CLIENTS") if row["user"] == roles.APP]
-            assert len(clients) == 5
+            assert len(app_clients(bouncer)) == 5
             assert engine.get_engine().pool.checkedin() == 5  # type: ignore[attr-defined]  # it is a QueuePool
 
 
@@ -348,21 +347,18 @@ async def test_uvicorn_serves_the_app_and_closes_the_pool_at_exit(stack: Stack) 
             text=True,
         )
 
-        def clients() -> int:
-            return len([row for row in bouncer.show("CLIENTS") if row["user"] == roles.APP])
-
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 assert (await client.get("/health")).status_code == 200
-                assert clients() == 10  # before any query
+                assert len(app_clients(bouncer)) == 10  # before any query
                 responses = await asyncio.gather(*(client.get("/orders/1") for _ in range(100)))
                 assert {response.status_code for response in responses} == {200}
-                assert 10 <= clients() <= 15
+                assert 10 <= len(app_clients(bouncer)) <= 15
         finally:
             service.terminate()
             output, _ = service.communicate(timeout=20)
         assert "Traceback" not in output
-        assert clients() == 0
+        assert not app_clients(bouncer)
         closed = [
             line for line in bouncer.log_since_start().splitlines() if f"/{roles.APP}@" in line
         ]

@@ -9,7 +9,7 @@ from handler.warm.database.connection import connector
 from infra.database import check, roles
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import administrator, wait_for_transports_closed
-from tests.integration.test_roles import connect, through_pooler
+from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 #: PgBouncer's message for a login without a verifier.
 LOGIN_REJECTED = r"authentication failed|no such user"
@@ -98,12 +98,7 @@ async def test_roles_connect_only_to_the_database_their_settings_apply_to(
     ],
 )
 async def test_the_application_role_has_no_other_rights(stack: Stack, statement: str) -> None:
-    connection = await connect(stack, roles.APP)
-    try:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(statement)
-    finally:
-        await connection.close()
+    await assert_forbidden(stack, roles.APP, statement)
 
 
 async def test_the_application_cannot_use_every_connection(own_stack: Stack) -> None:

@@ -1,28 +1,12 @@
 """Each role has exactly the rights it needs, and the pooler stores only its own password."""
 
-from typing import Any
-
 import asyncpg
 import pytest
 
-from handler.warm.database.connection import connector
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import wait_for_transports_closed
-
-
-async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
-    return await connector(stack.settings(user=role))()
-
-
-async def through_pooler(stack: Stack, password: str) -> str:
-    """Log in with `password` and return the user name."""
-    settings = stack.settings(through=stack.pgbouncer, password=password)
-    connection = await connector(settings)()
-    try:
-        return str(await connection.fetchval("SELECT current_user"))
-    finally:
-        await connection.close()
+from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 
 @pytest.mark.parametrize(
@@ -56,12 +40,7 @@ async def through_pooler(stack: Stack, password: str) -> str:
 async def test_no_role_has_more_rights_than_it_needs(
     stack: Stack, role: str, statement: str
 ) -> None:
-    connection = await connect(stack, role)
-    try:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(statement)
-    finally:
-        await connection.close()
+    await assert_forbidden(stack, role, statement)
 
 
 async def test_the_password_lookup_returns_one_verifier_and_no_administrator(stack: Stack) -> None:

@@ -1,8 +1,9 @@
 """With an OpenTelemetry SDK, connections and statements have spans, which contain no values."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -24,8 +25,6 @@ from tests.integration.failing_fleet import BLOCKED
 READ = http_api("GET", "/orders/1")
 SEGMENT = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
 TRACE, PARENT = int("5759e988bd862e3fe1be46a994272793", 16), int("53995c3f42cd8ad8", 16)
-#: Blocks every read until its transaction ends.
-LOCK = "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"
 
 
 class Context:
@@ -142,13 +141,20 @@ async def pid_of_blocked_backend(admin: Any) -> int:
     return int(pid)
 
 
-async def test_a_retried_read_is_marked_in_its_span(
-    runtime: TracedRuntime, admin: Any, locker: Any
-) -> None:
+@asynccontextmanager
+async def locked_orders(runtime: TracedRuntime, locker: Any) -> AsyncIterator[None]:
+    """Warm the runtime up, discard its spans and lock the orders for the duration of the block."""
     await asyncio.wrap_future(runtime.begin(READ))
     runtime.spans()
     async with locker.transaction():
-        await locker.execute(LOCK)
+        await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def test_a_retried_read_is_marked_in_its_span(
+    runtime: TracedRuntime, admin: Any, locker: Any
+) -> None:
+    async with locked_orders(runtime, locker):
         invocation = runtime.begin(READ)
         await admin.execute("SELECT pg_terminate_backend($1)", await pid_of_blocked_backend(admin))
     assert (await asyncio.wrap_future(invocation))["statusCode"] == 200
@@ -164,10 +170,7 @@ async def test_a_retried_read_is_marked_in_its_span(
 async def test_a_504_ends_the_statement_span_with_an_error(
     runtime: TracedRuntime, admin: Any, locker: Any
 ) -> None:
-    await asyncio.wrap_future(runtime.begin(READ))
-    runtime.spans()
-    async with locker.transaction():
-        await locker.execute(LOCK)
+    async with locked_orders(runtime, locker):
         response = await asyncio.wrap_future(runtime.begin(READ, Context(1)))
     assert response["statusCode"] == 504
     spans = runtime.spans()

@@ -18,6 +18,7 @@ from infra.local.private_directory import PREFIX, is_up, remove_abandoned
 from infra.local.server import account
 from infra.local.stack import ENDPOINTS, Stack
 from tests.conftest import command, needs_root, run
+from tests.integration.conftest import stack_folder
 
 #: Starts a stack, prints its folder and keeps the stack until the process ends.
 KEEP_STACK = """
@@ -34,14 +35,10 @@ with Stack(report=lambda line: print(line, flush=True)) as stack:
 def temporary_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Create a folder for the test's stacks, with a short path that `nobody` may enter."""
-    tmp_path_factory.getbasetemp()  # creates pytest's own folder before TMPDIR changes
-    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", None)
-        yield Path(folder)
-        for abandoned in Path(folder).glob(f"{PREFIX}*"):  # left by a test that failed
+    """Create a folder for the test's stacks, which `nobody` may enter."""
+    with stack_folder(0o755, monkeypatch, tmp_path_factory) as folder:
+        yield folder
+        for abandoned in folder.glob(f"{PREFIX}*"):  # left by a test that failed
             remove_abandoned(abandoned)
 
 

@@ -38,7 +38,7 @@ from handler.warm import (
     session,
 )
 from infra.local import ROOT
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import reset_engine_cache, set_environment
 
@@ -67,20 +67,11 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON accounts TO appuser;
 pytestmark = pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 
 
-@pytest.fixture(scope="module")
-def module_stack() -> Any:
-    """A separate stack for this module's tests."""
-    with Stack() as stack:
-        yield stack
-
-
 @pytest.fixture
-async def admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**module_stack.postgres.admin, database=DATABASE)
-    await connection.execute(f"DROP TABLE IF EXISTS accounts; {TABLE}")
-    await connection.execute("INSERT INTO accounts VALUES (1, 0), (2, 0)")
-    yield connection
-    await connection.close()
+async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+    await module_admin.execute(f"DROP TABLE IF EXISTS accounts; {TABLE}")
+    await module_admin.execute("INSERT INTO accounts VALUES (1, 0), (2, 0)")
+    return module_admin
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from infra.database.roles import APP
-from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
-from tests.conftest import eventually
+from tests.conftest import app_clients, eventually
 from tests.events import http_api
 from tests.runtime.emulator import Emulator, emulator
 
@@ -23,10 +22,6 @@ READ = http_api("GET", "/orders/1")
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
 
 
-def clients(bouncer: PgBouncer) -> int:
-    return len([row for row in bouncer.show("CLIENTS") if row["user"] == APP])
-
-
 def test_no_connection_is_left_300_ms_after_shutdown(stack: Stack, tmp_path: Path) -> None:
     durations = []
     with stack.another_pgbouncer() as bouncer:
@@ -34,9 +29,9 @@ def test_no_connection_is_left_300_ms_after_shutdown(stack: Stack, tmp_path: Pat
             log = tmp_path / f"{number}.log"
             with emulator(stack.environment(bouncer), log) as sandbox:
                 assert sandbox.invoke(READ)["statusCode"] == 200
-                assert clients(bouncer) == 1
+                assert len(app_clients(bouncer)) == 1
                 durations.append(sandbox.shut_down())
-                eventually(lambda: clients(bouncer) == 0)
+                eventually(lambda: not app_clients(bouncer))
         output = bouncer.log_since_start()
         assert output.count(f"/{APP}@127.0.0.1") >= 20
         assert output.count("closing because: client close request") >= 20

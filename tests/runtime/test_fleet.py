@@ -21,7 +21,7 @@ from infra.local.fleet import Ending, Fleet, http_front_end
 from infra.local.fleet.fork_server import ForkServer
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
-from tests.conftest import eventually
+from tests.conftest import app_clients, eventually
 
 
 def function(
@@ -323,8 +323,7 @@ async def test_a_hundred_requests_use_one_database_connection(own_stack: Stack) 
             for path in paths * 20
         ]
         assert statuses == [200, 404, 422, 422, 422] * 20
-        clients = [row for row in own_stack.pgbouncer.show("CLIENTS") if row["user"] == APP]
-        assert len(clients) == 1
+        assert len(app_clients(own_stack.pgbouncer)) == 1
         admin = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
         backends = await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", APP

@@ -15,7 +15,7 @@ from infra.local.fleet import Fleet
 from infra.local.fleet.runtime_api import RuntimeApi
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import command, eventually, log_lines
+from tests.conftest import app_clients, command, eventually, log_lines
 from tests.events import http_api
 
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
@@ -26,10 +26,6 @@ async def owner(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
     connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     yield connection
     await connection.close()
-
-
-def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
-    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
 
 
 def logged_closes(bouncer: PgBouncer) -> list[str]:
@@ -51,9 +47,9 @@ async def test_idle_sandboxes_close_their_connections(stack: Stack) -> None:
             async with Fleet(stack.environment(bouncer)) as fleet:
                 result = await fleet.invoke(http_api("GET", "/orders/1"))
                 assert result.payload["statusCode"] == 200
-                assert len(clients(bouncer)) == 1
+                assert len(app_clients(bouncer)) == 1
                 assert await exits_by_itself(fleet), number
-            eventually(lambda: not clients(bouncer))
+            eventually(lambda: not app_clients(bouncer))
         assert logged_closes(bouncer) == ["client close request"] * 5
 
 
@@ -82,7 +78,7 @@ async def test_shutdown_cancels_a_running_query(
                 assert await exits_by_itself(fleet)
                 await wait_for_queries(0)  # although the lock is still held
             await asyncio.wait_for(invocation, 5)
-        eventually(lambda: not clients(bouncer))
+        eventually(lambda: not app_clients(bouncer))
         assert "client unexpected eof" not in logged_closes(bouncer)
     log = (tmp_path / "sandbox-1.log").read_text()
     assert [line["outcome"] for line in log_lines(log)] == ["ok", "cancelled"]

@@ -5,16 +5,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from infra.database.roles import APP
 from infra.local.fleet import Sandbox
-from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import eventually
+from tests.conftest import app_clients, eventually
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -28,10 +25,6 @@ async def sandbox(log: Path, environment: dict[str, str]) -> AsyncIterator[Sandb
         yield sandbox
     finally:
         await sandbox.end()
-
-
-def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
-    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
 
 
 @pytest.mark.parametrize("prewarm", ["off", "on"])
@@ -48,17 +41,17 @@ async def test_environments_restored_from_a_snapshot_share_nothing(
             await snapshot_sandbox._api.snapshot.wait()
             connections_in_snapshot = proxy.connections
             assert connections_in_snapshot == (1 if prewarm == "on" else 0)
-            assert not clients(bouncer)  # the connection was closed before the snapshot
+            assert not app_clients(bouncer)  # the connection was closed before the snapshot
             await snapshot_sandbox.restore(2)
             if prewarm == "on":
                 assert proxy.connections == connections_in_snapshot + 2
             first, second = await snapshot_sandbox.invoke_all([READ, READ], 10)
             assert (first["statusCode"], second["statusCode"]) == (200, 200)
             assert proxy.connections == connections_in_snapshot + 2  # one for each restore
-            assert len({client["port"] for client in clients(bouncer)}) == 2
+            assert len({client["port"] for client in app_clients(bouncer)}) == 2
             for name in ("pid", "random", "uuid"):
                 assert first[name] != second[name], name
-        eventually(lambda: not clients(bouncer))
+        eventually(lambda: not app_clients(bouncer))
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -97,10 +90,10 @@ async def test_each_process_of_an_environment_has_its_own_engine(
                 responses = await instance.invoke_all([READ] * 3, 10)
                 assert [response["statusCode"] for response in responses] == [200] * 3
                 assert len({response["pid"] for response in responses}) == 3
-            assert len(clients(bouncer)) == 3
+            assert len(app_clients(bouncer)) == 3
             assert len(instance._api.extensions) == 1
             for response in responses:
                 os.kill(response["pid"], signal.SIGTERM)
-            eventually(lambda: not clients(bouncer))
+            eventually(lambda: not app_clients(bouncer))
         assert bouncer.log_since_start().count("closing because: client close request") >= 3
         assert "client unexpected eof" not in bouncer.log_since_start()
