@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 import pytest
@@ -41,6 +41,11 @@ if coverage_config := os.environ.get("COVERAGE_PROCESS_CONFIG"):
     sandbox._environment = lambda *details: (
         lambda_environment(*details) | {"COVERAGE_PROCESS_CONFIG": coverage_config}
     )
+
+if TYPE_CHECKING:
+    PgConnection = asyncpg.Connection[Any]
+else:
+    PgConnection = asyncpg.Connection  # it has no type parameters at run time
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
@@ -80,7 +85,7 @@ def own_stack() -> Iterator[Stack]:
 
 
 @asynccontextmanager
-async def administrator(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def administrator(stack: Stack) -> AsyncIterator[PgConnection]:
     connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         yield connection
@@ -89,15 +94,21 @@ async def administrator(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"
 
 
 @pytest.fixture
-async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def admin(stack: Stack) -> AsyncIterator[PgConnection]:
     async with administrator(stack) as connection:
         yield connection
 
 
 @pytest.fixture
-async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def locker(stack: Stack) -> AsyncIterator[PgConnection]:
     """Open a second administrator connection, to hold locks that queries wait for."""
     async with administrator(stack) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def own_admin(own_stack: Stack) -> AsyncIterator[PgConnection]:
+    async with administrator(own_stack) as connection:
         yield connection
 
 

@@ -18,7 +18,7 @@ from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import wait_for_transports_closed
-from tests.integration import test_roles
+from tests.integration import role_logins
 
 Answers = list[dict[str, Any]]
 
@@ -86,7 +86,7 @@ FUNCTIONS = "SELECT array_agg(oid::regprocedure::text) FROM pg_proc WHERE pronam
 def through_pooler(stack: Stack, password: str) -> str:
     async def query() -> str:
         try:
-            return await test_roles.through_pooler(stack, password)
+            return await role_logins.through_pooler(stack, password)
         finally:
             await wait_for_transports_closed()
 

@@ -104,7 +104,7 @@ def make_update(folder: Path) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def new_service(clone: Path) -> Path:
+def inventory(clone: Path) -> Path:
     """Create a service that the tests of this module share and must not change."""
     status, output = shell("make new DEST=../inventory NAME=inventory", cwd=clone)
     assert status == 0, output
@@ -114,7 +114,7 @@ def new_service(clone: Path) -> Path:
 
 
 @pytest.fixture
-def clone_and_service(clone: Path, tmp_path: Path) -> tuple[Path, Path]:
+def clone_and_shop(clone: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Create a clone and a service for a test that changes them."""
     own_clone = tmp_path / "warm-engine"
     assert run("git", "clone", "--quiet", clone, own_clone, cwd=clone)[0] == 0
@@ -124,40 +124,38 @@ def clone_and_service(clone: Path, tmp_path: Path) -> tuple[Path, Path]:
     return own_clone, tmp_path / "shop"
 
 
-def test_the_new_service_passes_its_own_tests(new_service: Path, clone: Path) -> None:
+def test_the_new_service_passes_its_own_tests(inventory: Path, clone: Path) -> None:
     plugin = str(clone / "infra/local/plugin")
     # pytest-asyncio, which the service does not use, would need its configuration.
     options = "-p no:asyncio"
-    status, output = shell("make test", cwd=new_service, PYTHONPATH=plugin, PYTEST_ADDOPTS=options)
+    status, output = shell("make test", cwd=inventory, PYTHONPATH=plugin, PYTEST_ADDOPTS=options)
     assert status == 0, output
     assert "6 passed" in output
 
 
-def test_the_demo_serves_a_row_cold_and_warm(new_service: Path) -> None:
-    status, output = shell("make demo", cwd=new_service)
+def test_the_demo_serves_a_row_cold_and_warm(inventory: Path) -> None:
+    status, output = shell("make demo", cwd=inventory)
     assert status == 0, output
     assert '{"key":"first","text":"A row of sample.sql"}' in output
     assert "1 inventory_app" in output
 
 
-def test_a_changed_model_gets_a_migration_that_needs_no_grant(
-    clone: Path, new_service: Path
-) -> None:
-    model = new_service / "handler/inventory.py"
+def test_a_changed_model_gets_a_migration_that_needs_no_grant(clone: Path, inventory: Path) -> None:
+    model = inventory / "handler/inventory.py"
     original = model.read_text()
-    versions = new_service / "infra/database/migrations/versions"
+    versions = inventory / "infra/database/migrations/versions"
     try:
         model.write_text(
             f"{original}\n\nclass More(Base):\n"
             '    __tablename__ = "more"\n'
             "    id: Mapped[int] = mapped_column(primary_key=True)\n"
         )
-        status, output = shell('make migration MESSAGE="add a column"', cwd=new_service)
+        status, output = shell('make migration MESSAGE="add a column"', cwd=inventory)
         assert status == 0, output
         [revision] = versions.glob("*_add_a_column.py")
         assert "op.create_table" in revision.read_text()
         with (
-            Stack(service=service.find(new_service)) as stack,
+            Stack(service=service.find(inventory)) as stack,
             psycopg.connect(**stack.postgres.admin, dbname="inventory") as admin,
         ):
             query = "SELECT has_table_privilege('inventory_app', 'more', 'SELECT, INSERT, DELETE')"
@@ -168,21 +166,17 @@ def test_a_changed_model_gets_a_migration_that_needs_no_grant(
             revision.unlink()
 
 
-def test_the_new_service_is_committed_and_records_its_version(
-    new_service: Path, clone: Path
-) -> None:
-    answers = (new_service / ".copier-answers.yml").read_text()
+def test_the_new_service_is_committed_and_records_its_version(inventory: Path, clone: Path) -> None:
+    answers = (inventory / ".copier-answers.yml").read_text()
     version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
     assert f"_commit: {version}\n" in answers
     assert "_src_path: ../warm-engine\n" in answers
-    assert (
-        run("git", "log", "--format=%s", cwd=new_service)[1] == "The service inventory, as made\n"
-    )
+    assert run("git", "log", "--format=%s", cwd=inventory)[1] == "The service inventory, as made\n"
 
 
-def test_the_new_service_does_not_mention_the_sample(new_service: Path) -> None:
+def test_the_new_service_does_not_mention_the_sample(inventory: Path) -> None:
     matches = run(
-        "git", "grep", "-inwE", SAMPLE_WORDS, "--", ":!.copier-answers.yml", cwd=new_service
+        "git", "grep", "-inwE", SAMPLE_WORDS, "--", ":!.copier-answers.yml", cwd=inventory
     )[1]
     allowed = (
         "LICENSE.warm-engine",
@@ -198,17 +192,15 @@ def test_the_new_service_does_not_mention_the_sample(new_service: Path) -> None:
     assert not unexpected, "\n".join(unexpected)
 
 
-def test_the_new_service_passes_its_own_linters(new_service: Path) -> None:
+def test_the_new_service_passes_its_own_linters(inventory: Path) -> None:
     for words in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
-        status, output = run(
-            sys.executable, "-m", *words, cwd=new_service, MYPY_CACHE_DIR=os.devnull
-        )
+        status, output = run(sys.executable, "-m", *words, cwd=inventory, MYPY_CACHE_DIR=os.devnull)
         assert status == 0, output
 
 
-def test_the_linters_accept_a_module_shared_by_tests(new_service: Path, tmp_path: Path) -> None:
+def test_the_linters_accept_a_module_shared_by_tests(inventory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    shutil.copytree(new_service, folder, symlinks=True)
+    shutil.copytree(inventory, folder, symlinks=True)
     (folder / "tests/rows.py").write_text('FIRST = "first"\n')
     (folder / "tests/test_rows.py").write_text(
         'from tests.rows import FIRST\n\n\ndef test_first() -> None:\n    assert FIRST == "first"\n'
@@ -219,10 +211,10 @@ def test_the_linters_accept_a_module_shared_by_tests(new_service: Path, tmp_path
 
 
 def test_an_added_package_is_pinned_for_the_image(
-    clone: Path, new_service: Path, tmp_path: Path
+    clone: Path, inventory: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "added"
-    shutil.copytree(new_service, folder, symlinks=True)
+    shutil.copytree(inventory, folder, symlinks=True)
     status, output = shell("make add PACKAGE=python-slugify", cwd=folder, LAB=str(clone))
     if "error sending request" in output:
         pytest.skip("needs a package index")
@@ -250,9 +242,9 @@ def test_a_service_with_a_long_name_is_formatted_correctly(clone: Path, tmp_path
         assert status == 0, output
 
 
-def test_the_new_service_requires_the_same_packages_as_this_project(new_service: Path) -> None:
+def test_the_new_service_requires_the_same_packages_as_this_project(inventory: Path) -> None:
     project, service_project = (
-        tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, new_service)
+        tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, inventory)
     )
     assert service_project["project"]["dependencies"] == project["project"]["dependencies"]
     groups = service_project["dependency-groups"]
@@ -261,36 +253,36 @@ def test_the_new_service_requires_the_same_packages_as_this_project(new_service:
 
 
 def test_an_update_merges_the_engine_and_keeps_the_author_s_files(
-    clone_and_service: tuple[Path, Path],
+    clone_and_shop: tuple[Path, Path],
 ) -> None:
-    clone, new_service = clone_and_service
-    (new_service / "handler/app.py").write_text("# mine\n")
-    (new_service / "handler/extra.py").write_text("# mine, too\n")
-    (new_service / "handler/shop.py").unlink()
-    commit(new_service, "My routes")
+    clone, shop = clone_and_shop
+    (shop / "handler/app.py").write_text("# mine\n")
+    (shop / "handler/extra.py").write_text("# mine, too\n")
+    (shop / "handler/shop.py").unlink()
+    commit(shop, "My routes")
     engine = clone / "handler/warm"
     (engine / "tracing.py").write_text((engine / "tracing.py").read_text() + "\nADDED = 1\n")
     (engine / "metrics.py").rename(engine / "figures.py")
     commit(clone, "Change and move a part of the engine")
-    status, output = make_update(new_service)
+    status, output = make_update(shop)
     assert status == 0, output
-    assert (new_service / "handler/warm/tracing.py").read_text().endswith("\nADDED = 1\n")
-    assert (new_service / "handler/warm/figures.py").exists()
-    assert not (new_service / "handler/warm/metrics.py").exists()
-    assert (new_service / "handler/app.py").read_text() == "# mine\n"
-    assert (new_service / "handler/extra.py").exists()
-    assert not (new_service / "handler/shop.py").exists()
+    assert (shop / "handler/warm/tracing.py").read_text().endswith("\nADDED = 1\n")
+    assert (shop / "handler/warm/figures.py").exists()
+    assert not (shop / "handler/warm/metrics.py").exists()
+    assert (shop / "handler/app.py").read_text() == "# mine\n"
+    assert (shop / "handler/extra.py").exists()
+    assert not (shop / "handler/shop.py").exists()
     version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
-    assert f"_commit: {version}\n" in (new_service / ".copier-answers.yml").read_text()
+    assert f"_commit: {version}\n" in (shop / ".copier-answers.yml").read_text()
 
 
 def test_a_clone_with_uncommitted_changes_creates_the_committed_version(
-    clone_and_service: tuple[Path, Path],
+    clone_and_shop: tuple[Path, Path],
 ) -> None:
     """The recorded version can therefore be found again."""
-    clone, new_service = clone_and_service
+    clone, shop = clone_and_shop
     (clone / "handler/warm/tracing.py").write_text("# not committed\n")
-    folder = new_service.with_name("stock")
+    folder = shop.with_name("stock")
     status, output = make_new(clone, folder, "stock")
     assert status == 0, output
     assert (folder / "handler/warm/tracing.py").read_text() != "# not committed\n"
@@ -299,36 +291,36 @@ def test_a_clone_with_uncommitted_changes_creates_the_committed_version(
     assert (folder / "handler/warm/tracing.py").read_text() == "# not committed\n"
 
 
-def test_a_conflict_is_shown_as_git_shows_conflicts(clone_and_service: tuple[Path, Path]) -> None:
-    clone, new_service = clone_and_service
+def test_a_conflict_is_shown_as_git_shows_conflicts(clone_and_shop: tuple[Path, Path]) -> None:
+    clone, shop = clone_and_shop
     first = '"""OpenTelemetry'
-    for folder, line in ((new_service, "# the author's"), (clone, "# the engine's")):
+    for folder, line in ((shop, "# the author's"), (clone, "# the engine's")):
         path = folder / "handler/warm/tracing.py"
         text = path.read_text()
         path.write_text(f"{line}\n{text}")
         commit(folder, f"A first line {first}")
-    status, output = make_update(new_service)
+    status, output = make_update(shop)
     assert (status, "conflict   handler/warm/tracing.py" in output) == (2, True), output
-    merged = (new_service / "handler/warm/tracing.py").read_text()
+    merged = (shop / "handler/warm/tracing.py").read_text()
     assert "<<<<<<<" in merged
     assert "# the author's" in merged
     assert "# the engine's" in merged
-    assert "UU handler/warm/tracing.py" in run("git", "status", "--porcelain", cwd=new_service)[1]
+    assert "UU handler/warm/tracing.py" in run("git", "status", "--porcelain", cwd=shop)[1]
 
 
 def test_a_changed_file_that_the_engine_moved_is_a_conflict(
-    clone_and_service: tuple[Path, Path],
+    clone_and_shop: tuple[Path, Path],
 ) -> None:
-    clone, new_service = clone_and_service
-    path = new_service / "handler/warm/tracing.py"
+    clone, shop = clone_and_shop
+    path = shop / "handler/warm/tracing.py"
     path.write_text(path.read_text() + "\nMINE = 1\n")
-    commit(new_service, "A change of the engine")
-    version = run("git", "rev-parse", "--short", "HEAD", cwd=new_service)[1].strip()
+    commit(shop, "A change of the engine")
+    version = run("git", "rev-parse", "--short", "HEAD", cwd=shop)[1].strip()
     engine = clone / "handler/warm"
     (engine / "tracing.py").rename(engine / "spans.py")
     (engine / "metrics.py").unlink()
     commit(clone, "Move one module and remove another")
-    status, output = make_update(new_service)
+    status, output = make_update(shop)
     conflicts = [line for line in output.splitlines() if line.startswith("conflict")]
     assert (status, conflicts) == (
         2,
@@ -337,7 +329,7 @@ def test_a_changed_file_that_the_engine_moved_is_a_conflict(
             f" is in `git show {version}:./handler/warm/tracing.py`"
         ],
     ), output
-    file_before = run("git", "show", f"{version}:./handler/warm/tracing.py", cwd=new_service)[1]
+    file_before = run("git", "show", f"{version}:./handler/warm/tracing.py", cwd=shop)[1]
     assert file_before.endswith("MINE = 1\n")
 
 
@@ -356,14 +348,14 @@ def test_a_conflict_in_a_file_with_a_space_in_its_name_is_one_path(tmp_path: Pat
     assert changed_paths(tmp_path, "--diff-filter=U") == ["two words.txt"]
 
 
-def test_an_update_to_the_same_version_reports_it(clone_and_service: tuple[Path, Path]) -> None:
-    clone, new_service = clone_and_service
+def test_an_update_to_the_same_version_reports_it(clone_and_shop: tuple[Path, Path]) -> None:
+    clone, shop = clone_and_shop
     version = run("git", "describe", "--tags", "--always", cwd=clone)[1].strip()
     (clone / "handler/warm/tracing.py").write_text("# not committed\n")
-    status, output = make_update(new_service)
+    status, output = make_update(shop)
     assert (status, f"already at {version}\n" in output) == (0, True), output
     assert f"uncommitted changes in {clone} were not brought" in output
-    assert run("git", "status", "--porcelain", cwd=new_service)[1] == ""
+    assert run("git", "status", "--porcelain", cwd=shop)[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -407,65 +399,65 @@ def test_missing_git_is_reported_in_one_line(clone: Path, tmp_path: Path) -> Non
     ("change", "message"),
     [
         (
-            lambda new_service: (new_service / "new.txt").touch(),
+            lambda shop: (shop / "new.txt").touch(),
             "update: Destination repository is dirty",
         ),
         (
-            lambda new_service: record(new_service, "_commit: v9.9.9"),
+            lambda shop: record(shop, "_commit: v9.9.9"),
             "update: Unknown revision: 'v9.9.9'",
         ),
         (
-            lambda new_service: record(new_service, "_src_path: ../elsewhere"),
+            lambda shop: record(shop, "_src_path: ../elsewhere"),
             "LAB=../elsewhere is not a clone",
         ),
-        (lambda new_service: (new_service / ".copier-answers.yml").unlink(), "LAB= is not a clone"),
+        (lambda shop: (shop / ".copier-answers.yml").unlink(), "LAB= is not a clone"),
     ],
     ids=["not committed", "unknown version", "another clone", "not made by make new"],
 )
 def test_an_impossible_update_is_rejected_in_one_line(
-    clone_and_service: tuple[Path, Path], change: Callable[[Path], object], message: str
+    clone_and_shop: tuple[Path, Path], change: Callable[[Path], object], message: str
 ) -> None:
-    new_service = clone_and_service[1]
-    change(new_service)
-    before = run("git", "status", "--porcelain", cwd=new_service)[1]
-    status, output = make_update(new_service)
+    shop = clone_and_shop[1]
+    change(shop)
+    before = run("git", "status", "--porcelain", cwd=shop)[1]
+    status, output = make_update(shop)
     lines = [line for line in output.splitlines() if not line.startswith("make")]
     assert (status, len(lines)) == (2, 1), output
     assert lines[0].startswith(message)
-    assert run("git", "status", "--porcelain", cwd=new_service)[1] == before
+    assert run("git", "status", "--porcelain", cwd=shop)[1] == before
 
 
-def record(new_service: Path, line: str) -> None:
+def record(shop: Path, line: str) -> None:
     """Replace the recorded version or the recorded path of the clone."""
-    answers, name = new_service / ".copier-answers.yml", line.partition(":")[0]
+    answers, name = shop / ".copier-answers.yml", line.partition(":")[0]
     other_lines = [
         other for other in answers.read_text().splitlines() if not other.startswith(name)
     ]
     answers.write_text("\n".join([*other_lines, line, ""]))
-    commit(new_service, "Another version")
+    commit(shop, "Another version")
 
 
-def copy_with_text(new_service: Path, tmp_path: Path, name: str, text: str) -> Path:
+def copy_with_text(inventory: Path, tmp_path: Path, name: str, text: str) -> Path:
     """Copy the service and append text to one of its files."""
     folder = tmp_path / "broken"
-    shutil.copytree(new_service, folder, symlinks=True)
+    shutil.copytree(inventory, folder, symlinks=True)
     path = folder / name
     path.write_text(path.read_text() + text)
     return folder
 
 
-def test_a_handler_that_cannot_be_imported_is_reported(new_service: Path, tmp_path: Path) -> None:
-    folder = copy_with_text(new_service, tmp_path, "handler/app.py", "\nimport nowhere\n")
+def test_a_handler_that_cannot_be_imported_is_reported(inventory: Path, tmp_path: Path) -> None:
+    folder = copy_with_text(inventory, tmp_path, "handler/app.py", "\nimport nowhere\n")
     with pytest.raises(LabError, match="No module named 'nowhere'"):
         service.find(folder)
 
 
 def test_a_failing_migration_is_reported_and_leaves_nothing(
-    new_service: Path, tmp_path: Path
+    inventory: Path, tmp_path: Path
 ) -> None:
     path = "infra/database/migrations/versions/0001_inventory.py"
     folder = copy_with_text(
-        new_service, tmp_path, path, '\n\ndef upgrade() -> None:\n    op.execute("SELEC")\n'
+        inventory, tmp_path, path, '\n\ndef upgrade() -> None:\n    op.execute("SELEC")\n'
     )
     stack = Stack(service=service.find(folder))
     with pytest.raises(
@@ -476,9 +468,9 @@ def test_a_failing_migration_is_reported_and_leaves_nothing(
 
 
 def test_the_plugin_reports_why_the_lab_did_not_start(
-    clone: Path, new_service: Path, tmp_path: Path
+    clone: Path, inventory: Path, tmp_path: Path
 ) -> None:
-    folder = copy_with_text(new_service, tmp_path, "handler/app.py", "\nimport nowhere\n")
+    folder = copy_with_text(inventory, tmp_path, "handler/app.py", "\nimport nowhere\n")
     plugin = str(clone / "infra/local/plugin")
     words = (sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-k", "migrations")
     status, output = run(*words, cwd=folder, PYTHONPATH=plugin)
@@ -497,10 +489,10 @@ app = FastAPI(
 
 
 @pytest.fixture(scope="module")
-def service_with_api_key(new_service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def service_with_api_key(inventory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a service with an API key and a nested body, and configure `make faults` for it."""
     folder = tmp_path_factory.mktemp("guarded") / "inventory"
-    shutil.copytree(new_service, folder, symlinks=True)
+    shutil.copytree(inventory, folder, symlinks=True)
     replace(folder / "handler/app.py", "import FastAPI", "import Depends, FastAPI, Header")
     replace(folder / "handler/app.py", "app = FastAPI(", API_KEY)
     replace(folder / "handler/app.py", "class Body(BaseModel):", "class Inner(BaseModel):")

@@ -4,13 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
-
-import asyncpg
 
 from infra.database.roles import APP
 from infra.local.stack import Stack
-from tests.conftest import administrator
+from tests.conftest import PgConnection, administrator
 
 BUSY_BACKENDS = (
     "SELECT count(*) FROM pg_stat_activity WHERE usename = $1"
@@ -31,7 +28,7 @@ async def locked_row(stack: Stack) -> AsyncIterator[None]:
             await transaction.rollback()
 
 
-async def stays_idle(admin: "asyncpg.Connection[Any]", seconds: float = 1.0) -> bool:
+async def stays_idle(admin: PgConnection, seconds: float = 1.0) -> bool:
     """Return whether the application's backends stay idle for that long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

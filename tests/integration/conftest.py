@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 import trustme
 
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import administrator
+from tests.conftest import PgConnection, administrator
 from tests.integration.failing_fleet import READ, FailingFleet, LoggedFleet, outcome
 
 
@@ -25,7 +24,7 @@ def module_stack() -> Iterator[Stack]:
 
 
 @pytest.fixture
-async def module_admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def module_admin(module_stack: Stack) -> AsyncIterator[PgConnection]:
     async with administrator(module_stack) as connection:
         yield connection
 

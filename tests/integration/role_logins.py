@@ -1,15 +1,14 @@
 """Logs in as the database roles, directly and through PgBouncer."""
 
-from typing import Any
-
 import asyncpg
 import pytest
 
 from handler.warm.database.connection import connector
 from infra.local.stack import Stack
+from tests.conftest import PgConnection
 
 
-async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
+async def connect(stack: Stack, role: str) -> PgConnection:
     return await connector(stack.settings(user=role))()
 
 

@@ -6,17 +6,23 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import pytest
 from alembic import command
 
 from handler import orders
-from handler.warm.database.engine import create_engine
 from infra.database import schema
 from infra.database.roles import OWNER
 from infra.local.stack import Stack
 from tests import events
-from tests.conftest import ColdHandler, Lambda, administrator, log_lines, set_environment
+from tests.conftest import (
+    ColdHandler,
+    Lambda,
+    PgConnection,
+    administrator,
+    log_lines,
+    set_environment,
+)
+from tests.integration.engines import handler_engines
 from tests.unit.test_identity import CLAIMS, ROLE, iam, rest_iam
 
 NAME = "Olive Oars"
@@ -135,11 +141,10 @@ def test_a_configured_claim_distinguishes_callers_of_one_subject(
 
 
 async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
     """Another caller uses the same key at the same time and gets one other order."""
     settings = stack.settings(through=stack.pgbouncer)
-    engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(10)]
     order = {"body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
 
     async def place(number: int) -> tuple[str, int]:
@@ -148,10 +153,8 @@ async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
             parameters = {"caller": caller, "key": key, **order}
             return caller, (await connection.execute(orders.PLACE, parameters)).one().order_id
 
-    try:
+    async with handler_engines(settings, 10) as engines:
         placed = await asyncio.gather(*map(place, range(50)))
-    finally:
-        await asyncio.gather(*(engine.dispose() for engine in engines))
     assert len(set(placed)) == 2
     assert len({order_id for _, order_id in placed}) == 2
 
@@ -160,7 +163,7 @@ async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
 
 
 async def place(
-    connection: "asyncpg.Connection[Any]", statement: str, key: str, name: str = NAME
+    connection: PgConnection, statement: str, key: str, name: str = NAME
 ) -> tuple[int, bool, bool]:
     """Create an order as an old version does, with the same digest of the body."""
     import hashlib
@@ -174,7 +177,7 @@ async def place(
 
 @each_old_statement
 async def test_a_key_without_a_caller_belongs_to_the_first_caller_who_sends_it(
-    lambda_handler: Lambda, key: str, statement: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, statement: str, admin: PgConnection
 ) -> None:
     order_id, is_new, _ = await place(admin, statement, key)
     assert is_new
@@ -189,7 +192,7 @@ async def test_a_key_without_a_caller_belongs_to_the_first_caller_who_sends_it(
 
 @each_old_statement
 async def test_an_old_version_finds_orders_created_by_the_new_one(
-    lambda_handler: Lambda, key: str, statement: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, statement: str, admin: PgConnection
 ) -> None:
     """During a rollout or rollback a retry may reach either version."""
     order_id = order_of(lambda_handler(post(key, jwt("amber"))))

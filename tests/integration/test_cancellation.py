@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import asyncpg
 import boto3
 import httpx
 import psutil
@@ -35,13 +34,20 @@ from infra.local import ROOT
 from infra.local.server import free_port
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import app_clients, command, eventually, reset_engine_cache, set_environment
+from tests.conftest import (
+    PgConnection,
+    app_clients,
+    command,
+    eventually,
+    reset_engine_cache,
+    set_environment,
+)
 from tests.events import http_api
 from tests.integration.backends import locked_row, stays_idle
 
 
 @pytest.fixture
-async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+async def admin(module_admin: PgConnection) -> PgConnection:
     await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
     return module_admin
 
@@ -72,7 +78,7 @@ async def in_the_engine() -> None:
 @pytest.mark.parametrize("query", [in_run, in_session, in_the_engine], ids=lambda q: q.__name__)
 async def test_repeated_anyio_cancellation_ends_the_query_on_the_server(
     module_stack: Stack,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     monkeypatch: pytest.MonkeyPatch,
     query: Callable[[], Any],
     path: str,
@@ -90,7 +96,7 @@ async def test_repeated_anyio_cancellation_ends_the_query_on_the_server(
 
 
 async def test_a_client_disconnecting_from_uvicorn_cancels_its_query(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]"
+    module_stack: Stack, admin: PgConnection
 ) -> None:
     port = free_port()
     process = command(

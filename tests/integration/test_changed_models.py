@@ -2,15 +2,15 @@
 
 from decimal import Decimal
 
-import asyncpg
 import pytest
 from sqlalchemy import Float, Integer, Numeric, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
+from tests.conftest import PgConnection
+from tests.integration.engines import handler_engine
 
 
 class Base(DeclarativeBase):
@@ -34,17 +34,15 @@ async def values(engine: AsyncEngine) -> tuple[Decimal, float]:
     "is_new_connection", [False, True], ids=["same connection", "new connection"]
 )
 async def test_a_float_column_changed_to_numeric_is_read_exactly(
-    own_stack: Stack, is_new_connection: bool
+    own_stack: Stack, is_new_connection: bool, own_admin: PgConnection
 ) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+    await own_admin.execute(
         "CREATE TABLE amounts (id integer, exact double precision, rough double precision);"
         f"INSERT INTO amounts VALUES (1, 1, 1.5); GRANT SELECT ON amounts TO {APP}"
     )
-    engine = create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")
-    try:
+    async with handler_engine(own_stack.settings()) as engine:
         assert await values(engine) == (Decimal(1), 1.5)
-        await admin.execute(
+        await own_admin.execute(
             "ALTER TABLE amounts ALTER exact TYPE numeric, ALTER rough TYPE numeric;"
             "UPDATE amounts SET exact = 12345678901234567890.1234567891"
         )
@@ -59,6 +57,3 @@ async def test_a_float_column_changed_to_numeric_is_read_exactly(
         async with engine.connect() as connection:
             with_comment = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
             assert (await connection.execute(with_comment)).all() == []
-    finally:
-        await engine.dispose()
-        await admin.close()

@@ -15,13 +15,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from handler.warm.database.connection import connector
-from handler.warm.database.engine import create_engine
 from handler.warm.settings import Settings
 from infra.database.roles import APP
 from infra.local import system_packages
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import administrator
+from tests.conftest import PgConnection
 from tests.integration.changed_columns import KINDS, PREPARATION, QUERIES, RECORDS, Kind
+from tests.integration.engines import handler_engine
 
 #: `make test` tries a sample; `.ci/run` sets 10,000, which covers each change several times.
 READS = int(os.environ.get("READS", "500"))
@@ -40,9 +40,8 @@ PATHS = [
 
 
 @pytest.fixture
-async def admin(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    async with administrator(own_stack) as connection:
-        yield connection
+def admin(own_admin: PgConnection) -> PgConnection:
+    return own_admin
 
 
 @contextmanager
@@ -57,18 +56,15 @@ def path_to(stack: Stack, path: str | int) -> Iterator[Settings]:
         yield stack.settings(through=bouncer)
 
 
-def uncached_engine(stack: Stack) -> AsyncEngine:
+@asynccontextmanager
+async def uncached_engine(stack: Stack) -> AsyncIterator[AsyncEngine]:
     """Create an engine with SQLAlchemy's own dialect, which prepares each read again."""
     caches = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args={**stack.postgres.admin, "database": DATABASE, **caches},
         isolation_level="AUTOCOMMIT",
     )
-
-
-@asynccontextmanager
-async def disposed(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     try:
         yield engine
     finally:
@@ -77,10 +73,7 @@ async def disposed(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 @asynccontextmanager
 async def warm_connection(stack: Stack) -> AsyncIterator[AsyncConnection]:
-    async with (
-        disposed(create_engine(stack.settings(), isolation_level="AUTOCOMMIT")) as engine,
-        engine.connect() as connection,
-    ):
+    async with handler_engine(stack.settings()) as engine, engine.connect() as connection:
         yield connection
 
 
@@ -99,7 +92,7 @@ def with_type(value: Any) -> Any:
     return (type(value).__name__, value)
 
 
-async def create(admin: "asyncpg.Connection[Any]", kind: Kind) -> None:
+async def create(admin: PgConnection, kind: Kind) -> None:
     await admin.execute(
         f"DROP TABLE IF EXISTS altered; CREATE TABLE altered (id integer, v {kind.name});"
         f"GRANT SELECT, UPDATE ON altered TO {APP}"
@@ -108,7 +101,7 @@ async def create(admin: "asyncpg.Connection[Any]", kind: Kind) -> None:
         await admin.execute(f"INSERT INTO altered VALUES ({number}, '{value}')")
 
 
-async def alter(admin: "asyncpg.Connection[Any]", target: str) -> None:
+async def alter(admin: PgConnection, target: str) -> None:
     """Change the type, keeping the values it can represent; the others become NULL."""
     change = "ALTER TABLE altered ALTER v TYPE {} USING {}"
     for using in (f"v::{target}", f"v::text::{target}", f"convert_to(v::text, 'UTF8')::{target}"):
@@ -120,7 +113,7 @@ async def alter(admin: "asyncpg.Connection[Any]", target: str) -> None:
     await admin.execute(change.format(target, f"NULL::{target}"))
 
 
-async def _extensions(admin: "asyncpg.Connection[Any]") -> set[str]:
+async def _extensions(admin: PgConnection) -> set[str]:
     rows = await admin.fetch("SELECT name FROM pg_available_extensions")
     return {row["name"] for row in rows}
 
@@ -128,7 +121,7 @@ async def _extensions(admin: "asyncpg.Connection[Any]") -> set[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 async def test_a_read_is_correct_or_fails_and_the_next_is_correct(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]", path: str | int
+    own_stack: Stack, admin: PgConnection, path: str | int
 ) -> None:
     await admin.execute(PREPARATION)
     changes = list(CHANGES)
@@ -140,8 +133,8 @@ async def test_a_read_is_correct_or_fails_and_the_next_is_correct(
     reads, errors = 0, 0
     with path_to(own_stack, path) as settings:
         async with (
-            disposed(create_engine(settings, isolation_level="AUTOCOMMIT")) as warm,
-            disposed(uncached_engine(own_stack)) as uncached,
+            handler_engine(settings) as warm,
+            uncached_engine(own_stack) as uncached,
         ):
             while reads < READS:
                 kind, target = chooser.choice(changes)
@@ -165,9 +158,7 @@ async def test_a_read_is_correct_or_fails_and_the_next_is_correct(
     assert errors
 
 
-async def test_reordered_columns_are_read_correctly(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]"
-) -> None:
+async def test_reordered_columns_are_read_correctly(own_stack: Stack, admin: PgConnection) -> None:
     """The types are the same in either order, so only the names can tell the columns apart."""
     await admin.execute(
         f"CREATE TABLE altered (price integer, stock integer); GRANT SELECT ON altered TO {APP};"
@@ -185,7 +176,7 @@ async def test_reordered_columns_are_read_correctly(
 
 
 async def test_a_parameter_keeps_the_type_it_was_encoded_with(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+    own_stack: Stack, admin: PgConnection
 ) -> None:
     """Without the type in Parse, the four bytes of an integer would be stored as a real."""
     await admin.execute(
@@ -206,7 +197,7 @@ async def test_a_parameter_keeps_the_type_it_was_encoded_with(
 
 
 async def test_two_statements_with_the_same_text_are_distinguished(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+    own_stack: Stack, admin: PgConnection
 ) -> None:
     await create(admin, KINDS[1])
     async with contextlib.AsyncExitStack() as undo:
@@ -220,9 +211,7 @@ async def test_two_statements_with_the_same_text_are_distinguished(
             await before.fetchval()
 
 
-async def test_a_recreated_type_fails_one_query(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]"
-) -> None:
+async def test_a_recreated_type_fails_one_query(own_stack: Stack, admin: PgConnection) -> None:
     create_type = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE altered (v mood);"
     await admin.execute(f"{create_type} GRANT ALL ON altered TO {APP}")
     async with warm_connection(own_stack) as warm:
@@ -236,12 +225,10 @@ async def test_a_recreated_type_fails_one_query(
 
 
 async def test_all_connections_of_a_pool_read_correctly(
-    own_stack: Stack, admin: "asyncpg.Connection[Any]"
+    own_stack: Stack, admin: PgConnection
 ) -> None:
     await create(admin, KINDS[1])
-    async with disposed(
-        create_engine(own_stack.settings(pool_size=4), isolation_level="AUTOCOMMIT")
-    ) as warm:
+    async with handler_engine(own_stack.settings(pool_size=4)) as warm:
 
         async def read_on_all_connections() -> list[str]:
             return await asyncio.gather(*(read(warm, QUERIES[0]) for _ in range(4)))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import asyncpg
 import boto3
 import botocore.auth
 import pytest
@@ -23,11 +22,13 @@ from handler.warm.errors import CredentialsError
 from handler.warm.request_policy import classify
 from handler.warm.settings import load_settings
 from infra.database import roles
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import (
     ColdHandler,
     Lambda,
+    PgConnection,
+    administrator,
     log_lines,
     run,
     set_environment,
@@ -100,13 +101,10 @@ def close_pooled_connections() -> None:
     handler.main.handler.loop.run(engine.get_engine().dispose)
 
 
-def as_administrator(stack: Stack, work: Callable[["asyncpg.Connection[Any]"], Any]) -> None:
+def as_administrator(stack: Stack, work: Callable[[PgConnection], Any]) -> None:
     async def connect_and_work() -> None:
-        connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-        try:
-            await work(connection)
-        finally:
-            await connection.close()
+        async with administrator(stack) as admin:
+            await work(admin)
 
     asyncio.run(connect_and_work())
 
@@ -169,7 +167,7 @@ def test_with_alternating_users_the_secret_names_the_user(
 ) -> None:
     """Both passwords are valid for a while, so the secret is read again only after one expires."""
 
-    async def create_alternate_role(admin: "asyncpg.Connection[Any]") -> None:
+    async def create_alternate_role(admin: PgConnection) -> None:
         await admin.execute(f"CREATE ROLE appuser_clone LOGIN IN ROLE {roles.APP}")
         await roles.set_password(admin, "appuser_clone", "its own")
 

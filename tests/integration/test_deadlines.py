@@ -8,13 +8,12 @@ import signal
 import time
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
-from tests.conftest import log_lines
+from tests.conftest import PgConnection, log_lines
 from tests.events import http_api
 from tests.integration.backends import BUSY_BACKENDS, locked_row, stays_idle
 
@@ -30,7 +29,7 @@ ROUTES = [
 
 
 @pytest.fixture
-async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+async def admin(module_admin: PgConnection) -> PgConnection:
     await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
     await module_admin.execute("UPDATE orders SET status = 'before' WHERE id < 3")
     return module_admin
@@ -48,7 +47,7 @@ def environment(stack: Stack, path: str, **variables: str) -> dict[str, str]:
 @pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
 @pytest.mark.parametrize("route", ROUTES)
 async def test_after_a_504_no_query_runs_and_nothing_is_written(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", route: str, middleware: str, path: str
+    module_stack: Stack, admin: PgConnection, route: str, middleware: str, path: str
 ) -> None:
     variables = environment(module_stack, path, MIDDLEWARE=middleware)
     async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
@@ -72,7 +71,7 @@ async def test_after_a_504_no_query_runs_and_nothing_is_written(
 @pytest.mark.parametrize("route", ["sync-write", "async-write"])
 @pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
 async def test_one_sandbox_never_has_two_active_backends(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", middleware: str, route: str
+    module_stack: Stack, admin: PgConnection, middleware: str, route: str
 ) -> None:
     with module_stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         variables = module_stack.environment(through=bouncer) | {"MIDDLEWARE": middleware}
@@ -96,7 +95,7 @@ async def test_one_sandbox_never_has_two_active_backends(
 
 @pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 async def test_random_deadlines_end_in_200_or_504_only(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", path: str
+    module_stack: Stack, admin: PgConnection, path: str
 ) -> None:
     numbers = random.Random(7)
     paths = ["sleep/{}/transaction", "sleep/{}/session", "sleep/{}/autocommit", "sync-sleep/{}"]
@@ -117,7 +116,7 @@ async def test_random_deadlines_end_in_200_or_504_only(
 
 
 async def test_a_background_task_past_the_deadline_is_cancelled_after_the_200(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", capfd: pytest.CaptureFixture[str]
+    module_stack: Stack, admin: PgConnection, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=2) as fleet:
         await fleet.invoke(get("now"))
@@ -131,7 +130,7 @@ async def test_a_background_task_past_the_deadline_is_cancelled_after_the_200(
 
 
 async def test_a_task_left_by_a_route_is_cancelled_after_the_response(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]"
+    module_stack: Stack, admin: PgConnection
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=9) as fleet:
         await fleet.invoke(get("now"))
@@ -145,7 +144,7 @@ async def test_a_task_left_by_a_route_is_cancelled_after_the_response(
 
 @pytest.mark.parametrize("route", ["blocking", "blocking-in-an-executor"])
 async def test_a_thread_running_after_its_504_cannot_query(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", route: str
+    module_stack: Stack, admin: PgConnection, route: str
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=2) as fleet:
         warm = await fleet.invoke(get("now"))

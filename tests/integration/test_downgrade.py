@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from handler.warm.database.engine import create_engine
 from handler.warm.database.tls import tls_context
 from handler.warm.request_policy import classify
 from handler.warm.settings import Settings
 from infra.local.stack import Stack
+from tests.integration.engines import handler_engine
 from tests.rds_proxy import SSL_REQUEST, RdsProxy
 
 PASSWORD = "Zq9~Xw"
@@ -83,13 +83,10 @@ async def insecure_server(
 
 async def failure_of(settings: Settings) -> tuple[str, str]:
     """Return cause and hint of the first query's failure."""
-    engine = create_engine(settings)
-    try:
+    async with handler_engine(settings) as engine:
         with pytest.raises(Exception) as error_info:  # noqa: PT011  # any exception is classified
             async with engine.connect():
                 pass
-    finally:
-        await engine.dispose()
     failure = classify(error_info.value)
     return failure.cause, failure.hint
 
@@ -150,9 +147,5 @@ async def test_an_iam_token_is_also_sent_in_cleartext_and_over_tls_1_2(
             sslmode="verify-full",
             sslrootcert=proxy.ca,
         )
-        engine = create_engine(settings)
-        try:
-            async with engine.connect():
-                assert proxy.logins == 1
-        finally:
-            await engine.dispose()
+        async with handler_engine(settings) as engine, engine.connect():
+            assert proxy.logins == 1

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -18,7 +17,8 @@ from infra.database.roles import APP
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import Lambda, app_clients, eventually
+from tests.conftest import Lambda, PgConnection, app_clients, eventually
+from tests.integration.engines import handler_engine, handler_engines
 
 ORDER_1 = '{"id":1,"customer_name":"Amber Bakery","status":"pending"}'
 
@@ -72,65 +72,52 @@ async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) ->
         path_to_postgres(stack, path) as settings,
         TcpProxy(settings.host, settings.port) as proxy,
     ):
-        engine_under_test = create_engine(
-            settings.model_copy(update={"port": proxy.port}), isolation_level="AUTOCOMMIT"
-        )
-        try:
-            assert await read(engine_under_test, 1) == "Amber Bakery"
+        async with handler_engine(settings.model_copy(update={"port": proxy.port})) as warm_engine:
+            assert await read(warm_engine, 1) == "Amber Bakery"
             for order_id in (2, 3, 1):
                 proxy.reset_counters()
-                await read(engine_under_test, order_id)
+                await read(warm_engine, order_id)
                 assert (proxy.round_trips, proxy.connections) == (1, 0)
-        finally:
-            await engine_under_test.dispose()
 
 
-async def read(engine_under_test: AsyncEngine, order_id: int) -> str | None:
-    async with AsyncSession(engine_under_test, expire_on_commit=False) as session:
+async def read(warm_engine: AsyncEngine, order_id: int) -> str | None:
+    async with AsyncSession(warm_engine, expire_on_commit=False) as session:
         order = await session.scalar(orders.BY_ID, {"id": order_id})
     return order.customer_name if order else None
 
 
 async def test_twenty_sandboxes_share_three_server_connections_correctly(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection
 ) -> None:
     with stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         settings = stack.settings(through=bouncer)
-        engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(20)]
         names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
 
         async def twenty_reads(number: int) -> None:
             for order_id in range(1 + number, 401 + number, 20):
                 assert await read(engines[number], order_id) == names[order_id]
 
-        try:
+        async with handler_engines(settings, 20) as engines:
             await asyncio.gather(*map(twenty_reads, range(20)))
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
             assert pool["cl_active"] == 20
             assert pool["sv_active"] + pool["sv_idle"] + pool["sv_used"] <= 3
-        finally:
-            await asyncio.gather(*(engine_under_test.dispose() for engine_under_test in engines))
 
 
 async def test_no_named_statement_is_left_on_a_server(stack: Stack) -> None:
-    engine_under_test = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
-    try:
+    async with handler_engine(stack.settings()) as warm_engine:
         for order_id in (1, 2, 3):
-            await read(engine_under_test, order_id)
-        async with engine_under_test.connect() as connection:
+            await read(warm_engine, order_id)
+        async with warm_engine.connect() as connection:
             named = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
         assert named == 0
-    finally:
-        await engine_under_test.dispose()
 
 
 async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
-        engine_under_test = create_engine(
-            stack.settings(through=bouncer), isolation_level="AUTOCOMMIT"
-        )
-        await read(engine_under_test, 1)
-        await engine_under_test.dispose()
+        warm_engine = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
+        await read(warm_engine, 1)
+        await warm_engine.dispose()
         eventually(lambda: not app_clients(bouncer))
         ends = [
             line
@@ -142,20 +129,15 @@ async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
 
 
 async def test_an_idle_sandbox_holds_a_client_connection_but_no_transaction(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
-        engine_under_test = create_engine(
-            stack.settings(through=bouncer), isolation_level="AUTOCOMMIT"
-        )
-        try:
-            await read(engine_under_test, 1)
+        async with handler_engine(stack.settings(through=bouncer)) as warm_engine:
+            await read(warm_engine, 1)
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
             assert (pool["cl_active"], pool["sv_active"]) == (1, 0)
             states = await admin.fetch("SELECT state FROM pg_stat_activity WHERE usename = $1", APP)
             assert {row["state"] for row in states} == {"idle"}
-        finally:
-            await engine_under_test.dispose()
 
 
 async def test_every_raw_connection_uses_the_current_credential(
@@ -169,16 +151,13 @@ async def test_every_raw_connection_uses_the_current_credential(
         return settings.user, settings.password.get_secret_value()
 
     monkeypatch.setattr(credentials, "from_settings", lambda settings: login)
-    engine_under_test = create_engine(settings, isolation_level="AUTOCOMMIT")
-    try:
-        await read(engine_under_test, 1)
-        await read(engine_under_test, 2)
+    async with handler_engine(settings) as warm_engine:
+        await read(warm_engine, 1)
+        await read(warm_engine, 2)
         assert len(calls) == 1
-        await engine_under_test.dispose()
-        await read(engine_under_test, 1)
+        await warm_engine.dispose()
+        await read(warm_engine, 1)
         assert len(calls) == 2
-    finally:
-        await engine_under_test.dispose()
 
 
 @pytest.mark.parametrize(
@@ -188,14 +167,9 @@ async def test_every_raw_connection_uses_the_current_credential(
 async def test_role_settings_apply_through_pgbouncer(
     stack: Stack, setting: str, value: str
 ) -> None:
-    engine_under_test = create_engine(
-        stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT"
-    )
-    try:
-        async with engine_under_test.connect() as connection:
-            assert await connection.scalar(text(f"SHOW {setting}")) == value
-    finally:
-        await engine_under_test.dispose()
+    settings = stack.settings(through=stack.pgbouncer)
+    async with handler_engine(settings) as warm_engine, warm_engine.connect() as connection:
+        assert await connection.scalar(text(f"SHOW {setting}")) == value
 
 
 async def test_an_invalid_ca_file_is_reported_by_name(stack: Stack) -> None:

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from functools import cache
-from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy import create_engine, text
@@ -16,27 +13,31 @@ from handler import orders
 from handler.app import app
 from handler.warm.database import engine
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import app_clients, psycopg_url, reset_engine_cache, set_environment
+from tests.conftest import (
+    PgConnection,
+    app_clients,
+    psycopg_url,
+    reset_engine_cache,
+    set_environment,
+)
 from tests.events import http_api
 
 READ_CUSTOMER_ORDERS = http_api("GET", "/customers/7/orders")
 
 
 @pytest.fixture
-async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def owner(own_admin: PgConnection) -> PgConnection:
     """Create the second table and return a connection that may change it."""
-    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await connection.execute("CREATE TABLE customers (id integer PRIMARY KEY, name varchar(120))")
-    await connection.execute("GRANT SELECT ON customers TO appuser")
-    await connection.execute("INSERT INTO customers VALUES (7, 'Teal Tools'), (8, 'Nobody')")
-    yield connection
-    await connection.close()
+    await own_admin.execute("CREATE TABLE customers (id integer PRIMARY KEY, name varchar(120))")
+    await own_admin.execute("GRANT SELECT ON customers TO appuser")
+    await own_admin.execute("INSERT INTO customers VALUES (7, 'Teal Tools'), (8, 'Nobody')")
+    return own_admin
 
 
 async def test_a_related_table_is_loaded_in_two_round_trips(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, owner: PgConnection
 ) -> None:
     """After a migration, one retry is enough for a correct read, as for the first table."""
     rows = await owner.fetch("SELECT id FROM orders WHERE customer_name = 'Teal Tools'")
@@ -72,7 +73,7 @@ async def test_a_related_table_is_loaded_in_two_round_trips(
 
 
 async def test_a_synchronous_route_queries_on_the_engine_loop(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, owner: PgConnection
 ) -> None:
     environment = own_stack.environment()
     async with Fleet(environment, handler="tests.integration.customers.handler") as fleet:

@@ -6,15 +6,14 @@ import json
 import uuid
 from typing import Any
 
-import asyncpg
 import pytest
 
 from handler import orders
-from handler.warm.database.engine import create_engine
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
-from tests.conftest import Lambda, administrator
+from tests.conftest import Lambda, PgConnection, administrator
 from tests.events import http_api
+from tests.integration.engines import handler_engine, handler_engines
 from tests.integration.failing_fleet import LoggedFleet, write
 
 LAST_ID = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM orders_id_seq"
@@ -29,7 +28,7 @@ def post(key: str, name: str) -> dict[str, Any]:
 
 
 async def test_a_thousand_repeated_and_rejected_requests_use_one_id(
-    lambda_handler: Lambda, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, admin: PgConnection
 ) -> None:
     key, before = str(uuid.uuid4()), await admin.fetchval(LAST_ID)
     statuses = [lambda_handler(post(key, "Red Sails"))["statusCode"] for _ in range(500)]
@@ -40,11 +39,10 @@ async def test_a_thousand_repeated_and_rejected_requests_use_one_id(
 
 
 async def test_fifty_concurrent_requests_with_one_key_use_one_id(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection
 ) -> None:
     """Each request waits for the first, and none takes an id meanwhile."""
     settings = stack.settings(through=stack.pgbouncer)
-    engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(10)]
     before = await admin.fetchval(LAST_ID)
     parameters = {"key": str(uuid.uuid4()), **PARAMETERS}
 
@@ -52,27 +50,19 @@ async def test_fifty_concurrent_requests_with_one_key_use_one_id(
         async with engines[number % 10].connect() as connection:
             return int((await connection.execute(orders.PLACE, parameters)).one().order_id)
 
-    try:
+    async with handler_engines(settings, 10) as engines:
         order_ids = await asyncio.gather(*map(place, range(50)))
-    finally:
-        await asyncio.gather(*(engine.dispose() for engine in engines))
     assert set(order_ids) == {before + 1}
     assert await admin.fetchval(LAST_ID) == before + 1
 
 
-async def test_a_failed_order_leaves_nothing_behind(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
-) -> None:
-    engine = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
+async def test_a_failed_order_leaves_nothing_behind(stack: Stack, admin: PgConnection) -> None:
     key = str(uuid.uuid4())
-    try:
-        async with engine.connect() as connection:
-            with pytest.raises(Exception, match="value too long"):
-                await connection.execute(
-                    orders.PLACE, {"key": key, **PARAMETERS, "customer_name": "x" * 121}
-                )
-    finally:
-        await engine.dispose()
+    async with handler_engine(stack.settings()) as engine, engine.connect() as connection:
+        with pytest.raises(Exception, match="value too long"):
+            await connection.execute(
+                orders.PLACE, {"key": key, **PARAMETERS, "customer_name": "x" * 121}
+            )
     assert not await admin.fetchval("SELECT 1 FROM order_requests WHERE key = $1", key)
 
 
@@ -94,9 +84,7 @@ async def test_exhausted_ids_are_reported_and_stored_responses_still_work(
         assert replay.payload["body"] == first.payload["body"]
 
 
-async def test_old_and_new_code_find_each_others_keys(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
-) -> None:
+async def test_old_and_new_code_find_each_others_keys(stack: Stack, admin: PgConnection) -> None:
     """Both versions run during a rollout."""
     oldest = """
         INSERT INTO order_requests AS request (key, body_sha256) VALUES ($1, $2)

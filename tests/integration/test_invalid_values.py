@@ -13,6 +13,7 @@ from handler.warm import request_policy
 from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
 from infra.local.stack import Stack
+from tests.integration.engines import handler_engine
 
 SECRET = "tiger"
 TYPES = [
@@ -44,15 +45,12 @@ async def error_of(engine: AsyncEngine, type_name: str, value: Any) -> Exception
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(TYPES), value=VALUES)
+@given(type_name=st.sampled_from(TYPES), value=VALUES)
 async def test_a_bad_value_is_not_quoted_and_the_next_query_works(
     stack: Stack, type_name: str, value: Any
 ) -> None:
     bouncer = stack.pgbouncer
-    engine = create_engine(
-        stack.settings(through=bouncer, pool_size=1), isolation_level="AUTOCOMMIT"
-    )
-    try:
+    async with handler_engine(stack.settings(through=bouncer, pool_size=1)) as engine:
         for _ in range(2):  # the second statement is already prepared
             error = await error_of(engine, type_name, value)
             if error is not None:
@@ -63,8 +61,6 @@ async def test_a_bad_value_is_not_quoted_and_the_next_query_works(
                 assert "active" not in states, error
             async with engine.connect() as connection:
                 assert await connection.scalar(text("SELECT 1")) == 1
-    finally:
-        await engine.dispose()
 
 
 async def test_a_value_that_cannot_be_sent_leaves_other_connections_open(stack: Stack) -> None:

@@ -4,13 +4,11 @@ import json
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import asyncpg
 import pytest
 from sqlalchemy.dialects import postgresql
 
 from handler import orders
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import Lambda
+from tests.conftest import Lambda, PgConnection
 from tests.events import http_api
 
 
@@ -29,7 +27,7 @@ def pages(invoke: Lambda, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limit", [7, 100])
 async def test_following_next_returns_every_order_of_a_status_once(
-    lambda_handler: Lambda, admin: "asyncpg.Connection[Any]", limit: int
+    lambda_handler: Lambda, admin: PgConnection, limit: int
 ) -> None:
     all_pages = pages(lambda_handler, f"status=shipped&limit={limit}")
     orders_of_pages = [order for page in all_pages for order in page["orders"]]
@@ -63,13 +61,14 @@ def test_invalid_page_parameters_have_status_422(lambda_handler: Lambda, query: 
     assert json.loads(response["body"])["detail"].startswith(query.partition("=")[0])
 
 
-async def test_a_page_among_100_000_orders_reads_only_its_rows(own_stack: Stack) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+async def test_a_page_among_100_000_orders_reads_only_its_rows(
+    own_admin: PgConnection,
+) -> None:
+    await own_admin.execute(
         "INSERT INTO orders (customer_name, status) SELECT 'Jade Kites',"
         " CASE WHEN n % 1000 = 0 THEN 'lost' ELSE 'paid' END FROM generate_series(1, 99000) AS n"
     )
-    await admin.execute("ANALYZE orders")
+    await own_admin.execute("ANALYZE orders")
     for statement, values, index in (
         (orders.BY_ID, (50_000,), "orders_pkey"),
         (orders.PAGE, (50_000, 21), "orders_pkey"),
@@ -77,7 +76,7 @@ async def test_a_page_among_100_000_orders_reads_only_its_rows(own_stack: Stack)
         (orders.PAGE_OF_STATUS, (90_000, "paid", 21), None),  # either index will do
     ):
         sql = str(statement.compile(dialect=postgresql.asyncpg.dialect()))  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
-        [[plan]] = await admin.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", *values)
+        [[plan]] = await own_admin.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", *values)
         scan = json.loads(plan)[0]["Plan"]
         while "Plans" in scan:
             scan = scan["Plans"][0]
@@ -85,4 +84,3 @@ async def test_a_page_among_100_000_orders_reads_only_its_rows(own_stack: Stack)
         assert index is None or scan["Index Name"] == index, sql
         assert scan["Actual Rows"] <= 21
         assert scan.get("Rows Removed by Filter", 0) <= 21
-    await admin.close()

@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import text
 
 from handler.warm.database.connection import connector
-from handler.warm.database.engine import create_engine
 from handler.warm.database.liveness import socket_of, was_closed
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.events import http_api
+from tests.integration.engines import handler_engine
 
 
 async def test_a_pgbouncer_restart_between_invocations_needs_no_retry(
@@ -61,14 +61,11 @@ async def test_a_connection_past_its_maximum_idle_age_is_replaced(
 async def test_checkouts_keep_a_live_connection(stack: Stack) -> None:
     with TcpProxy(stack.pgbouncer.host, stack.pgbouncer.port) as proxy:
         settings = stack.settings(through=stack.pgbouncer, port=proxy.port)
-        engine = create_engine(settings, isolation_level="AUTOCOMMIT")
-        try:
+        async with handler_engine(settings) as engine:
             for _ in range(300):
                 async with engine.connect() as connection:
                     await connection.execute(text("SELECT 1"))
             assert proxy.connections == 1
-        finally:
-            await engine.dispose()
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import ColdHandler, Lambda, log_lines, set_environment
+from infra.local.stack import Stack
+from tests.conftest import ColdHandler, Lambda, PgConnection, log_lines, set_environment
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -85,13 +84,13 @@ async def test_customer_data_is_never_logged(stack: Stack, tmp_path: Path) -> No
         assert value not in log
 
 
-async def test_an_invocation_past_its_deadline_is_marked(stack: Stack, tmp_path: Path) -> None:
-    locker = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def test_an_invocation_past_its_deadline_is_marked(
+    stack: Stack, tmp_path: Path, locker: PgConnection
+) -> None:
     async with Fleet(stack.environment(), timeout=1, logs=tmp_path) as fleet:
         await fleet.invoke(READ)
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
             await fleet.invoke(READ)
-    await locker.close()
     line = log_lines((tmp_path / "sandbox-1.log").read_text())[-1]
     assert (line["outcome"], line["status"]) == ("late", 504)

@@ -1,10 +1,8 @@
 """Reads are correct while a migration changes the table under a warm execution environment."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import asyncpg
 import pytest
 from alembic import command
 from sqlalchemy.exc import DBAPIError
@@ -12,9 +10,9 @@ from sqlalchemy.exc import DBAPIError
 from infra.database import schema
 from infra.database.roles import OWNER
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import run
+from tests.conftest import PgConnection, run
 from tests.events import http_api
 
 #: Migrations, applied in this order.
@@ -30,15 +28,8 @@ CHANGES = [
 ]
 
 
-@pytest.fixture
-async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
-
-
 async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, own_admin: PgConnection
 ) -> None:
     bouncer = own_stack.pgbouncer
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
@@ -52,7 +43,7 @@ async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
 
             before = {order_id: await order(order_id) for order_id in (1, 5, 999)}
             for change in CHANGES:
-                await owner.execute(change)
+                await own_admin.execute(change)
                 # The handler retries when it notices the changed columns.
                 assert await order(1) == before[1], change
                 proxy.reset_counters()
@@ -63,28 +54,28 @@ async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
 
 
 async def test_values_of_a_widened_column_are_not_truncated(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, own_admin: PgConnection
 ) -> None:
     long_name = "Amber Bakery " * 20
     async with Fleet(own_stack.environment()) as fleet:
         await fleet.invoke(http_api("GET", "/orders/1"))
-        await owner.execute("ALTER TABLE orders ALTER customer_name TYPE text")
-        await owner.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long_name)
+        await own_admin.execute("ALTER TABLE orders ALTER customer_name TYPE text")
+        await own_admin.execute("UPDATE orders SET customer_name = $1 WHERE id = 1", long_name)
         result = await fleet.invoke(http_api("GET", "/orders/1"))
         assert json.loads(result.payload["body"])["customer_name"] == long_name
 
 
 async def test_a_value_that_no_longer_fits_the_type_has_status_500(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, own_admin: PgConnection
 ) -> None:
     async with Fleet(own_stack.environment()) as fleet:
         await fleet.invoke(http_api("GET", "/orders/1"))
-        await owner.execute(
+        await own_admin.execute(
             "ALTER TABLE orders ALTER status DROP DEFAULT, ALTER status TYPE integer USING 7"
         )
         result = await fleet.invoke(http_api("GET", "/orders/1"))
         assert result.payload["statusCode"] == 500
-        await owner.execute("ALTER TABLE orders DROP status")
+        await own_admin.execute("ALTER TABLE orders DROP status")
         result = await fleet.invoke(http_api("GET", "/orders/1"))
         assert result.payload["statusCode"] == 500
 
@@ -112,18 +103,18 @@ def test_migrations_run_from_the_alembic_command_line(own_stack: Stack) -> None:
 
 
 async def test_downgrading_and_upgrading_keeps_the_orders(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, own_admin: PgConnection
 ) -> None:
     settings = own_stack.settings(user=OWNER)
     event = http_api("POST", "/orders", body='{"customer_name": "Red Ropes"}', idempotency_key="k")
     async with Fleet(own_stack.environment()) as fleet:
         created = (await fleet.invoke(event)).payload
-        before = await owner.fetch("SELECT * FROM orders ORDER BY id")
+        before = await own_admin.fetch("SELECT * FROM orders ORDER BY id")
         await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
-        assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
+        assert await own_admin.fetch("SELECT * FROM orders ORDER BY id") == before
         assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
         assert (await fleet.invoke(event)).payload["statusCode"] == 503  # its table is missing
-        assert await owner.fetch("SELECT * FROM orders ORDER BY id") == before
+        assert await own_admin.fetch("SELECT * FROM orders ORDER BY id") == before
         await schema.migrate(settings)
         replay = (await fleet.invoke(event)).payload
         assert replay["statusCode"] == 201
@@ -131,12 +122,12 @@ async def test_downgrading_and_upgrading_keeps_the_orders(
 
 
 async def test_a_migration_that_waits_for_a_lock_gives_up_quickly(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, own_admin: PgConnection
 ) -> None:
     """A waiting ALTER TABLE would block every later read."""
     settings = own_stack.settings(user=OWNER)
-    async with owner.transaction():
-        await owner.execute("SELECT * FROM orders LIMIT 1")  # such as a long report
+    async with own_admin.transaction():
+        await own_admin.execute("SELECT * FROM orders LIMIT 1")  # such as a long report
         with pytest.raises(DBAPIError, match="lock timeout"):
             await schema.migrate(settings, lambda config: command.downgrade(config, "0001"))
     async with Fleet(own_stack.environment()) as fleet:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from handler.warm.database.connection import connector
 from infra.database import roles
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import wait_for_transports_closed
+from infra.local.stack import Stack
+from tests.conftest import administrator, wait_for_transports_closed
 
 ANY_PASSWORD = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40
@@ -24,9 +24,8 @@ ANY_PASSWORD = st.text(
 @example("\N{SQUARED LATIN CAPITAL LETTER A}\N{GRINNING FACE}")  # newer than its tables
 @example("\N{HEBREW LETTER ALEF}a")  # SASLprep forbids the mixture
 async def test_a_password_with_any_characters_works(own_stack: Stack, password: str) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await roles.set_password(admin, roles.APP, password)
-    await admin.close()
+    async with administrator(own_stack) as admin:
+        await roles.set_password(admin, roles.APP, password)
     for pgbouncer in (None, own_stack.pgbouncer):
         connection = await connector(own_stack.settings(through=pgbouncer, password=password))()
         assert await connection.fetchval("SELECT current_user") == roles.APP

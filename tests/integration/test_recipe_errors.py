@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy import ForeignKey, String, create_engine, make_url, select, text
@@ -37,8 +36,16 @@ from handler.warm.request_policy import classify
 from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import ColdHandler, Lambda, app_clients, psycopg_url, run, set_environment
+from infra.local.stack import Stack
+from tests.conftest import (
+    ColdHandler,
+    Lambda,
+    PgConnection,
+    app_clients,
+    psycopg_url,
+    run,
+    set_environment,
+)
 from tests.events import http_api
 
 # --- ModuleNotFoundError: No module named 'asyncpg' -------------------------------------------
@@ -159,17 +166,15 @@ def test_a_password_in_a_url_must_be_percent_encoded() -> None:
 
 
 async def test_any_password_works_without_a_url(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, own_admin: PgConnection
 ) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     for password in PASSWORDS:
-        await roles.set_password(admin, roles.APP, password)
+        await roles.set_password(own_admin, roles.APP, password)
         environment = own_stack.environment() | {"DB_PASS": password}
         set_environment(monkeypatch, environment)
         with ColdHandler() as invoke:
             response = await asyncio.to_thread(invoke, http_api("GET", "/orders/1"))
             assert response["statusCode"] == 200, password
-    await admin.close()
 
 
 # --- QueuePool limit … timed out ---------------------------------------------------------------
@@ -222,9 +227,10 @@ async def test_a_refused_connection_is_503_and_the_next_request_succeeds(
             assert (served.payload["statusCode"], served.pid) == (200, rejected.pid)
 
 
-async def test_a_closed_connection_raises_and_is_replaced(stack: Stack) -> None:
+async def test_a_closed_connection_raises_and_is_replaced(
+    stack: Stack, admin: PgConnection
+) -> None:
     async_engine = engine.create_engine(stack.settings())
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         async with async_engine.connect() as connection:
             pid = await connection.scalar(text("SELECT pg_backend_pid()"))
@@ -238,12 +244,12 @@ async def test_a_closed_connection_raises_and_is_replaced(stack: Stack) -> None:
         async with async_engine.connect() as connection:
             assert await connection.scalar(text("SELECT pg_backend_pid()")) != pid
     finally:
-        await admin.close()
         await async_engine.dispose()
 
 
-async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(stack: Stack) -> None:
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(
+    stack: Stack, admin: PgConnection
+) -> None:
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer)) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
@@ -251,7 +257,6 @@ async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(stack: Sta
             await admin.execute("SELECT pg_terminate_backend($1, 5000)", server["remote_pid"])
             result = await fleet.invoke(http_api("GET", "/orders/1"))
             assert result.payload["statusCode"] == 200
-    await admin.close()
 
 
 # --- Common questions ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from infra.local.fleet import Fleet
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import administrator, log_lines
+from tests.conftest import PgConnection, administrator, log_lines
 from tests.events import http_api
 from tests.integration.failing_fleet import READ, LoggedFleet, outcome, write
 
@@ -135,9 +135,8 @@ async def test_a_wrong_password_is_503_without_a_retry_until_fixed(
         assert fleet.attempts == 1
         assert fleet.last["sqlstate"] == ("28P01" if path == "direct" else "08P01")
         assert "the new one" not in json.dumps(fleet.last)
-        admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-        await roles.set_password(admin, APP, "the new one")
-        await admin.close()
+        async with administrator(own_stack) as admin:
+            await roles.set_password(admin, APP, "the new one")
         assert await fleet.recovers()
 
 
@@ -266,11 +265,10 @@ async def test_an_exhausted_pool_is_503_without_a_retry(stack: Stack, tmp_path: 
 
 
 async def test_two_hundred_orders_are_created_once_each_while_pgbouncer_restarts(
-    own_stack: Stack, tmp_path: Path
+    own_stack: Stack, tmp_path: Path, own_admin: PgConnection
 ) -> None:
     keys = [f"ledger-{number}" for number in range(200)]
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    before = await admin.fetchval("SELECT count(*) FROM orders")
+    before = await own_admin.fetchval("SELECT count(*) FROM orders")
     sent: list[str] = []
     order_ids: dict[str, Any] = {}
 
@@ -307,8 +305,7 @@ async def test_two_hundred_orders_are_created_once_each_while_pgbouncer_restarts
         await asyncio.wait_for(restarts, 30)
         for key in [key for key in keys if key not in order_ids]:
             assert await place(fleet, key), key
-    rows = await admin.fetch("SELECT order_id FROM order_requests WHERE key LIKE 'ledger-%'")
+    rows = await own_admin.fetch("SELECT order_id FROM order_requests WHERE key LIKE 'ledger-%'")
     assert sorted(row["order_id"] for row in rows) == sorted(order_ids.values())
     assert len(set(order_ids.values())) == len(keys)
-    assert await admin.fetchval("SELECT count(*) FROM orders") == before + len(keys)
-    await admin.close()
+    assert await own_admin.fetchval("SELECT count(*) FROM orders") == before + len(keys)

@@ -8,7 +8,7 @@ import pytest
 from handler.warm.database.connection import connector
 from infra.database import check, roles
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import administrator, wait_for_transports_closed
+from tests.conftest import PgConnection, administrator, wait_for_transports_closed
 from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 #: PgBouncer's message for a login without a verifier.
@@ -25,10 +25,10 @@ async def bootstrap_again(stack: Stack) -> None:
     await roles.bootstrap(stack.postgres.admin, DATABASE, passwords)
 
 
-async def connect_directly(stack: Stack, **options: Any) -> "asyncpg.Connection[Any]":
+async def connect_directly(stack: Stack, **options: Any) -> PgConnection:
     password = stack.settings().password.get_secret_value()
     login = {**stack.postgres.admin, "user": roles.APP, "password": password, "database": DATABASE}
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(**{**login, **options})
+    connection: PgConnection = await asyncpg.connect(**{**login, **options})
     return connection
 
 
@@ -103,7 +103,7 @@ async def test_the_application_role_has_no_other_rights(stack: Stack, statement:
 
 async def test_the_application_cannot_use_every_connection(own_stack: Stack) -> None:
     """The owner and an administrator can still connect when the application uses its limit."""
-    connections: list[asyncpg.Connection[Any]] = []
+    connections: list[PgConnection] = []
 
     async def use_all_connections() -> None:
         while True:

@@ -7,21 +7,20 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import inspect
 from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from handler import orders
-from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
 from infra.local import system_packages
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.pgbouncer import PgBouncer
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import ColdHandler, eventually, set_environment
+from tests.conftest import ColdHandler, PgConnection, eventually, set_environment
+from tests.integration.engines import handler_engine, handler_engines
 
 WARM, COLD, COLD_WITH_TLS = 1, 5, 7
 
@@ -71,12 +70,10 @@ def steps(stack: Stack) -> list[tuple[str, str, str]]:
 
 
 async def test_postgres_receives_only_the_select(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, own_admin: PgConnection
 ) -> None:
     """There is no BEGIN, no ping (`;`), no query of SQLAlchemy's own and no named statement."""
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(f"ALTER ROLE {APP} SET log_min_duration_statement = 0")
-    await admin.close()
+    await own_admin.execute(f"ALTER ROLE {APP} SET log_min_duration_statement = 0")
     set_environment(monkeypatch, own_stack.environment())
     with ColdHandler() as invoke:
         for order_id in (1, 2, 3):
@@ -93,49 +90,35 @@ async def test_postgres_receives_only_the_select(
 
 
 async def test_assumed_server_settings_match_postgres(stack: Stack) -> None:
-    engine_under_test = create_engine(
-        stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT"
-    )
-    try:
-        async with engine_under_test.connect() as connection:
-            expected_settings = {
-                "standard_conforming_strings": "on",
-                "transaction_isolation": (
-                    engine_under_test.dialect.default_isolation_level or ""
-                ).lower(),
-                "search_path": await connection.run_sync(
-                    lambda sync: sync.dialect.default_schema_name
-                ),
-            }
-            assert engine_under_test.dialect._backslash_escapes is False  # type: ignore[attr-defined]  # Postgres' own
-            for setting, value in expected_settings.items():
-                result = await connection.exec_driver_sql(f"SHOW {setting}")
-                assert str(result.scalar_one()).split(", ")[-1] == value, setting
-            version = await connection.exec_driver_sql("SHOW server_version")
-            major = int(version.scalar_one().partition(".")[0])
-            assert (engine_under_test.dialect.server_version_info or ())[0] == major
-            tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
-            assert {"orders", "order_requests"} <= set(tables)
-    finally:
-        await engine_under_test.dispose()
+    settings = stack.settings(through=stack.pgbouncer)
+    async with handler_engine(settings) as warm_engine, warm_engine.connect() as connection:
+        expected_settings = {
+            "standard_conforming_strings": "on",
+            "transaction_isolation": (warm_engine.dialect.default_isolation_level or "").lower(),
+            "search_path": await connection.run_sync(lambda sync: sync.dialect.default_schema_name),
+        }
+        assert warm_engine.dialect._backslash_escapes is False  # type: ignore[attr-defined]  # Postgres' own
+        for setting, value in expected_settings.items():
+            result = await connection.exec_driver_sql(f"SHOW {setting}")
+            assert str(result.scalar_one()).split(", ")[-1] == value, setting
+        version = await connection.exec_driver_sql("SHOW server_version")
+        major = int(version.scalar_one().partition(".")[0])
+        assert (warm_engine.dialect.server_version_info or ())[0] == major
+        tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert {"orders", "order_requests"} <= set(tables)
 
 
 @pytest.mark.parametrize("max_prepared", MAX_PREPARED)
 async def test_ten_thousand_reads_and_writes_across_a_migration_are_correct(
-    own_stack: Stack, max_prepared: int | None
+    own_stack: Stack, max_prepared: int | None, own_admin: PgConnection
 ) -> None:
     """Twenty engines share three server connections, so each statement meets different servers."""
     three_connections: dict[str, str | int] = {"default_pool_size": 3, "reserve_pool_size": 0}
     prepared_setting: dict[str, str | int] = (
         {} if max_prepared is None else {"max_prepared_statements": max_prepared}
     )
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
+    names = dict(await own_admin.fetch("SELECT id, customer_name FROM orders"))
     with own_stack.another_pgbouncer(settings=three_connections | prepared_setting) as bouncer:
-        engines = [
-            create_engine(own_stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
-            for _ in range(20)
-        ]
         halfway, migrated = asyncio.Barrier(21), asyncio.Barrier(21)
 
         async def read_and_write(number: int) -> None:
@@ -153,23 +136,22 @@ async def test_ten_thousand_reads_and_writes_across_a_migration_are_correct(
 
         async def migrate() -> None:
             await halfway.wait()
-            await admin.execute("ALTER TABLE orders ALTER id TYPE bigint")
-            await admin.execute("ALTER TABLE orders ALTER customer_name TYPE text")
+            await own_admin.execute("ALTER TABLE orders ALTER id TYPE bigint")
+            await own_admin.execute("ALTER TABLE orders ALTER customer_name TYPE text")
             await migrated.wait()
 
-        try:
+        async with handler_engines(own_stack.settings(through=bouncer), 20) as engines:
             async with asyncio.TaskGroup() as group:
                 group.create_task(migrate())
                 for number in range(20):
                     group.create_task(read_and_write(number))
-            new_orders = await admin.fetch("SELECT id, customer_name FROM orders WHERE id > 1000")
+            new_orders = await own_admin.fetch(
+                "SELECT id, customer_name FROM orders WHERE id > 1000"
+            )
             assert {row["customer_name"] for row in new_orders} == {
                 f"{number}-{step}" for number in range(20) for step in range(0, 500, 10)
             }
             await assert_no_named_statements(bouncer, engines[0])
-        finally:
-            await asyncio.gather(*(engine.dispose() for engine in engines))
-            await admin.close()
 
 
 async def find(engine: AsyncEngine, order_id: int) -> orders.Order:

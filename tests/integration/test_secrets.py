@@ -9,12 +9,12 @@ import boto3
 import psutil
 import pytest
 
-from handler.warm.database import engine
 from infra.database import roles
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from tests.conftest import Lambda
 from tests.events import http_api
+from tests.integration.engines import handler_engine
 from tests.integration.failing_fleet import READ, LoggedFleet, outcome
 
 WRONG_PASSWORD = "Zq9~Xw'\"\\ /@%41"
@@ -86,22 +86,19 @@ async def test_the_engine_and_its_objects_reveal_no_password(
     caplog.set_level(logging.DEBUG, "sqlalchemy")  # its pool logs each connection
     settings = stack.settings()
     password = settings.password.get_secret_value()
-    engine_under_test = engine.create_engine(settings, isolation_level="AUTOCOMMIT")
-    try:
-        async with engine_under_test.connect() as connection:
+    async with handler_engine(settings) as warm_engine:
+        async with warm_engine.connect() as connection:
             driver_connection = (await connection.get_raw_connection()).driver_connection
             for item in (
                 settings,
-                engine_under_test,
-                engine_under_test.url,
-                engine_under_test.pool,
+                warm_engine,
+                warm_engine.url,
+                warm_engine.pool,
                 connection,
                 driver_connection,
             ):
                 assert password not in f"{item!r}{item}"
-        assert password not in engine_under_test.url.render_as_string(hide_password=False)
-    finally:
-        await engine_under_test.dispose()
+        assert password not in warm_engine.url.render_as_string(hide_password=False)
     assert "Created new connection" in caplog.text
     assert password not in caplog.text
 

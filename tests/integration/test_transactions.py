@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
@@ -40,7 +39,7 @@ from handler.warm import (
 from infra.local import ROOT
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import reset_engine_cache, set_environment
+from tests.conftest import PgConnection, reset_engine_cache, set_environment
 
 
 class Base(DeclarativeBase):
@@ -68,7 +67,7 @@ pytestmark = pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 
 
 @pytest.fixture
-async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[Any]":
+async def admin(module_admin: PgConnection) -> PgConnection:
     await module_admin.execute(f"DROP TABLE IF EXISTS accounts; {TABLE}")
     await module_admin.execute("INSERT INTO accounts VALUES (1, 0), (2, 0)")
     return module_admin
@@ -78,7 +77,7 @@ async def admin(module_admin: "asyncpg.Connection[Any]") -> "asyncpg.Connection[
 async def proxy(
     module_stack: Stack,
     path: str,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[TcpProxy]:
     """Put a TCP proxy between this process's engine and Postgres or PgBouncer."""
@@ -246,7 +245,7 @@ async def test_a_connect_listener_may_execute_statements(proxy: TcpProxy) -> Non
 
 
 async def test_an_insert_whose_column_changed_its_type_may_be_committed_in_autocommit(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
+    proxy: TcpProxy, admin: PgConnection
 ) -> None:
     def insert_account(account: int) -> Callable[[Session], Any]:
         statement = text("INSERT INTO accounts VALUES (:id, 0) RETURNING balance")
@@ -469,7 +468,7 @@ async def lose_the_response(
 
 
 async def test_work_with_an_unanswered_commit_is_not_repeated(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
+    proxy: TcpProxy, admin: PgConnection
 ) -> None:
     def add_one(s: Session) -> None:
         s.get_one(Account, 1).balance += 1
@@ -494,7 +493,7 @@ async def test_work_with_an_unanswered_commit_is_not_repeated(
 
 
 async def test_idempotent_work_with_an_unanswered_commit_is_repeated(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
+    proxy: TcpProxy, admin: PgConnection
 ) -> None:
     def insert_once(s: Session) -> None:
         calls.append(number)
@@ -542,7 +541,7 @@ async def deadlock(idempotent: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_a_deadlock_is_retried_when_the_work_is_idempotent(
     proxy: TcpProxy,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     monkeypatch: pytest.MonkeyPatch,
     idempotent: bool,
 ) -> None:
@@ -565,7 +564,7 @@ async def test_a_deadlock_is_retried_when_the_work_is_idempotent(
 
 
 async def test_a_serialization_failure_is_retried_when_the_work_is_idempotent(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
+    proxy: TcpProxy, admin: PgConnection
 ) -> None:
     calls = 0
 
@@ -704,7 +703,7 @@ async def open_account(account: int) -> None:
 
 
 async def test_a_constraint_violation_is_409_or_422_and_stores_nothing(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
+    proxy: TcpProxy, admin: PgConnection
 ) -> None:
     await admin.execute("UPDATE accounts SET balance = 5")
     transport = httpx.ASGITransport(app)
@@ -721,9 +720,7 @@ async def test_a_constraint_violation_is_409_or_422_and_stores_nothing(
         assert (await client.post("/accounts/1")).status_code == 409
 
 
-async def test_the_documented_transfer_example_works(
-    proxy: TcpProxy, admin: "asyncpg.Connection[Any]"
-) -> None:
+async def test_the_documented_transfer_example_works(proxy: TcpProxy, admin: PgConnection) -> None:
     await admin.execute("UPDATE accounts SET balance = 5")
     page = (ROOT / "docs/transactions.md").read_text()
     names: dict[str, Any] = {"__name__": "documented"}

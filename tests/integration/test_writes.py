@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -16,10 +15,11 @@ from handler import orders
 from handler.warm.database.engine import create_engine
 from infra.database.roles import APP, LOOKUP
 from infra.local.fleet import Fleet, InvocationResult
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import ColdHandler, Lambda, set_environment
+from tests.conftest import ColdHandler, Lambda, PgConnection, set_environment
 from tests.events import http_api
+from tests.integration.engines import handler_engines
 
 NAME = "Olive Oars"
 
@@ -34,7 +34,7 @@ def key() -> str:
     return str(uuid.uuid4())
 
 
-async def count_orders(admin: "asyncpg.Connection[Any]", key: str) -> int:
+async def count_orders(admin: PgConnection, key: str) -> int:
     """Count the orders that were created with an idempotency key."""
     return int(
         await admin.fetchval(
@@ -55,7 +55,7 @@ def test_a_new_order_has_status_201_and_can_be_read(lambda_handler: Lambda, key:
 
 
 async def test_repeating_a_request_returns_the_same_response(
-    stack: Stack, lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, lambda_handler: Lambda, key: str, admin: PgConnection
 ) -> None:
     first = lambda_handler(post(key))
     await admin.execute(
@@ -69,7 +69,7 @@ async def test_repeating_a_request_returns_the_same_response(
 
 
 async def test_another_body_with_the_same_key_is_409_and_creates_nothing(
-    lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, admin: PgConnection
 ) -> None:
     lambda_handler(post(key))
     before = await admin.fetchval("SELECT count(*) FROM orders")
@@ -80,12 +80,8 @@ async def test_another_body_with_the_same_key_is_409_and_creates_nothing(
 
 
 async def test_fifty_concurrent_requests_with_one_key_create_one_order(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
-    engines = [
-        create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
-        for _ in range(10)
-    ]
     order = {"body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
     parameters = {"caller": "", "key": key, **order}
 
@@ -94,10 +90,8 @@ async def test_fifty_concurrent_requests_with_one_key_create_one_order(
             row = (await connection.execute(orders.PLACE, parameters)).one()
         return row.order_id, row.is_new, row.is_same_body
 
-    try:
+    async with handler_engines(stack.settings(through=stack.pgbouncer), 10) as engines:
         results = await asyncio.gather(*map(place, range(50)))
-    finally:
-        await asyncio.gather(*(engine.dispose() for engine in engines))
     assert len({order_id for order_id, _, _ in results}) == 1
     assert sum(is_new for _, is_new, _ in results) == 1
     assert all(is_same_body for _, _, is_same_body in results)
@@ -105,7 +99,7 @@ async def test_fifty_concurrent_requests_with_one_key_create_one_order(
 
 
 async def test_fifty_invocations_with_one_key_return_the_same_201(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
     async with Fleet(stack.environment(), concurrency=5) as fleet:
 
@@ -154,7 +148,7 @@ def test_a_missing_or_invalid_key_has_status_400(lambda_handler: Lambda) -> None
 async def test_an_invalid_body_is_rejected_and_writes_nothing(
     lambda_handler: Lambda,
     key: str,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     body: object,
     status: int,
     message: str,
@@ -253,7 +247,6 @@ async def test_a_value_the_driver_cannot_send_releases_its_server_connection(sta
 async def test_a_burst_of_logins_uses_at_most_two_lookup_connections(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         settings = stack.settings(through=bouncer, connect_timeout=30)
-        engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(100)]
 
         async def read(number: int) -> int:
             async with engines[number].connect() as connection:
@@ -263,11 +256,9 @@ async def test_a_burst_of_logins_uses_at_most_two_lookup_connections(stack: Stac
             servers = await asyncio.to_thread(bouncer.show, "SERVERS")
             return len([row for row in servers if row["user"] == LOOKUP])
 
-        try:
+        async with handler_engines(settings, 100) as engines:
             counts = await asyncio.gather(*map(read, range(100)))
             assert 1 <= max(counts) <= 2
-        finally:
-            await asyncio.gather(*(engine.dispose() for engine in engines))
 
 
 async def test_prewarming_holds_no_server_connection(stack: Stack, small_pgbouncer: Any) -> None:
@@ -321,9 +312,10 @@ async def test_a_transaction_does_not_leak_its_isolation_level(stack: Stack) -> 
         await engine.dispose()
 
 
-async def test_old_keys_are_deleted_and_recent_ones_kept(own_stack: Stack) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+async def test_old_keys_are_deleted_and_recent_ones_kept(
+    own_stack: Stack, own_admin: PgConnection
+) -> None:
+    await own_admin.execute(
         "INSERT INTO order_requests SELECT n::text, 'x', n, now() - n * interval '1 hour'"
         " FROM generate_series(1, 48) AS n"
     )
@@ -331,8 +323,7 @@ async def test_old_keys_are_deleted_and_recent_ones_kept(own_stack: Stack) -> No
         ping = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
         assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 25}
         assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 0}
-    assert await admin.fetchval("SELECT count(*) FROM order_requests") == 23
-    await admin.close()
+    assert await own_admin.fetchval("SELECT count(*) FROM order_requests") == 23
 
 
 async def test_a_collation_update_cannot_turn_one_key_into_two_orders(admin: Any) -> None:

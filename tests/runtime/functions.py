@@ -5,10 +5,10 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 Event = dict[str, Any]
 
@@ -54,62 +54,53 @@ def with_sigterm_handler(event: Event, context: Any) -> str:
 
 def unbounded(event: Event, context: Any) -> Any:
     """Read an id that is out of range in the route of order 2, as without validation."""
-    from handler import main, orders
+    from handler import orders
 
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
-    with patched(orders, "find", lambda _: find(98765432100)):
-        return main.handler(event, context)
+    return handle(event, context, find_order_2=lambda _: find(98765432100))
 
 
 def with_closed_log(event: Event, context: Any) -> Any:
     """Close the log stream, and log in the route of order 2."""
     import logging
 
-    from handler import main, orders
+    from handler import orders
 
     reading, writing = os.pipe()
     os.dup2(writing, 1)
     os.close(writing)
     os.close(reading)
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
 
     async def find_and_log(order_id: int) -> Any:
         logging.getLogger("app").error("order %d", order_id)
         return await find(order_id)
 
-    with patched(orders, "find", find_and_log):
-        return main.handler(event, context)
+    return handle(event, context, find_order_2=find_and_log)
 
 
 def greedy(event: Event, context: Any) -> Any:
     """Request a second connection in the route of order 2, although the pool has only one."""
-    from handler import main, orders
+    from handler import orders
     from handler.warm.database import engine
 
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
 
     async def find_with_another(order_id: int) -> Any:
         async with engine.get_engine().connect():
             return await find(order_id)
 
-    with patched(orders, "find", find_with_another):
+    return handle(event, context, find_order_2=find_with_another)
+
+
+def handle(event: Event, context: Any, find_order_2: Callable[[int], Any]) -> Any:
+    """Serve the event with the sample's handler, which uses `find_order_2` to read order 2."""
+    from handler import main, orders
+
+    if not event["rawPath"].endswith("/2"):
         return main.handler(event, context)
-
-
-@contextmanager
-def patched(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
+    with mock.patch.object(orders, "find", find_order_2):
+        return main.handler(event, context)
 
 
 def register(name: str) -> None:

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import time
-from typing import Any
-
-import asyncpg
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
+from tests.conftest import PgConnection
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -17,9 +15,8 @@ ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = '
 
 
 async def test_a_query_past_the_deadline_is_cancelled_and_returns_504(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection, locker: PgConnection
 ) -> None:
-    locker = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     async with Fleet(stack.environment(), timeout=2) as fleet:
         warm = await fleet.invoke(READ)
         async with locker.transaction():
@@ -38,4 +35,3 @@ async def test_a_query_past_the_deadline_is_cancelled_and_returns_504(
             False,
             warm.pid,
         )
-    await locker.close()

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 import yaml
 
@@ -30,8 +29,8 @@ from infra.database.roles import APP, OWNER
 from infra.local import ROOT, system_packages
 from infra.local.server import free_port
 from infra.local.setup import fingerprint
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import reset_engine_cache
+from infra.local.stack import Stack
+from tests.conftest import PgConnection, reset_engine_cache
 from tests.documents import documents
 from tests.documents import name as path_name
 
@@ -280,11 +279,10 @@ async def test_each_code_example_works(block: Block) -> None:
 
 
 async def test_the_example_with_its_own_table_works_through_pgbouncer(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, own_admin: PgConnection
 ) -> None:
     [names] = [execute_example(block) for block in PYTHON if "class Invoice" in block.text]
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+    await own_admin.execute(
         f"CREATE TABLE invoices (id integer PRIMARY KEY, total numeric(12, 2) NOT NULL);"
         f"ALTER TABLE invoices OWNER TO {OWNER}; GRANT SELECT, UPDATE ON invoices TO {APP};"
         f"INSERT INTO invoices VALUES (1, 10);"
@@ -305,14 +303,11 @@ async def test_the_example_with_its_own_table_works_through_pgbouncer(
         assert await names["find"](2) is None
     finally:
         await engine.dispose()
-        await admin.close()
 
 
 SQL = [block for block in BLOCKS if block.language == "sql"]
 
 
 @pytest.mark.parametrize("block", SQL, ids=str)
-async def test_each_query_runs_as_the_administrator(block: Block, own_stack: Stack) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(block.text)
-    await admin.close()
+async def test_each_query_runs_as_the_administrator(block: Block, own_admin: PgConnection) -> None:
+    await own_admin.execute(block.text)

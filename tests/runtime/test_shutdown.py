@@ -3,29 +3,20 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.fleet.runtime_api import RuntimeApi
 from infra.local.pgbouncer import PgBouncer
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from tests.conftest import app_clients, command, eventually, log_lines
 from tests.events import http_api
 
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
-
-
-@pytest.fixture
-async def owner(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
 
 
 def logged_closes(bouncer: PgBouncer) -> list[str]:
@@ -60,7 +51,7 @@ async def test_a_sandbox_that_never_connected_exits_as_well(stack: Stack) -> Non
 
 
 async def test_shutdown_cancels_a_running_query(
-    stack: Stack, owner: "asyncpg.Connection[Any]", admin: "asyncpg.Connection[Any]", tmp_path: Path
+    stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
     async def wait_for_queries(count: int) -> None:
         # The other connection is in a transaction, where the view does not change.
@@ -71,8 +62,8 @@ async def test_shutdown_cancels_a_running_query(
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
-            async with owner.transaction():
-                await owner.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            async with locker.transaction():
+                await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
                 invocation = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
                 await wait_for_queries(1)
                 assert await exits_by_itself(fleet)

@@ -12,6 +12,11 @@ IMPORT_BUDGET = 7.5
 RUNS = 9
 
 
+def run_python(script: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
 def cpu_seconds(module: str) -> float:
     script = f"import time, {module}; print(time.process_time())"
     # Without bytecode this would measure the compiler.
@@ -35,9 +40,7 @@ def test_importing_the_handler_costs_a_small_multiple_of_the_driver() -> None:
 
 def test_imports_only_needed_by_documentation_or_migrations_are_absent() -> None:
     script = "import sys, handler.main; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run_python(script)
     unneeded = {
         "uvicorn",
         "httpx",
@@ -55,9 +58,7 @@ def test_imports_only_needed_by_documentation_or_migrations_are_absent() -> None
 
 def test_pydantic_1_can_still_be_imported() -> None:
     script = "import handler.main, pydantic.v1; print(pydantic.v1.BaseModel.__name__)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run_python(script)
     assert result.stdout == "BaseModel\n", result.stderr
 
 
@@ -67,9 +68,7 @@ def test_openapi_models_are_built_on_demand() -> None:
         "print(models.OpenAPI.__pydantic_complete__, handler.app.OrderOut.__pydantic_complete__)\n"
         "print(sorted(handler.app.app.openapi()['paths']))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run_python(script)
     assert result.stdout.splitlines() == [
         "False True",
         "['/health', '/orders', '/orders/{order_id}', '/ready']",
@@ -78,7 +77,5 @@ def test_openapi_models_are_built_on_demand() -> None:
 
 def test_garbage_collection_resumes_and_skips_imported_objects() -> None:
     script = "import gc, handler.main; print(gc.isenabled(), gc.get_freeze_count() > 50_000)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run_python(script)
     assert result.stdout.split() == ["True", "True"], result.stderr
