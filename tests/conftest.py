@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 import pytest
@@ -23,8 +23,10 @@ from xdist.scheduler import LoadScopeScheduling
 import handler.main
 from handler.warm.database import engine
 from handler.warm.settings import Settings
+from infra.database.roles import APP
 from infra.local import ROOT
 from infra.local.fleet import sandbox
+from infra.local.pgbouncer import PgBouncer
 from infra.local.signals import treat_sigterm_as_sigint
 from infra.local.stack import DATABASE, Stack
 from tests.network_namespace import pytest_runtest_protocol as pytest_runtest_protocol
@@ -33,12 +35,17 @@ from tests.network_namespace import pytest_runtest_protocol as pytest_runtest_pr
 settings.register_profile("warm-engine", derandomize=True, deadline=None, database=None)
 settings.load_profile("warm-engine")
 
-if measured := os.environ.get("COVERAGE_PROCESS_CONFIG"):
+if coverage_config := os.environ.get("COVERAGE_PROCESS_CONFIG"):
     # `make coverage`: a sandbox's environment is Lambda's, so coverage's variable is added to it.
     lambda_environment = sandbox._environment
     sandbox._environment = lambda *details: (
-        lambda_environment(*details) | {"COVERAGE_PROCESS_CONFIG": measured}
+        lambda_environment(*details) | {"COVERAGE_PROCESS_CONFIG": coverage_config}
     )
+
+if TYPE_CHECKING:
+    PgConnection = asyncpg.Connection[Any]
+else:
+    PgConnection = asyncpg.Connection  # it has no type parameters at run time
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 
@@ -48,7 +55,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than there are processors: most tests wait."""
+    """Return one worker more than there are processors, because most tests wait."""
     return (os.cpu_count() or 1) + 1
 
 
@@ -65,7 +72,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ComposeSched
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Share one stack among all tests. They must not change its schema or servers."""
+    """Share one stack among all tests, which must not change its schema or servers."""
     with Stack() as stack:
         yield stack
 
@@ -78,7 +85,7 @@ def own_stack() -> Iterator[Stack]:
 
 
 @asynccontextmanager
-async def administrator(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def administrator(stack: Stack) -> AsyncIterator[PgConnection]:
     connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         yield connection
@@ -87,15 +94,21 @@ async def administrator(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"
 
 
 @pytest.fixture
-async def admin(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def admin(stack: Stack) -> AsyncIterator[PgConnection]:
     async with administrator(stack) as connection:
         yield connection
 
 
 @pytest.fixture
-async def locker(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def locker(stack: Stack) -> AsyncIterator[PgConnection]:
     """Open a second administrator connection, to hold locks that queries wait for."""
     async with administrator(stack) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def own_admin(own_stack: Stack) -> AsyncIterator[PgConnection]:
+    async with administrator(own_stack) as connection:
         yield connection
 
 
@@ -132,16 +145,16 @@ def lambda_handler(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[La
 
 @pytest.fixture
 def own_stack_handler(own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
-    """Do the same with a stack that no other test writes to."""
+    """Import the handler in this process and invoke it through the test's own stack."""
     set_environment(monkeypatch, own_stack.environment())
     with ColdHandler() as invoke:
         yield invoke
 
 
 class ColdHandler:
-    """`with ColdHandler() as invoke`: the handler, imported anew with the current environment.
+    """Import the handler again with the current environment: `with ColdHandler() as invoke`.
 
-    It has a thread of its own, where no event loop of a test runs.
+    It runs in its own thread, where no test has an event loop.
     """
 
     def __enter__(self) -> Self:
@@ -160,6 +173,7 @@ class ColdHandler:
         return self.begin(event).result()
 
     def begin(self, event: Any, context: Any = None) -> "Future[dict[str, Any]]":
+        """Start an invocation and return the future of its response."""
         return self._thread.submit(self._handler, event, context)
 
     def run(self, work: Callable[[], Any]) -> Any:
@@ -189,7 +203,7 @@ def psycopg_url(settings: Settings, **query: str) -> URL:
 
 
 async def wait_for_transports_closed() -> None:
-    """Wait until the loop watches no socket but its own.
+    """Wait until the loop watches no socket except its own.
 
     asyncpg leaves the TLS connection of a rejected login to the loop. Ending the loop before it is
     closed would raise a ResourceWarning in another test.
@@ -209,13 +223,18 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     return value
 
 
+def app_clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
+    """Return the rows of the application's clients in `SHOW CLIENTS`."""
+    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
+
+
 def log_lines(text: str) -> list[dict[str, Any]]:
     """Parse the handler's log lines out of mixed output."""
     return [json.loads(line) for line in text.splitlines() if '"coldStart": ' in line]
 
 
 def command(
-    *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT, **more: Any
+    *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT, **options: Any
 ) -> "subprocess.Popen[str]":
     """Start a command of the project as a user does, with stdout and stderr in one pipe."""
     return subprocess.Popen(
@@ -226,7 +245,7 @@ def command(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **more,
+        **options,
     )
 
 

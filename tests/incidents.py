@@ -1,5 +1,7 @@
-"""Three incidents to practise on: `python -m tests.incidents 1`, then `make status` in another
-terminal, with docs/operations.md."""
+"""Three incidents to practise on with docs/operations.md.
+
+Run `python -m tests.incidents 1`, then `make status` in another terminal.
+"""
 
 import argparse
 import asyncio
@@ -23,21 +25,21 @@ READ = http_api("GET", "/orders/1")
 CALLERS = 4
 #: PgBouncer's client limit in the second incident.
 SLOTS = 30
-#: From one request that fails to the next, in seconds.
+#: The pause between two failing requests, in seconds.
 RETRY_S = 1.0
 
 
 @asynccontextmanager
 async def leaked_transaction(stack: Stack) -> AsyncIterator[None]:
-    """A forgotten transaction holds a lock."""
+    """Hold a lock in a forgotten transaction."""
     session = await asyncpg.connect(
         **stack.postgres.admin, database=DATABASE, server_settings={"application_name": "report"}
     )
     observer = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    over = asyncio.Event()
+    finished = asyncio.Event()
 
     async def call(fleet: Fleet) -> None:
-        while not over.is_set():
+        while not finished.is_set():
             await fleet.invoke(READ)
 
     try:
@@ -48,7 +50,7 @@ async def leaked_transaction(stack: Stack) -> AsyncIterator[None]:
             await _until(observer, "wait_event_type = 'Lock'", CALLERS)
             await observer.close()
             yield
-            over.set()
+            finished.set()
             await session.execute("ROLLBACK")
             await asyncio.gather(*callers)
     finally:
@@ -58,7 +60,7 @@ async def leaked_transaction(stack: Stack) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def pooler_full(stack: Stack) -> AsyncIterator[None]:
-    """Idle clients hold every client connection of PgBouncer."""
+    """Hold every client connection of PgBouncer with idle clients."""
     settings = stack.settings(through=stack.pgbouncer)
     with stack.pgbouncer.console() as console:
         console.execute(f"SET max_client_conn = {SLOTS}")
@@ -87,24 +89,24 @@ async def pooler_full(stack: Stack) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def straight(stack: Stack) -> AsyncIterator[None]:
-    """A fleet bypasses PgBouncer and exhausts Postgres."""
-    room = stack.postgres.max_connections - 3  # reserved for superusers
-    async with Fleet(stack.environment(direct=True), concurrency=room) as fleet:
-        await asyncio.gather(*(fleet.invoke(READ) for _ in range(room)))
+async def bypass_pgbouncer(stack: Stack) -> AsyncIterator[None]:
+    """Exhaust Postgres with a fleet that bypasses PgBouncer."""
+    slots = stack.postgres.max_connections - 3  # reserved for superusers
+    async with Fleet(stack.environment(direct=True), concurrency=slots) as fleet:
+        await asyncio.gather(*(fleet.invoke(READ) for _ in range(slots)))
         yield
 
 
 @asynccontextmanager
 async def _failing_requests(stack: Stack) -> AsyncIterator[None]:
-    """Send a request at a time until the block ends; the first one has failed when it begins."""
-    over = asyncio.Event()
+    """Send one request at a time during the block; the first one fails before the block begins."""
+    finished = asyncio.Event()
 
     async def call(fleet: Fleet) -> None:
-        while not over.is_set():
+        while not finished.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S):
-                    await over.wait()
+                    await finished.wait()
             await fleet.invoke(READ)
 
     async with Fleet(stack.environment(), concurrency=1) as fleet:
@@ -113,7 +115,7 @@ async def _failing_requests(stack: Stack) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            over.set()
+            finished.set()
             await caller
 
 
@@ -129,20 +131,20 @@ Incident = Callable[[Stack], AbstractAsyncContextManager[Any]]
 INCIDENTS: dict[str, Incident] = {
     "leaked-transaction": leaked_transaction,
     "pooler-full": pooler_full,
-    "straight": straight,
+    "straight": bypass_pgbouncer,
 }
 
 
 def chosen_incident(word: str) -> Incident:
-    """Return the incident of a number from 1, or of a name."""
-    by_number = {str(number): each for number, each in enumerate(INCIDENTS.values(), 1)}
+    """Return the incident with a number from 1, or with a name."""
+    by_number = {str(number): incident for number, incident in enumerate(INCIDENTS.values(), 1)}
     try:
         return (by_number | INCIDENTS)[word]
     except KeyError:
         raise argparse.ArgumentTypeError(f"{word!r} is not 1, 2 or 3") from None
 
 
-async def _keep_up(stack: Stack, incident: Incident) -> None:
+async def _run_until_interrupted(stack: Stack, incident: Incident) -> None:
     async with incident(stack):
         print(
             "The incident has begun. In another terminal: make status. Ctrl-C ends it.",
@@ -154,13 +156,13 @@ async def _keep_up(stack: Stack, incident: Incident) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.incidents", description=HELP)
     parser.add_argument("incident", type=chosen_incident, metavar="1|2|3")
-    chosen = parser.parse_args().incident
+    incident = parser.parse_args().incident
     treat_sigterm_as_sigint()
     with Stack() as stack, stack.published() as published:
         if not published:
             parser.error("another stack is running: stop it first")
         with contextlib.suppress(KeyboardInterrupt):
-            signals.run_async(_keep_up, stack, chosen)
+            signals.run_async(_run_until_interrupted, stack, incident)
 
 
 if __name__ == "__main__":

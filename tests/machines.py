@@ -1,8 +1,8 @@
-"""`make machines`: the README's commands on bare Debian machines, each in a container.
+"""`make machines`: run the README's commands on bare Debian machines, each in a container.
 
 A machine is a Debian image with python3, make, git and CA certificates, and the packages of its row
 in `MACHINES`. The project is cloned, and `make doctor`, `make demo`, `make psql` and `make test`
-run in it; no process may be left afterwards. `MACHINES="trixie forky"` selects some, and
+run in the clone; no process may remain. `MACHINES="trixie forky"` selects machines, and
 `TESTS=selection` runs `SELECTION` only. Results go to reports/machines.json and docs/support.md.
 """
 
@@ -26,7 +26,7 @@ from infra.local.signals import treat_sigterm_as_sigint
 
 REPORT = ROOT / "reports/machines.json"
 DOCUMENT = ROOT / "docs/support.md"
-#: What differs between machines: setup, commands, server versions.
+#: Tests of what differs between machines: setup, commands, server versions.
 SELECTION = (
     "tests/unit/test_settings.py tests/runtime/test_setup.py tests/runtime/test_command_line.py "
     "tests/runtime/test_shutdown.py tests/integration/test_stack.py "
@@ -42,12 +42,15 @@ BEGIN, END = "<!-- begin: make machines -->\n", "<!-- end: make machines -->\n"
 
 @dataclass(frozen=True)
 class Machine:
-    """`packages`: in addition to the usual four. `variables`: for make. `tests`: empty for all."""
+    """A Debian release with additional packages, and what runs on it."""
 
     suite: str
     user: str = "user"
+    #: Debian packages in addition to those of every machine.
     packages: str = ""
+    #: Variables for make.
     variables: str = ""
+    #: The tests to run; all if empty.
     tests: str = ""
 
     @property
@@ -97,18 +100,18 @@ class Container:
 
     def call(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a command, print its output and return it."""
-        done = subprocess.run(
+        process = subprocess.run(
             ["docker", "exec", "--interactive", "--workdir", self.folder, self.name, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        print(done.stdout, flush=True)
-        return done
+        print(process.stdout, flush=True)
+        return process
 
     def processes(self) -> list[str]:
-        """List the processes that are left, without the container's own."""
+        """List the remaining processes except the container's own."""
         top = subprocess.run(
             ["docker", "top", self.name, "-eo", "pid,args"],
             capture_output=True,
@@ -141,19 +144,19 @@ def running(machine: Machine, source: Path) -> Iterator[Container]:
         subprocess.run(["docker", "rm", "--force", name], stdout=subprocess.DEVNULL)
 
 
-def tried(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
+def try_machine(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
     """Run everything on one machine and return its row of the report."""
     with running(machine, source) as container:
         make = ["make", *machine.variables.split()]
-        doctors = container.call(*make, "doctor")
+        doctor_run = container.call(*make, "doctor")
         started = time.monotonic()
-        demo = container.call(*make, "demo")
+        demo_run = container.call(*make, "demo")
         demo_s = time.monotonic() - started
-        versions = re.search(r"Postgres ([\d.]+), .* PgBouncer ([\d.]+):", demo.stdout)
+        versions = re.search(r"Postgres ([\d.]+), .* PgBouncer ([\d.]+):", demo_run.stdout)
         python = container.call(".venv/bin/python", "-V")
-        psql = container.call("bash", "-c", PSQL.format(make=" ".join(make)))
+        psql_run = container.call("bash", "-c", PSQL.format(make=" ".join(make)))
         started = time.monotonic()
-        test = container.call(*make, "test", f"ARGS={tests} --junitxml=/tmp/report.xml")
+        test_run = container.call(*make, "test", f"ARGS={tests} --junitxml=/tmp/report.xml")
         test_s = time.monotonic() - started
         report = subprocess.run(
             ["docker", "exec", container.name, "cat", "/tmp/report.xml"],
@@ -168,12 +171,12 @@ def tried(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
             "python": python.stdout.split()[-1],
             "postgres": versions[1] if versions else None,
             "pgbouncer": versions[2] if versions else None,
-            "doctor_exit": doctors.returncode,
-            "demo_exit": demo.returncode,
+            "doctor_exit": doctor_run.returncode,
+            "demo_exit": demo_run.returncode,
             "demo_s": round(demo_s, 1),
-            "psql_works": "there are 1000" in psql.stdout,
+            "psql_works": "there are 1000" in psql_run.stdout,
             "tests": tests or "all",
-            "test_exit": test.returncode,
+            "test_exit": test_run.returncode,
             "test_s": round(test_s),
             **{name: counts[name] for name in ("passed", "failed", "skipped")},
             "skipped_because": reasons,
@@ -194,32 +197,38 @@ def outcomes(junit: str) -> tuple[Counter[str], dict[str, int]]:
     counts, reasons = Counter[str](), Counter[str]()
     for case in ElementTree.fromstring(junit).iter("testcase") if junit else ():  # noqa: S314  # written by pytest
         skipped = case.find("skipped")
-        broken = case.find("failure") is not None or case.find("error") is not None
-        counts["failed" if broken else "passed" if skipped is None else "skipped"] += 1
+        has_failed = case.find("failure") is not None or case.find("error") is not None
+        counts["failed" if has_failed else "passed" if skipped is None else "skipped"] += 1
         if skipped is not None:
             reasons[str(skipped.get("message"))] += 1
     return counts, dict(reasons.most_common())
 
 
 def is_good(row: dict[str, Any]) -> bool:
-    exits = row["doctor_exit"] == row["demo_exit"] == row["test_exit"] == 0
-    ran = row["passed"] > 0 and row["failed"] == 0
-    return exits and ran and row["psql_works"] and not row["left_running"] and row["demo_s"] < 60
+    exits_are_zero = row["doctor_exit"] == row["demo_exit"] == row["test_exit"] == 0
+    tests_passed = row["passed"] > 0 and row["failed"] == 0
+    return (
+        exits_are_zero
+        and tests_passed
+        and row["psql_works"]
+        and not row["left_running"]
+        and row["demo_s"] < 60
+    )
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Render the table; a machine without a row was not tried."""
+    """Render the table. A machine without a row was not tried."""
     lines = []
     for name, machine in MACHINES.items():
         added = f" + {machine.packages}" if machine.packages else ""
         user = "root" if machine.user == "root" else "ordinary"
         line = f"| `{machine.image}`{added} | {user} | "
         if row := rows.get(name):
-            ended = f"{row['demo_s']:.0f} s" if row["demo_exit"] == 0 else "fails"
-            which = {"all": "all", SERVERS: "servers"}.get(row["tests"], "selection")
-            line += f"{row['python']} | {row['pgbouncer']} | {row['postgres']} | {ended} | "
+            demo_result = f"{row['demo_s']:.0f} s" if row["demo_exit"] == 0 else "fails"
+            selection = {"all": "all", SERVERS: "servers"}.get(row["tests"], "selection")
+            line += f"{row['python']} | {row['pgbouncer']} | {row['postgres']} | {demo_result} | "
             line += f"{'works' if row['psql_works'] else 'fails'} | {row['passed']} passed, "
-            line += f"{row['failed']} failed, {row['skipped']} skipped | {which} |\n"
+            line += f"{row['failed']} failed, {row['skipped']} skipped | {selection} |\n"
         else:
             line += "| | | not tried | not tried | not tried | |\n"
         lines.append(line)
@@ -228,39 +237,43 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def document(text: str, rows: dict[str, dict[str, Any]]) -> str:
     """Replace the table in the text of docs/support.md."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table(rows) + END + rest.partition(END)[2]
+    before, _, after_begin = text.partition(BEGIN)
+    return before + BEGIN + table(rows) + END + after_begin.partition(END)[2]
 
 
 def main() -> int:
     treat_sigterm_as_sigint()
-    chosen = os.environ.get("MACHINES", "").split() or list(MACHINES)
-    if unknown := set(chosen) - MACHINES.keys():
+    names = os.environ.get("MACHINES", "").split() or list(MACHINES)
+    if unknown := set(names) - MACHINES.keys():
         print(f"machines: unknown: {', '.join(unknown)}. Choose from {', '.join(MACHINES)}")
         return 2
     if (docker := doctor.docker()).state != "ok":
         print(f"machines: Docker is needed: {docker.detail}")
         return 1
-    ran = {}
+    tried_rows = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.git"
         clone = ["git", "clone", "--quiet", "--bare", "--depth=1", f"file://{ROOT}", str(source)]
         subprocess.run(clone, check=True)
         Path(folder).chmod(0o755)
-        for name in chosen:
+        for name in names:
             print(f"\n=== {name}", flush=True)
             machine = MACHINES[name]
             selection = SELECTION if os.environ.get("TESTS") == "selection" else ""
-            ran[name] = tried(machine, source, machine.tests or selection)
-            before = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-            rows = {each: (before | ran)[each] for each in MACHINES if each in before | ran}
+            tried_rows[name] = try_machine(machine, source, machine.tests or selection)
+            known = (json.loads(REPORT.read_text()) if REPORT.exists() else {}) | tried_rows
+            rows = {
+                machine_name: known[machine_name]
+                for machine_name in MACHINES
+                if machine_name in known
+            }
             REPORT.write_text(json.dumps(rows, indent=1) + "\n")
             DOCUMENT.write_text(document(DOCUMENT.read_text(), rows))
-    print(table(ran))
-    bad = [name for name, row in ran.items() if not is_good(row)]
-    if bad:
-        print(f"failed: {', '.join(bad)}")
-    return 1 if bad else 0
+    print(table(tried_rows))
+    failed = [name for name, row in tried_rows.items() if not is_good(row)]
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

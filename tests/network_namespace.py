@@ -1,4 +1,4 @@
-"""Runs tests that drop packets or mount disks in namespaces, each in a pytest of its own."""
+"""Runs each test that drops packets or mounts disks in its own pytest, in its own namespaces."""
 
 import subprocess
 import sys
@@ -14,26 +14,26 @@ _unavailable_reason = cache(network.unavailable_reason)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a marked test, with its fixtures, inside; pytest itself runs the others."""
+    """Run a marked test with its fixtures in namespaces, and leave other tests to pytest."""
     if item.get_closest_marker(in_network_namespace.name) is None or network.is_isolated():
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     call = pytest.CallInfo.from_call(
-        lambda: run_inside(item), "call", reraise=(KeyboardInterrupt, pytest.exit.Exception)
+        lambda: run_in_namespaces(item), "call", reraise=(KeyboardInterrupt, pytest.exit.Exception)
     )
     item.ihook.pytest_runtest_logreport(report=pytest.TestReport.from_item_and_call(item, call))
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    # What an earlier test of the module set up is not the next module's; pytest has no public call.
+    # Tear down the module's fixtures before the next module, for which there is no public API.
     item.session._setupstate.teardown_exact(nextitem)
     return True
 
 
-def run_inside(item: pytest.Item) -> None:
+def run_in_namespaces(item: pytest.Item) -> None:
     if reason := _unavailable_reason():
         pytest.skip(reason)
-    inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", item.nodeid]
-    done = subprocess.run(
-        network.isolated_command(inner), cwd=item.config.rootpath, capture_output=True, text=True
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", item.nodeid]
+    result = subprocess.run(
+        network.isolated_command(command), cwd=item.config.rootpath, capture_output=True, text=True
     )
-    if done.returncode or "1 passed" not in done.stdout:
-        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    if result.returncode or "1 passed" not in result.stdout:
+        pytest.fail(result.stdout + result.stderr, pytrace=False)

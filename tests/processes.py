@@ -1,4 +1,4 @@
-"""Processes and folders that a command left behind."""
+"""Finds the processes and folders of a running command."""
 
 import contextlib
 import re
@@ -7,12 +7,12 @@ import psutil
 
 
 def stack_folders(pid: int) -> set[str]:
-    """List the folders of the stacks whose servers run below that process."""
-    words = []
+    """Return the folders of the stacks whose servers are descendants of a process."""
+    arguments: list[str] = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            words += child.cmdline()
-    return set(re.findall(r"\S*/warm-engine-stack-\w+", " ".join(words)))
+            arguments += child.cmdline()
+    return set(re.findall(r"\S*/warm-engine-stack-\w+", " ".join(arguments)))
 
 
 def is_running(process: psutil.Process) -> bool:

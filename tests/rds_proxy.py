@@ -2,9 +2,9 @@
 
 It accepts TLS only, a cleartext password within TLS, no `options`, few startup parameters and no
 quoted values. It forwards everything else and records which statements would pin a client, and why.
-It does not multiplex. Whether an unnamed Parse pins is unclear (older reports say so, AWS announced
-the opposite in 2023); here it does not. Sources: "Avoiding pinning an RDS Proxy", Amazon RDS User
-Guide; MagicStack/asyncpg#952 for quoted values.
+It does not multiplex. Whether an unnamed Parse pins is unclear: older reports say so, but AWS
+announced the opposite in 2023, and here it does not. Sources: "Avoiding pinning an RDS Proxy",
+Amazon RDS User Guide; MagicStack/asyncpg#952 for quoted values.
 """
 
 import asyncio
@@ -23,7 +23,14 @@ from infra.database.roles import APP
 from infra.local.stack import DATABASE, Stack
 
 SSL_REQUEST, CANCEL_REQUEST, PROTOCOL = 80877103, 80877102, 3 << 16
-KNOWN = {"user", "database", "client_encoding", "application_name", "DateStyle", "TimeZone"}
+SUPPORTED_PARAMETERS = {
+    "user",
+    "database",
+    "client_encoding",
+    "application_name",
+    "DateStyle",
+    "TimeZone",
+}
 
 #: "Conditions that cause pinning for RDS for PostgreSQL".
 PINNING = re.compile(
@@ -35,7 +42,7 @@ PINNING = re.compile(
 
 
 class RdsProxy:
-    """`accepts_password`: whether a password is valid."""
+    """A server for the duration of a block. `accepts_password` returns whether one is valid."""
 
     host = "127.0.0.1"
 
@@ -72,15 +79,15 @@ class RdsProxy:
         assert task is not None
         self._tasks.add(task)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            if refusal := await self._serve(client, out):
-                fields = b"SFATAL\0C28000\0M" + refusal.encode() + b"\0\0"
-                out.write(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+            if rejection := await self._serve(client, out):
+                error_fields = b"SFATAL\0C28000\0M" + rejection.encode() + b"\0\0"
+                out.write(b"E" + struct.pack("!i", len(error_fields) + 4) + error_fields)
                 await out.drain()
         self._tasks.discard(task)
         out.close()
 
     async def _serve(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> str | None:
-        """Forward until the client disconnects. Return the reason if it is rejected."""
+        """Forward until the client disconnects. Return the reason if the client is rejected."""
         _, code = struct.unpack("!ii", await client.readexactly(8))
         if code == CANCEL_REQUEST:
             return None  # RDS Proxy does not support it
@@ -89,13 +96,13 @@ class RdsProxy:
         out.write(b"S")
         await out.start_tls(self._tls)
         size, code = struct.unpack("!ii", await client.readexactly(8))
-        words = (await client.readexactly(size - 8)).decode().split("\0")
-        parameters = dict(zip(words[:-2:2], words[1:-2:2], strict=True))
+        fields = (await client.readexactly(size - 8)).decode().split("\0")
+        parameters = dict(zip(fields[:-2:2], fields[1:-2:2], strict=True))
         if code != PROTOCOL:
             return "Unsupported protocol"
         if "options" in parameters:
             return "Feature not supported: RDS Proxy currently doesn't support command-line options"
-        if unknown := parameters.keys() - KNOWN:
+        if unknown := parameters.keys() - SUPPORTED_PARAMETERS:
             return f"Unknown startup parameters: {sorted(unknown)}"
         if "'" in parameters["client_encoding"]:
             return f"Unsupported client_encoding: {parameters['client_encoding']}"
@@ -121,14 +128,14 @@ class RdsProxy:
     async def _log_in(
         self, server: asyncio.StreamReader, out: asyncio.StreamWriter, parameters: dict[str, str]
     ) -> None:
-        words = "".join(f"{name}\0{value}\0" for name, value in parameters.items()).encode()
-        out.write(struct.pack("!ii", len(words) + 9, PROTOCOL) + words + b"\0")
+        fields = "".join(f"{name}\0{value}\0" for name, value in parameters.items()).encode()
+        out.write(struct.pack("!ii", len(fields) + 9, PROTOCOL) + fields + b"\0")
         scram = ScramClient(["SCRAM-SHA-256"], APP, self._password)
         await message(server)
         first = scram.get_client_first().encode()
-        out.write(framed(b"p", b"SCRAM-SHA-256\0" + struct.pack("!i", len(first)) + first))
+        out.write(frame(b"p", b"SCRAM-SHA-256\0" + struct.pack("!i", len(first)) + first))
         scram.set_server_first((await message(server))[1][4:].decode())
-        out.write(framed(b"p", scram.get_client_final().encode()))
+        out.write(frame(b"p", scram.get_client_final().encode()))
         scram.set_server_final((await message(server))[1][4:].decode())
         await message(server)  # AuthenticationOk
 
@@ -145,21 +152,22 @@ class RdsProxy:
         while True:
             kind, body = await message(client)
             if kind in b"QP":
-                words = body.decode().split("\0")
-                name, statement = ("", words[0]) if kind == b"Q" else (words[0], words[1])
+                fields = body.decode().split("\0")
+                name, statement = ("", fields[0]) if kind == b"Q" else (fields[0], fields[1])
                 self.statements.append((name, statement))
                 if name or PINNING.search(statement):
                     self.pins.setdefault(client_number, f"PREPARE {name}" if name else statement)
-            out.write(framed(kind, body))
+            out.write(frame(kind, body))
             await out.drain()
             if kind == b"X":
                 return
 
 
 async def message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Read a message and return its type and body."""
     kind, size = struct.unpack("!ci", await reader.readexactly(5))
     return kind, await reader.readexactly(size - 4)
 
 
-def framed(kind: bytes, body: bytes) -> bytes:
+def frame(kind: bytes, body: bytes) -> bytes:
     return kind + struct.pack("!i", len(body) + 4) + body

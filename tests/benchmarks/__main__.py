@@ -1,12 +1,10 @@
 """`make bench`: warm, cold and scale in turn, with progress; six minutes at most."""
 
 import os
-import sys
 import time
 
 from tqdm import tqdm
 
-from infra.local import LabError
 from infra.local.signals import run_async, treat_sigterm_as_sigint
 from infra.local.stack import Stack
 from tests.benchmarks import cold, plot, report, scale, warm
@@ -18,6 +16,7 @@ from tests.benchmarks.plan import (
     STARTS,
     TURNS,
 )
+from tests.command import exit_with
 
 
 def main() -> int:
@@ -64,9 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except LabError as error:
-        sys.exit(f"warm-engine: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    exit_with(main)

@@ -1,8 +1,8 @@
 """`make compliance`: SQLAlchemy's own tests on its dialect and on the handler's, direct and pooled.
 
-The wheel has `sqlalchemy.testing.suite` alone. The PostgreSQL dialect's tests, and the requirements
-that say what a database can, are in the source distribution of the same version: pip fetches it
-once.
+The wheel contains `sqlalchemy.testing.suite` alone. The PostgreSQL dialect's tests, and the
+requirements that declare a database's features, are in the source distribution of the same version,
+which pip downloads once.
 """
 
 import os
@@ -31,8 +31,8 @@ from tests.compliance.named import NAMED
 SOURCE = TOOLS / f"sqlalchemy-{sqlalchemy.__version__}"
 TESTS = ["test/dialect/test_suite.py", "test/dialect/postgresql"]
 RUNS = [("stock", "direct"), ("ours", "direct"), ("stock pooled", "pooled"), ("ours", "pooled")]
-#: Tests that SET something for their session. In transaction pooling it stays on a server
-#: connection, and which other tests that reaches is chance.
+#: Tests that SET a parameter of their session. In transaction pooling it stays on a server
+#: connection and affects other tests at random.
 SESSION_STATE = (
     "WeCanSetDefaultSchema",
     "test_honor_server_level_iso_setting",
@@ -56,20 +56,21 @@ class PostgresForTests(Postgres):
         return [*super().command(), "-c", "max_prepared_transactions=10"]
 
 
-def fetch() -> None:
+def download() -> None:
     """Unpack the tests of the installed version into `.tools`."""
     if SOURCE.exists():
         return
     TOOLS.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=TOOLS) as folder:
         words = ["download", "--quiet", "--no-deps", "--no-binary=:all:", "--dest", folder]
-        wanted = f"sqlalchemy=={sqlalchemy.__version__}"
-        # pip asks a source for its metadata, and would translate all of its Cython for that.
-        plain = os.environ | {"DISABLE_SQLALCHEMY_CEXT": "1"}
-        subprocess.run([sys.executable, "-m", "pip", *words, wanted], check=True, env=plain)
-        [archive] = Path(folder).glob("*.tar.gz")
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter="data")
+        requirement = f"sqlalchemy=={sqlalchemy.__version__}"
+        # pip builds a source's metadata, and would translate all of its Cython for that.
+        environment = os.environ | {"DISABLE_SQLALCHEMY_CEXT": "1"}
+        pip = [sys.executable, "-m", "pip", *words, requirement]
+        subprocess.run(pip, check=True, env=environment)
+        [path] = Path(folder).glob("*.tar.gz")
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
         (Path(folder) / SOURCE.name).rename(SOURCE)
 
 
@@ -86,25 +87,25 @@ def run(kind: str, path: str, port: int, database: str, password: str, report: P
         env={**os.environ, "PYTHONPATH": str(ROOT), "COMPLIANCE": kind},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        check=False,  # its report tells
+        check=False,  # the report contains the result
     )
 
 
-def failed(report: Path) -> tuple[set[str], str]:
-    """The tests that failed, under names without the database's version; and the figures."""
-    bad, counts = set(), Counter[str]()
+def outcome_of(report: Path) -> tuple[set[str], str]:
+    """Return the failed tests, named without the database's version, and the counts as text."""
+    failed, counts = set(), Counter[str]()
     for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest's own
         tags = {child.tag for child in case}
         outcome = "failed" if tags & {"failure", "error"} else "skipped" if tags else "passed"
         counts[outcome] += 1
         if outcome == "failed":
             group = case.get("classname", "").rpartition(".")[2].partition("_postgresql")[0]
-            bad.add(f"{group}::{case.get('name')}")
-    return bad, ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
+            failed.add(f"{group}::{case.get('name')}")
+    return failed, ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
 
 
 def main() -> int:
-    fetch()
+    download()
     with ExitStack() as undo:
         folder = undo.enter_context(private_directory())
         postgres = PostgresForTests(folder, account(), max_connections=100)
@@ -122,17 +123,19 @@ def main() -> int:
                     admin.execute(change.encode())
             ports.append(postgres.port)
             if path == "pooled":
-                (inside := folder / database).mkdir()
-                account().take_ownership(inside, 0o700)
+                (pgbouncer_folder := folder / database).mkdir()
+                account().take_ownership(pgbouncer_folder, 0o700)
                 upstream = Upstream(
                     postgres.host, postgres.port, database, LOOKUP, ADMIN, postgres.password
                 )
-                limits: dict[str, str | int] = {"default_pool_size": 30, "max_db_connections": 0}
-                limits |= {"query_timeout": 0, "idle_transaction_timeout": 0}
+                settings: dict[str, str | int] = {"default_pool_size": 30, "max_db_connections": 0}
+                settings |= {"query_timeout": 0, "idle_transaction_timeout": 0}
                 # SQLAlchemy's recipe names its statements: a reset removes them, or lets PgBouncer
                 # choose another server connection, which does not have them.
-                limits["server_reset_query_always"] = 0
-                bouncer = PgBouncer(inside, account(), upstream, tls=False, settings=limits)
+                settings["server_reset_query_always"] = 0
+                bouncer = PgBouncer(
+                    pgbouncer_folder, account(), upstream, tls=False, settings=settings
+                )
                 undo.callback(bouncer.stop)
                 bouncer.start()
                 ports[-1] = bouncer.port
@@ -148,16 +151,16 @@ def main() -> int:
                     postgres.password,
                     reports[number],
                 )
-        outcomes = [failed(report) for report in reports]
-    for (kind, path), (_, figures) in zip(RUNS, outcomes, strict=True):
-        print(f"{kind.split()[0]:>5} {path:>6}: {figures}")
-    worse = 0
+        outcomes = [outcome_of(report) for report in reports]
+    for (kind, path), (_, counts) in zip(RUNS, outcomes, strict=True):
+        print(f"{kind.split()[0]:>5} {path:>6}: {counts}")
+    regressions = 0
     for stock, ours in ((0, 1), (2, 3)):
-        more = outcomes[ours][0] - outcomes[stock][0]
-        for test in sorted(more):
+        failed_only_in_ours = outcomes[ours][0] - outcomes[stock][0]
+        for test in sorted(failed_only_in_ours):
             print(f"{RUNS[ours][1]}: {test}: {NAMED.get(test, 'NOT NAMED')}")
-        worse += len(more - NAMED.keys())
-    return 1 if worse else 0
+        regressions += len(failed_only_in_ours - NAMED.keys())
+    return 1 if regressions else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Pytest plugin that registers a dialect as `postgresql+asyncpg` for SQLAlchemy's own tests.
 
-COMPLIANCE selects it: `stock` (SQLAlchemy's), `stock pooled` (SQLAlchemy's with its recipe for
-PgBouncer) or `ours` (the handler's dialect, with the handler's connection options).
+The environment variable COMPLIANCE selects the dialect: `stock` (SQLAlchemy's), `stock pooled`
+(SQLAlchemy's with its recipe for PgBouncer) or `ours` (the handler's dialect, with the handler's
+connection options).
 """
 
 import os

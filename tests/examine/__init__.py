@@ -1,1 +1,1 @@
-"""The examination of any function: `infra.local.examine`."""
+"""Tests of `infra.local.examine`, which examines any function."""

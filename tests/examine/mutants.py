@@ -1,6 +1,6 @@
-"""The handler without one property: `tests.examine.mutants.NAME` for each that is examined.
+"""Variants of the handler that lack one property: `tests.examine.mutants.NAME` for each property.
 
-Each is made when it is first asked for, which is in a sandbox of its own.
+A mutant is created on first access, in its own sandbox, because most patch the engine's modules.
 """
 
 import asyncio
@@ -14,29 +14,28 @@ from typing import Any
 
 Handler = Callable[[Any, Any], Any]
 
-#: How long the import of one that starts slowly takes, in seconds.
+#: How long the import of `start` takes, in seconds.
 SLOW_START_S = 2.5
-#: How many processes of one that counts them may live at once: as many as an examined deployment
-#: begins with.
+#: How many processes of `deployment` may run at once: an examined deployment starts with as many.
 SEATS = 8
 
 
 def _with_first(handler: Any, work: Callable[[], Any]) -> Handler:
-    """The handler, which in the first event of a process does some work besides."""
+    """Return a handler that also runs `work` after the first event of its process."""
     done: list[bool] = []
 
     def handle(event: Any, context: Any) -> Any:
-        answer = handler(event, context)
+        response = handler(event, context)
         if not done:
             done.append(True)
             handler.loop.run(work)
-        return answer
+        return response
 
     return handle
 
 
 async def _connect(**options: Any) -> Any:
-    """A connection beside the engine's, as the engine would be logged in."""
+    """Open a second connection with the engine's login."""
     import asyncpg
 
     from handler.warm import load_settings
@@ -56,6 +55,7 @@ async def _connect(**options: Any) -> Any:
 
 
 def _start() -> Any:
+    """Import slowly."""
     from handler.main import handler
 
     time.sleep(SLOW_START_S)
@@ -63,42 +63,45 @@ def _start() -> Any:
 
 
 def _events() -> Any:
-    """A loop for each event: the pool's connection belongs to the first."""
+    """Close the loop after each event, although the pool's connection belongs to it."""
     from handler.main import handler
 
     def handle(event: Any, context: Any) -> Any:
-        answer = handler(event, context)
+        response = handler(event, context)
         handler.loop.close()
-        return answer
+        return response
 
     return handle
 
 
 def _round_trips() -> Any:
+    """Ping the connection at each checkout."""
     from handler.warm.database import engine
 
-    patched: Any = engine
-    patched.create_async_engine = partial(patched.create_async_engine, pool_pre_ping=True)
+    engine_module: Any = engine
+    create = engine_module.create_async_engine
+    engine_module.create_async_engine = partial(create, pool_pre_ping=True)
     from handler.main import handler
 
     return handler
 
 
 def _transactions() -> Any:
+    """Leave a transaction open."""
     from handler.main import handler
     from handler.warm.database import engine
 
-    kept: list[Any] = []
+    connections: list[Any] = []
 
     async def begin() -> None:
         connection = await _connect()
-        kept.append(connection)
+        connections.append(connection)
         await connection.execute("BEGIN")
 
     dispose = engine.dispose
 
     async def dispose_all() -> None:
-        for connection in kept:
+        for connection in connections:
             await connection.close(timeout=0.1)
         await dispose()
 
@@ -107,6 +110,7 @@ def _transactions() -> Any:
 
 
 def _session_state() -> Any:
+    """SET a parameter for the session."""
     from sqlalchemy import event
 
     from handler.main import handler
@@ -120,6 +124,7 @@ def _session_state() -> Any:
 
 
 def _pooling() -> Any:
+    """Cache named statements, which another server connection does not have."""
     from handler.warm.database import connection
 
     connection.OPTIONS["statement_cache_size"] = 100
@@ -129,20 +134,20 @@ def _pooling() -> Any:
 
 
 def _frozen() -> Any:
-    """A statement that is prepared and never executed pins a server connection."""
+    """Prepare a statement and never execute it, which pins a server connection."""
     from handler.main import handler
     from handler.warm.database import engine
 
-    kept: list[Any] = []
+    prepared: list[Any] = []
 
     async def prepare() -> None:
         connection = await _connect()
-        kept.append((connection, await connection.prepare("SELECT 1")))
+        prepared.append((connection, await connection.prepare("SELECT 1")))
 
     dispose = engine.dispose
 
     async def dispose_all() -> None:
-        for connection, _ in kept:
+        for connection, _ in prepared:
             await connection.close(timeout=0.1)
         await dispose()
 
@@ -151,6 +156,7 @@ def _frozen() -> Any:
 
 
 def _thaw() -> Any:
+    """Use a connection that was closed while idle, and do not retry."""
     from handler.warm import request_policy
     from handler.warm.database import liveness
 
@@ -166,22 +172,23 @@ def _thaw() -> Any:
 
 
 def _shutdown() -> Any:
+    """Ignore SIGTERM."""
     from handler.warm.aws_lambda import adapter
 
-    patched: Any = adapter
-    patched.call_at_shutdown = lambda shut_down: None
+    adapter_module: Any = adapter
+    adapter_module.call_at_shutdown = lambda shut_down: None
     from handler.main import handler
 
     return handler
 
 
 def _deployment() -> Any:
-    """One that works in so many processes at a time and no more, as a licence may have it."""
+    """Work in SEATS processes at a time and no more, as a licence may allow."""
     from handler.main import handler
 
     folder = Path(tempfile.gettempdir()) / "warm-engine-examine-seats"
     folder.mkdir(exist_ok=True)
-    taken: list[Any] = []
+    seats: list[Any] = []
     for number in range(SEATS):
         seat = (folder / str(number)).open("w")
         try:
@@ -189,11 +196,11 @@ def _deployment() -> Any:
         except BlockingIOError:
             seat.close()
             continue
-        taken.append(seat)
+        seats.append(seat)
         break
 
     def handle(event: Any, context: Any) -> Any:
-        if not taken:
+        if not seats:
             raise RuntimeError("no seat is free")
         return handler(event, context)
 
@@ -225,6 +232,7 @@ def _restarts() -> Any:
 
 
 def _deadline() -> Any:
+    """Assume an hour of remaining time."""
     from handler.warm import request_policy
 
     request_policy.seconds_left = lambda context: 3600.0
@@ -234,7 +242,7 @@ def _deadline() -> Any:
 
 
 def _exhaustion() -> Any:
-    """What PgBouncer has no room for is asked for three times."""
+    """Repeat a request twice when PgBouncer has no free server connection."""
     from handler.warm import request_policy
     from handler.warm.errors import DatabaseError
 
@@ -257,7 +265,7 @@ def _exhaustion() -> Any:
 
 
 def _column_types() -> Any:
-    """A description that is no longer true counts as true."""
+    """Accept an outdated description of a result's columns."""
     from handler.warm.database import protocol
 
     protocol._columns = lambda row: []
@@ -267,12 +275,13 @@ def _column_types() -> Any:
 
 
 def _memory() -> Any:
+    """Leak 20 kB in each event."""
     from handler.main import handler
 
-    kept: list[bytes] = []
+    leaked: list[bytes] = []
 
     def handle(event: Any, context: Any) -> Any:
-        kept.append(b"x" * 20_000)
+        leaked.append(b"x" * 20_000)
         return handler(event, context)
 
     return handle

@@ -1,4 +1,4 @@
-"""Functions that cannot be examined, each for another reason."""
+"""Functions that cannot be examined, for different reasons."""
 
 import os
 import sys

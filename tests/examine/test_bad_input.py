@@ -1,4 +1,4 @@
-"""What cannot be examined is refused in one line; nothing is left, and no report is written."""
+"""`make examine` rejects bad input in one line, and leaves no process, file or report."""
 
 import os
 import re
@@ -18,14 +18,14 @@ SERVICES = "tests.examine.services"
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder for all that is temporary. Unlike pytest's, the servers' account may enter it."""
+    """Create a folder for temporary files that, unlike pytest's, the servers' account may enter."""
     with tempfile.TemporaryDirectory(prefix="examined-") as name:
         Path(name).chmod(0o711)
         yield Path(name)
 
 
-def refusal(scratch: Path, **variables: str) -> str:
-    """The last line on stderr and stdout, of an examination that is refused."""
+def rejection(scratch: Path, **variables: str) -> str:
+    """Run an examination that is rejected and return the last line of its output."""
     report = ROOT / "reports/examine.json"
     before = report.stat().st_mtime_ns if report.exists() else None
     environment = {"TMPDIR": str(scratch), "ONLY": "memory", **variables}
@@ -39,8 +39,10 @@ def refusal(scratch: Path, **variables: str) -> str:
     assert process.returncode == 1, output
     after = report.stat().st_mtime_ns if report.exists() else None
     assert after == before
-    started = [each for each in psutil.process_iter(["cmdline"]) if _belongs(each, scratch)]
-    assert not [each for each in started if is_running(each)]
+    processes = [
+        process for process in psutil.process_iter(["cmdline"]) if _belongs(process, scratch)
+    ]
+    assert not [process for process in processes if is_running(process)]
     assert not list(scratch.glob("warm-engine-*"))
     assert "Traceback" not in output
     return str(output.strip().splitlines()[-1])
@@ -51,7 +53,7 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("handler", "words"),
+    ("handler", "message"),
     [
         ("no.such.handler", "does not serve the event: Runtime.ImportModuleError: .*'no'"),
         (f"{SERVICES}.without_database", "opened no connection to Postgres"),
@@ -61,22 +63,24 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
         (f"{SERVICES}.asking_aws", "ConnectionError: Could not connect to .*ssm"),
     ],
 )
-def test_a_function_that_does_not_serve_is_named_with_its_error(
-    handler: str, words: str, scratch: Path
+def test_a_function_that_cannot_be_examined_is_named_with_its_error(
+    handler: str, message: str, scratch: Path
 ) -> None:
-    line = refusal(scratch, HANDLER=handler)
+    line = rejection(scratch, HANDLER=handler)
     assert line.startswith(f"warm-engine: {handler} ")
-    assert re.search(words, line), line
+    assert re.search(message, line), line
 
 
-def test_a_schema_that_fails_is_refused_with_postgres_words(scratch: Path) -> None:
+def test_a_schema_that_fails_is_rejected_with_the_error_of_postgres(scratch: Path) -> None:
     schema = scratch / "schema.sql"
     schema.write_text("CREATE TABLE a (b nonsense)")
-    line = refusal(scratch, SCHEMA=str(schema))
+    line = rejection(scratch, SCHEMA=str(schema))
     assert line == f'warm-engine: SCHEMA {schema} failed: type "nonsense" does not exist'
 
 
-def test_an_event_that_is_not_json_is_refused(scratch: Path) -> None:
+def test_an_event_that_is_not_json_is_rejected(scratch: Path) -> None:
     event = scratch / "event.json"
     event.write_text("{")
-    assert refusal(scratch, EVENT=str(event)).startswith(f"warm-engine: EVENT: {event} is not JSON")
+    assert rejection(scratch, EVENT=str(event)).startswith(
+        f"warm-engine: EVENT: {event} is not JSON"
+    )

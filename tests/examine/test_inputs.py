@@ -1,4 +1,4 @@
-"""What `make examine` is told: read in full, or refused in one line before anything starts."""
+"""`make examine` reads its variables, or rejects them with one line before anything starts."""
 
 import json
 import sys
@@ -12,14 +12,14 @@ from infra.local.examine.inputs import Inputs, from_environment
 PROPERTIES = ("start", "thaw", "memory")
 
 
-def test_without_variables_it_is_the_sample_s_read() -> None:
+def test_the_sample_s_read_is_examined_by_default() -> None:
     inputs = from_environment(PROPERTIES, {})
     assert inputs.handler == "handler.main.handler"
     assert inputs.wanted == PROPERTIES
     assert [event["rawPath"] for event in inputs.events] == ["/orders/1"]
 
 
-def test_each_place_of_a_variable_is_filled_in_and_an_empty_variable_left_out() -> None:
+def test_placeholders_are_replaced_and_empty_variables_omitted() -> None:
     inputs = from_environment(PROPERTIES, {"ENV": "URL=x://{user}:{password}@{host}/{other} A=1"})
     values = {"user": "u", "password": "p", "host": "h", "ca": ""}
     environment = inputs.environment(values)
@@ -29,23 +29,23 @@ def test_each_place_of_a_variable_is_filled_in_and_an_empty_variable_left_out() 
     assert "DB_SSLROOTCERT" not in environment
 
 
-def test_variables_come_from_a_file_too(tmp_path: Path) -> None:
+def test_variables_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("# a comment\n\nURL={url}\nGREETING=two words\n")
     inputs = from_environment(PROPERTIES, {"ENV": str(tmp_path / "env")})
     assert inputs.variables["GREETING"] == "two words"
     assert inputs.variables["URL"] == "{url}"
 
 
-def test_a_folder_holds_several_events(tmp_path: Path) -> None:
+def test_a_folder_provides_several_events(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
     inputs = from_environment(PROPERTIES, {"EVENT": str(tmp_path)})
     assert [event["name"] for event in inputs.events] == ["a", "b"]
 
 
-def test_properties_are_chosen_left_out_and_required() -> None:
-    chosen = from_environment(PROPERTIES, {"ONLY": "memory start", "REQUIRE": "all"})
-    assert (chosen.wanted, chosen.required) == (("start", "memory"), ("start", "memory"))
+def test_properties_can_be_selected_skipped_and_required() -> None:
+    selected = from_environment(PROPERTIES, {"ONLY": "memory start", "REQUIRE": "all"})
+    assert (selected.wanted, selected.required) == (("start", "memory"), ("start", "memory"))
     skipped = from_environment(PROPERTIES, {"SKIP": "thaw", "REQUIRE": "memory"})
     assert (skipped.wanted, skipped.required) == (("start", "memory"), ("memory",))
 
@@ -68,12 +68,14 @@ def test_properties_are_chosen_left_out_and_required() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_wrong_variable_is_refused_in_one_line(variables: dict[str, str], message: str) -> None:
-    with pytest.raises(LabError, match=message) as refused:
+def test_an_invalid_variable_is_rejected_in_one_line(
+    variables: dict[str, str], message: str
+) -> None:
+    with pytest.raises(LabError, match=message) as rejection:
         from_environment(PROPERTIES, variables)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(rejection.value)
 
 
-def test_the_interpreter_is_this_one_unless_it_is_named() -> None:
+def test_the_default_interpreter_is_the_current_one() -> None:
     assert from_environment(PROPERTIES, {}).python == sys.executable
     assert Inputs().python == sys.executable

@@ -1,4 +1,4 @@
-"""The handler has every property, and without one of them lacks exactly that one."""
+"""The handler has every property, and each mutant lacks exactly the one it is named after."""
 
 import os
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from infra.local.examine.finding import Verdict
 from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
 
-#: Twenty minutes of it: otherwise each mutant is only measured for what it lacks.
+#: Measure every property of every mutant, which takes twenty minutes, and not only the missing one.
 EVERY_PROPERTY = "EVERY_PROPERTY" in os.environ
-NO_FILTER = None if network.is_isolated() else "the test runs outside of such a network"
+NO_FILTER = None if network.is_isolated() else "the test does not run in a network namespace"
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +27,20 @@ def short_init_limit() -> Iterator[None]:
 def verdicts(handler: str, wanted: tuple[str, ...]) -> dict[str, Verdict]:
     findings, _ = measure(Inputs(handler=handler, wanted=wanted, fast=True), NO_FILTER)
     print(findings)
-    return {name: found.verdict for name, found in findings.items()}
+    return {name: finding.verdict for name, finding in findings.items()}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_a_handler_without_a_property_lacks_exactly_that_one(name: str) -> None:
+def test_a_mutant_lacks_exactly_one_property(name: str) -> None:
     wanted = tuple(PROPERTIES) if EVERY_PROPERTY else (name,)
-    found = verdicts(f"tests.examine.mutants.{name}", wanted)
-    assert [each for each, verdict in found.items() if verdict is Verdict.NO] == [name]
+    by_property = verdicts(f"tests.examine.mutants.{name}", wanted)
+    missing = [other for other, verdict in by_property.items() if verdict is Verdict.NO]
+    assert missing == [name]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not EVERY_PROPERTY, reason="EVERY_PROPERTY=1: two minutes")
-def test_the_handler_lacks_none() -> None:
-    found = verdicts("handler.main.handler", tuple(PROPERTIES))
-    assert Verdict.NO not in found.values()
+def test_the_handler_lacks_no_property() -> None:
+    by_property = verdicts("handler.main.handler", tuple(PROPERTIES))
+    assert Verdict.NO not in by_property.values()

@@ -1,4 +1,4 @@
-"""The files of an examination, without one."""
+"""The reports of an examination, written from fixed findings."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,17 @@ FINDINGS = {
 }
 
 
-def test_the_json_is_as_its_schema_says() -> None:
-    made = report.make(Inputs(required=("thaw",)), FINDINGS, {"postgres": "18.6"}, 61.4)
+def test_the_json_report_matches_its_schema() -> None:
+    content = report.make(Inputs(required=("thaw",)), FINDINGS, {"postgres": "18.6"}, 61.4)
     jsonschema.validate(
-        json.loads(json.dumps(made)), json.loads((ROOT / "docs/examine.schema.json").read_text())
+        json.loads(json.dumps(content)), json.loads((ROOT / "docs/examine.schema.json").read_text())
     )
-    assert [each["verdict"] for each in made["properties"]] == ["no", "yes", "could not tell"]
-    assert made["environment"]["postgres"] == "18.6"
+    assert [result["verdict"] for result in content["properties"]] == [
+        "no",
+        "yes",
+        "could not tell",
+    ]
+    assert content["environment"]["postgres"] == "18.6"
 
 
 @pytest.mark.parametrize(
@@ -34,17 +38,17 @@ def test_the_json_is_as_its_schema_says() -> None:
         ((), []),
         (("memory",), []),
         (("thaw", "memory"), ["thaw"]),
-        (("frozen",), ["frozen"]),  # not told is not there
+        (("frozen",), ["frozen"]),  # an unknown property counts as missing
         (("start",), ["start"]),
     ],
 )
-def test_what_is_required_and_has_no_yes_is_missing(
+def test_a_required_property_without_a_yes_is_missing(
     required: tuple[str, ...], missing: list[str]
 ) -> None:
     assert report.missing(Inputs(required=required), FINDINGS) == missing
 
 
-def test_the_remedy_of_a_no_is_written_down_and_of_no_other(tmp_path: Path) -> None:
+def test_only_missing_properties_have_a_remedy_in_the_report(tmp_path: Path) -> None:
     report.write(report.make(Inputs(), FINDINGS, {}, 1), tmp_path)
     text = (tmp_path / "examine.md").read_text()
     assert "### `thaw`" in text
@@ -55,7 +59,7 @@ def test_the_remedy_of_a_no_is_written_down_and_of_no_other(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("numbers", "words"),
+    ("numbers", "expected"),
     [
         (
             {"rows_doubled": 2, "rows_lost": 0, "recovery_postgres_s": 0.1},
@@ -73,17 +77,17 @@ def test_the_remedy_of_a_no_is_written_down_and_of_no_other(tmp_path: Path) -> N
         ({"recovery_postgres_s": 3.0}, ["After a failover"]),  # 3.004, rounded
     ],
 )
-def test_the_remedy_of_restarts_fits_the_reason(
-    numbers: dict[str, float | int | str | bool | None], words: list[str], tmp_path: Path
+def test_the_remedy_of_restarts_depends_on_the_measured_numbers(
+    numbers: dict[str, float | int | str | bool | None], expected: list[str], tmp_path: Path
 ) -> None:
-    found = {"restarts": Finding(Verdict.NO, "measured", numbers)}
-    report.write(report.make(Inputs(), found, {}, 1), tmp_path)
-    for text in ("\n".join(report.remedies(found)), (tmp_path / "examine.md").read_text()):
+    findings = {"restarts": Finding(Verdict.NO, "measured", numbers)}
+    report.write(report.make(Inputs(), findings, {}, 1), tmp_path)
+    for text in ("\n".join(report.remedies(findings)), (tmp_path / "examine.md").read_text()):
         costs = ("sends its write again", "Rows are missing", "After a failover")
-        assert [each for each in costs if each in text] == words
+        assert [cost for cost in costs if cost in text] == expected
 
 
-def test_the_report_on_another_service_goes_to_its_own_folder(tmp_path: Path) -> None:
+def test_the_report_on_another_service_is_written_to_that_service_s_folder(tmp_path: Path) -> None:
     assert report.folder_of(ROOT) == report.REPORTS
     assert report.folder_of(tmp_path) == tmp_path / "reports"
     assert not list(tmp_path.iterdir())
@@ -91,17 +95,18 @@ def test_the_report_on_another_service_goes_to_its_own_folder(tmp_path: Path) ->
     assert "](../docs" not in (tmp_path / "examine.md").read_text()
 
 
-def test_a_folder_that_cannot_take_the_report_is_refused_beforehand(tmp_path: Path) -> None:
+def test_an_unwritable_report_folder_is_rejected_before_the_examination(tmp_path: Path) -> None:
     (tmp_path / "reports").write_text("not a folder")
     with pytest.raises(LabError, match=f"the report cannot be written to {tmp_path}/reports"):
         report.folder_of(tmp_path)
 
 
-def test_each_property_is_explained_and_has_a_mutant() -> None:
+def test_each_property_is_documented_and_has_a_mutant() -> None:
     text = (ROOT / "docs/examine.md").read_text()
     mutants = (ROOT / "tests/examine/mutants.py").read_text()
-    for name, each in PROPERTIES.items():
+    for name, examined_property in PROPERTIES.items():
         assert f"### `{name}`" in text
         assert f"def _{name}()" in mutants
-        assert each.consequence and each.remedy  # noqa: PT018  # both are text
+        assert examined_property.consequence
+        assert examined_property.remedy
     assert Finding(Verdict.YES).verdict == "yes"

@@ -1,4 +1,4 @@
-"""`restarts` counts the rows of the events with a key, wherever they stand among the others."""
+"""`restarts` counts the rows written by events with a key, in any order of the events."""
 
 import pytest
 
@@ -21,9 +21,11 @@ WRITE = http_api("POST", "/orders", body='{"customer_name": "Ada"}', idempotency
     ],
     ids=["read-first", "write-first", "recipe"],
 )
-def test_rows_are_counted_in_either_order(handler: str, events: tuple[object, ...]) -> None:
+def test_rows_are_counted_whichever_event_comes_first(
+    handler: str, events: tuple[object, ...]
+) -> None:
     inputs = Inputs(handler=handler, events=events, wanted=("restarts",), fast=True)
     findings, _ = measure(inputs, "not needed")
-    found = findings["restarts"]
-    assert (found.numbers["rows_doubled"], found.numbers["rows_lost"]) == (0, 0), found
-    assert found.verdict is Verdict.YES, found
+    finding = findings["restarts"]
+    assert (finding.numbers["rows_doubled"], finding.numbers["rows_lost"]) == (0, 0), finding
+    assert finding.verdict is Verdict.YES, finding

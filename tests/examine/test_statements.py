@@ -1,4 +1,4 @@
-"""What Postgres' log says of a function's statements."""
+"""A function's statements are read from Postgres' log and classified."""
 
 import pytest
 
@@ -17,7 +17,7 @@ LOG = """\
 """
 
 
-def test_each_statement_has_its_name_and_all_of_its_lines() -> None:
+def test_each_statement_has_its_name_and_all_its_lines() -> None:
     assert parse(LOG) == [
         Statement(7, "", "SELECT id\nFROM orders\nWHERE id = $1"),
         Statement(8, "__asyncpg_stmt_1__", "COMMIT"),
@@ -25,7 +25,7 @@ def test_each_statement_has_its_name_and_all_of_its_lines() -> None:
     ]
 
 
-def test_a_statement_names_its_tables() -> None:
+def test_the_tables_of_a_statement_are_recognized() -> None:
     joined = Statement(1, "", 'SELECT 1 FROM public.a JOIN "B" ON true; UPDATE c SET x = 1')
     assert joined.tables == {"public.a", "b", "c"}
 
@@ -42,7 +42,7 @@ def test_a_statement_names_its_tables() -> None:
         "PREPARE a AS SELECT 1",
     ],
 )
-def test_session_state_is_noticed(sql: str) -> None:
+def test_session_state_is_detected(sql: str) -> None:
     assert Statement(1, "", sql).sets_session_state
 
 
@@ -57,7 +57,7 @@ def test_session_state_is_noticed(sql: str) -> None:
         "DISCARD ALL",
     ],
 )
-def test_what_ends_with_its_transaction_is_no_session_state(sql: str) -> None:
+def test_state_that_ends_with_the_transaction_is_not_session_state(sql: str) -> None:
     assert not Statement(1, "", sql).sets_session_state
 
 
@@ -72,11 +72,13 @@ def test_what_ends_with_its_transaction_is_no_session_state(sql: str) -> None:
         ("SELECT t.oid FROM pg_catalog.pg_type t", False),
     ],
 )
-def test_what_pools_and_drivers_send_is_not_the_function_s_own(sql: str, is_work: bool) -> None:
+def test_statements_of_pools_and_drivers_are_not_the_function_s_work(
+    sql: str, is_work: bool
+) -> None:
     assert Statement(1, "", sql).is_work is is_work
 
 
-def test_answers_are_compared_as_json_says_them() -> None:
+def test_responses_are_compared_as_json_values() -> None:
     assert are_equal(
         content({"statusCode": 200, "body": '{"a": 5}'}), {"statusCode": 200, "body": {"a": 5.0}}
     )

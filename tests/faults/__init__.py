@@ -1,3 +1,5 @@
+"""Injects faults into a stack under traffic and checks what callers and the database see."""
+
 import argparse
 import contextlib
 import math

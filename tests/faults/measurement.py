@@ -102,15 +102,15 @@ async def running_traffic(
 
 
 async def measure(scenario: Scenario, stack: Stack, folder: Path, seconds: float) -> Measurement:
-    """Measure a scenario in its own system, whose fault lasts about `seconds`."""
+    """Measure a scenario in its own system, with a fault of about `seconds`."""
     with prepared_system([scenario], stack, folder) as system:
         async with running_traffic(system, folder, scenario.deadline) as traffic:
-            measured = await run_scenario(scenario, system, traffic, seconds)
+            measurement = await run_scenario(scenario, system, traffic, seconds)
         leaked_at_end = await count_leaked_connections(system)
         return replace(
-            measured,
-            # A connection that leaked during the traffic may still be open: do not add the two.
-            leaked_connections=max(measured.leaked_connections, leaked_at_end),
+            measurement,
+            # A connection that leaked during the traffic may still be open, so the two overlap.
+            leaked_connections=max(measurement.leaked_connections, leaked_at_end),
             retried_by_handler=traffic.retried_by_handler(),
         )
 
@@ -118,10 +118,7 @@ async def measure(scenario: Scenario, stack: Stack, folder: Path, seconds: float
 async def run_scenario(
     scenario: Scenario, system: SystemUnderTest, traffic: Traffic, seconds: float
 ) -> Measurement:
-    """Send traffic before, during and after the fault, then count the effects of the fault.
-
-    The sandboxes keep running meanwhile.
-    """
+    """Send traffic before, during and after the fault, then count the effects of the fault."""
     system.faulted_proxy = scenario.target
     async with traffic:
         await traffic.wait_for_success()
@@ -220,22 +217,22 @@ def number_of_leaks(
 
 
 def assert_expectations(
-    scenario: Scenario, measured: Measurement, *, check_rates: bool = True
+    scenario: Scenario, measurement: Measurement, *, check_rates: bool = True
 ) -> None:
     """Raise AssertionError if the measurement breaks a promise of the scenario.
 
     Without `check_rates`, ignore how many requests failed, and how.
     """
     expected = scenario.expected
-    assert measured.lost_writes == 0, measured
-    assert measured.duplicated_writes == 0, measured
-    assert measured.leaked_connections == 0, measured
-    assert not expected.full_outage or not measured.succeeded_during_fault, measured
-    assert measured.time_to_recovery_s <= expected.recovers_within, measured
-    assert measured.requests >= (CALLERS if check_rates else 1), measured
-    assert measured.max_latency_s <= scenario.deadline, measured
+    assert measurement.lost_writes == 0, measurement
+    assert measurement.duplicated_writes == 0, measurement
+    assert measurement.leaked_connections == 0, measurement
+    assert not expected.full_outage or not measurement.succeeded_during_fault, measurement
+    assert measurement.time_to_recovery_s <= expected.recovers_within, measurement
+    assert measurement.requests >= (CALLERS if check_rates else 1), measurement
+    assert measurement.max_latency_s <= scenario.deadline, measurement
     if check_rates:
-        assert measured.succeeded >= expected.success_rate * measured.requests, measured
-        assert measured.status_504 or not expected.status_504, measured
-        assert measured.during_fault or not expected.prompt_failures, measured
-        assert not expected.no_retry or not measured.retried_by_handler, measured
+        assert measurement.succeeded >= expected.success_rate * measurement.requests, measurement
+        assert measurement.status_504 or not expected.status_504, measurement
+        assert measurement.during_fault or not expected.prompt_failures, measurement
+        assert not expected.no_retry or not measurement.retried_by_handler, measurement

@@ -35,10 +35,10 @@ class NameServer(BaseResolver):  # type: ignore[misc]  # no type hints
                     super().handle()
 
         # The port is fixed, so each process uses its own address.
-        number = os.getpid()
-        self.host = f"127.{53 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
-        quiet = DNSLogger("-request,-reply")
-        self._server = DNSServer(self, self.host, 53, logger=quiet, handler=Handler)
+        pid = os.getpid()
+        self.host = f"127.{53 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}"
+        logger = DNSLogger("-request,-reply")
+        self._server = DNSServer(self, self.host, 53, logger=logger, handler=Handler)
 
     def resolve(self, request: DNSRecord, handler: Any) -> DNSRecord:
         reply = request.reply()
@@ -57,8 +57,8 @@ class NameServer(BaseResolver):  # type: ignore[misc]  # no type hints
 
 @contextlib.contextmanager
 def using_resolv_conf(resolv_conf: Path) -> Iterator[None]:
-    """Mount `path` over /etc/resolv.conf for the duration of the block. Needs a mount namespace."""
-    assert network.is_isolated(), "the whole machine would ask there"
+    """Mount the file over /etc/resolv.conf during the block. Needs a mount namespace."""
+    assert network.is_isolated(), "the whole machine would use this name server"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(bytes(resolv_conf), _RESOLV_CONF, None, _MS_BIND, None):
         raise OSError(ctypes.get_errno(), "no file can be mounted")

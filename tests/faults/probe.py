@@ -14,7 +14,7 @@ from tests.faults.writes import Write, kind_of
 
 
 def probe(service: Service) -> None:
-    """Send one write and one read. Raises LabError if `make faults` could not use the answers."""
+    """Send a write and a read. Raises LabError if `make faults` could not use the responses."""
     if service.root == SAMPLE.root:
         return
     if service.traffic is None:
@@ -27,18 +27,18 @@ async def _probe(stack: Stack) -> None:
     kind, write = kind_of(stack.service), Write("probe-1", "probe, value 1")
     logs = stack.folder / "probe"
     logs.mkdir(mode=0o700)
-    service, shown = stack.service, _shown(kind.write(write))
+    service, request = stack.service, _request_line(kind.write(write))
     async with service.fleet(stack.environment(), concurrency=1, logs=logs) as fleet:
         await _send(fleet, service.event, f"the event in {service.event_file}", 200)
-        answer = await _send(fleet, kind.write(write), shown, 200, 201)
+        response = await _send(fleet, kind.write(write), request, 200, 201)
         try:
-            write.answer = json.loads(answer["body"])
+            write.response = json.loads(response["body"])
         except ValueError:
-            raise LabError(f"traffic: {shown} returned no JSON") from None
-        shown = _shown(kind.read(write))
-        answer = await _send(fleet, kind.read(write), shown, 200)
-    if not kind.is_of(write, json.loads(answer["body"])):
-        raise LabError(f"traffic: {shown} returned a body without {write.value!r}")
+            raise LabError(f"traffic: {request} returned no JSON") from None
+        request = _request_line(kind.read(write))
+        response = await _send(fleet, kind.read(write), request, 200)
+    if not kind.is_of(write, json.loads(response["body"])):
+        raise LabError(f"traffic: {request} returned a body without {write.value!r}")
     admin = await asyncpg.connect(**stack.postgres.admin, database=service.database)
     try:
         lost, _ = await kind.count_lost_and_duplicated(admin, [write])
@@ -50,18 +50,18 @@ async def _probe(stack: Stack) -> None:
         raise LabError(f"traffic: rows does not return {write.key!r} with {write.value!r}")
 
 
-def _shown(event: Event) -> str:
-    request = event["requestContext"]["http"]
-    return f"{request['method']} {request['path']}"
+def _request_line(event: Event) -> str:
+    http = event["requestContext"]["http"]
+    return f"{http['method']} {http['path']}"
 
 
-async def _send(fleet: Fleet, event: Event, shown: str, *expected: int) -> Event:
+async def _send(fleet: Fleet, event: Event, request: str, *expected: int) -> Event:
     """Return the response to `event`. Raises LabError if it has another status."""
     result = await fleet.invoke(event)
     if result.error:
-        raise LabError(f"traffic: {shown} failed: {result.error}")
-    answer: Event = result.payload
-    if answer["statusCode"] not in expected:
+        raise LabError(f"traffic: {request} failed: {result.error}")
+    response: Event = result.payload
+    if response["statusCode"] not in expected:
         codes = " or ".join(map(str, expected))
-        raise LabError(f"traffic: {shown} returned {answer['statusCode']} instead of {codes}")
-    return answer
+        raise LabError(f"traffic: {request} returned {response['statusCode']} instead of {codes}")
+    return response

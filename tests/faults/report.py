@@ -16,23 +16,23 @@ TABLE_HEAD = """\
 
 @dataclass(frozen=True)
 class Measurement:
-    """One scenario's figures.
+    """The figures of one scenario.
 
-    `requests`: in progress at any time during the fault; `succeeded` of them; `status_504` of them.
-    `during_fault`: began and ended within it; `succeeded_during_fault` of them. `max_latency_s`: of
-    any response. `time_to_recovery_s`: from the end of the fault to the first success; `reason`:
-    why that may exceed a second. `lost_writes` and `duplicated_writes`: rows, after unanswered
-    writes were sent again (`retried_by_client`). `retried_by_handler`: requests with two attempts,
-    in the whole run.
+    Lost and duplicated writes are counted in rows, after the client retried unanswered writes.
     """
 
     title: str
+    #: Requests in progress at any time during the fault, and how many of them succeeded.
     requests: int
     succeeded: int
+    #: Requests that began and ended during the fault, and how many of them succeeded.
     during_fault: int
     succeeded_during_fault: int
+    #: How many of `requests` had this status.
     status_504: int
+    #: The maximum over all responses of the run.
     max_latency_s: float
+    #: From the end of the fault to the first success, and why that may exceed a second.
     time_to_recovery_s: float
     reason: str
     writes: int
@@ -40,6 +40,7 @@ class Measurement:
     leaked_connections: int
     lost_writes: int
     duplicated_writes: int
+    #: Requests of the whole run that took more than one attempt.
     retried_by_handler: int = 0
 
     @property

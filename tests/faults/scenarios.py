@@ -1,4 +1,4 @@
-"""The scenarios: each names a fault, what it needs and what it promises."""
+"""The scenarios, each with its fault, its setup and its expectations."""
 
 import math
 import re
@@ -20,16 +20,16 @@ from tests.faults.injectors import (
 
 @dataclass(frozen=True)
 class Expected:
-    """What callers see. The rates are of the requests in progress during the fault."""
+    """What callers see; rates are of the requests in progress during the fault."""
 
     success_rate: float = 0.0
-    #: Of the requests that begin and end during the fault, none succeeds.
+    #: No request that begins and ends during the fault succeeds.
     full_outage: bool = False
     #: Some requests fail before the fault ends.
     prompt_failures: bool = False
     #: Some requests reach the deadline.
     status_504: bool = False
-    #: The handler retries none.
+    #: The handler retries no request.
     no_retry: bool = False
     #: Seconds from the end of the fault to the first success, and why it may be more than one.
     recovers_within: float = 1.0
@@ -46,9 +46,9 @@ OUTAGE_THEN_LOGIN_RETRY = Expected(full_outage=True, recovers_within=3, reason=L
 
 @dataclass(frozen=True)
 class Setup:
-    """What a scenario needs. `a | b` is what two need together."""
+    """What a scenario needs. `a | b` combines the setups of two scenarios."""
 
-    #: The servers that are found by a name.
+    #: The servers that are addressed by name.
     named: frozenset[str] = frozenset()
     pgbouncer_settings: dict[str, str | int] = field(default_factory=dict)
     sandbox_environment: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,8 @@ class Setup:
     small_disk: bool = False
 
     def __or__(self, other: "Setup") -> "Setup":
-        return Setup(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
+        names = [setting.name for setting in fields(self)]
+        return Setup(*(getattr(self, name) | getattr(other, name) for name in names))
 
 
 NAMED_POSTGRES = Setup(named=frozenset({TO_POSTGRES}))
@@ -70,18 +71,18 @@ class Scenario:
     title: str
     inject: FaultInjector
     expected: Expected = ALL_SUCCEED
-    #: The server whose network it breaks, by a TCP proxy in front of it.
+    #: The server whose network the fault breaks, by a TCP proxy in front of it.
     target: str = ""
     setup: Setup = Setup()
-    #: Its duration is between these.
+    #: Limits for the duration of the fault.
     min_seconds: float = 0.0
     max_seconds: float = math.inf
-    #: The function's timeout, and the longest that any caller may wait.
+    #: The function's timeout, which is also the longest time that a caller may wait.
     deadline: float = 8.0
 
     @property
     def combinable(self) -> bool:
-        """Whether its setup leaves the other scenarios what they promise."""
+        """Whether other scenarios keep their promises with this scenario's setup."""
         setup = self.setup
         return not (setup.sandbox_environment or setup.two_pgbouncers or setup.small_disk)
 

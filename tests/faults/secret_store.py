@@ -1,4 +1,4 @@
-"""The application's password in moto's Secrets Manager, rotated under load."""
+"""The application's password in moto's Secrets Manager, with the steps of a rotation."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ REGION = "eu-central-1"
 
 
 class SecretStore:
-    """Run moto with the password in it. `environment` points a handler at it."""
+    """A moto server that stores the password. `environment` points a handler at it."""
 
     def __init__(self, name: str, password: str) -> None:
         self._name = name
@@ -36,11 +36,11 @@ class SecretStore:
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
         )
-        made = self._client.create_secret(
+        secret = self._client.create_secret(
             Name=self._name, SecretString=_secret_string(self.password)
         )
-        self._current = made["VersionId"]
-        self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": made["ARN"]}
+        self._current = secret["VersionId"]
+        self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": secret["ARN"]}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,10 +49,10 @@ class SecretStore:
 
     def propose(self, password: str) -> None:
         """Store a new password as AWSPENDING, the first step of a rotation."""
-        put: Any = self._client.put_secret_value(
+        version: Any = self._client.put_secret_value(
             SecretId=self._name, SecretString=_secret_string(password), VersionStages=["AWSPENDING"]
         )
-        self._proposed = put["VersionId"]
+        self._proposed = version["VersionId"]
 
     def promote(self) -> None:
         """Make the pending password AWSCURRENT, the last step."""

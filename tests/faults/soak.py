@@ -1,10 +1,9 @@
-"""`python -m tests.faults.soak [SEED [MINUTES]]`: random faults, one after another, against one
-fleet.
+"""`python -m tests.faults.soak [SEED [MINUTES]]`: inject random faults one after another.
 
 Exits with status 1 and names the broken promise if a write is lost or duplicated, a connection
-leaks or recovery takes too long. Success rates are not checked, since the settings of all scenarios
-are combined. Full disks, a second PgBouncer and scenarios with specially configured sandboxes are
-left out.
+leaks or recovery takes too long. Success rates are not checked, because all scenarios
+share one fleet and their settings are combined. Full disks, a second PgBouncer and scenarios with
+specially configured sandboxes are left out.
 """
 
 import argparse
@@ -41,7 +40,7 @@ async def soak(
     seed: str, minutes: float, scenarios: list[Scenario], stack: Stack, folder: Path
 ) -> None:
     """Inject random faults for some minutes. Raises AssertionError if a promise is broken."""
-    order, started = random.Random(seed), time.monotonic()
+    chooser, started = random.Random(seed), time.monotonic()
     faults = 0
     # One fleet serves all scenarios, so they share the longest timeout.
     deadline = max(scenario.deadline for scenario in scenarios)
@@ -49,18 +48,18 @@ async def soak(
         async with running_traffic(system, folder, deadline) as traffic:
             while time.monotonic() < started + minutes * 60:
                 if not faults % len(scenarios):
-                    pack = order.sample(scenarios, len(scenarios))
-                scenario = pack.pop()
+                    remaining = chooser.sample(scenarios, len(scenarios))
+                scenario = remaining.pop()
                 print(
                     f"{(time.monotonic() - started) / 60:5.1f}  {scenario.title:80}",
                     end="",
                     flush=True,
                 )
-                await run_one(
+                await run_and_check(
                     replace(scenario, deadline=deadline),
                     system,
                     traffic,
-                    order.uniform(*FAULT_SECONDS),
+                    chooser.uniform(*FAULT_SECONDS),
                 )
                 faults += 1
         leaked = await count_leaked_connections(system)
@@ -71,23 +70,25 @@ async def soak(
     )
 
 
-async def run_one(
+async def run_and_check(
     scenario: Scenario, system: SystemUnderTest, traffic: Traffic, seconds: float
 ) -> None:
     """Run a scenario. Raises AssertionError with its title, the promise and stopped servers."""
     try:
-        measured = await run_scenario(scenario, system, traffic, seconds)
-        rate = 100 * measured.succeeded // measured.requests
-        print(f"{rate:3} % of {measured.requests:<4} max latency {measured.max_latency_s:.1f} s")
-        assert_expectations(scenario, measured, check_rates=False)
+        measurement = await run_scenario(scenario, system, traffic, seconds)
+        rate = 100 * measurement.succeeded // measurement.requests
+        print(
+            f"{rate:3} % of {measurement.requests:<4} max latency {measurement.max_latency_s:.1f} s"
+        )
+        assert_expectations(scenario, measurement, check_rates=False)
     except (AssertionError, TimeoutError, OSError) as error:
         stopped = "".join(
             f"; {server.name} stopped: {server.first_error()}"
             for server in (system.bouncer, system.stack.postgres)
             if not server.alive
         )
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise AssertionError(f"{scenario.title}: {error or where.line}{stopped}") from error
+        last_frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise AssertionError(f"{scenario.title}: {error or last_frame.line}{stopped}") from error
 
 
 def main() -> int:

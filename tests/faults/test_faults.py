@@ -1,4 +1,4 @@
-"""Under every fault no write is lost or duplicated, nothing leaks, and service recovers."""
+"""Under every fault no write is lost or duplicated, nothing leaks, and the service recovers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ FAULT_SECONDS = float(os.environ.get(DURATION_VARIABLE, "2"))
 
 @pytest.fixture(scope="module")
 def faulty_stack() -> Iterator[Stack]:
-    """Share one stack: every fault repairs what it broke. `make faults ROOT=…` names a service."""
+    """Share one stack, because every fault is undone. `make faults ROOT=…` selects its service."""
     root = os.environ.get("ROOT")
     with Stack(service=service.find(Path(root) if root else None)) as stack:
         yield stack
@@ -29,19 +29,19 @@ def faulty_stack() -> Iterator[Stack]:
 @pytest.mark.parametrize(
     "scenario",
     [
-        *(pytest.param(each, id=each.id) for each in SCENARIOS),
+        *(pytest.param(scenario, id=scenario.id) for scenario in SCENARIOS),
         *(
-            pytest.param(each, id=each.id, marks=in_network_namespace)
-            for each in ISOLATED_SCENARIOS
+            pytest.param(scenario, id=scenario.id, marks=in_network_namespace)
+            for scenario in ISOLATED_SCENARIOS
         ),
     ],
 )
-async def test_no_write_is_lost_and_service_recovers_in_time(
+async def test_no_write_is_lost_and_the_service_recovers_in_time(
     scenario: Scenario,
     faulty_stack: Stack,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    measured = await measure(scenario, faulty_stack, tmp_path, FAULT_SECONDS)
-    record_property(PROPERTY, asdict(measured))
-    assert_expectations(scenario, measured)
+    measurement = await measure(scenario, faulty_stack, tmp_path, FAULT_SECONDS)
+    record_property(PROPERTY, asdict(measurement))
+    assert_expectations(scenario, measurement)

@@ -1,4 +1,4 @@
-"""Leaks are counted once, and the deadline that is checked is that of the scenario."""
+"""Each leak is counted once, and a response is checked against the scenario's deadline."""
 
 import contextlib
 from collections.abc import AsyncIterator

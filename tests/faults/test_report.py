@@ -1,4 +1,4 @@
-"""The committed report covers every scenario, and nothing was lost in it."""
+"""The committed report covers every scenario and shows no loss."""
 
 from tests.documents.tables import committed
 from tests.faults import report
@@ -13,11 +13,11 @@ def test_every_scenario_has_a_row_in_the_report() -> None:
     ]
 
 
-def test_the_report_shows_no_lost_duplicated_or_leaked_items() -> None:
+def test_the_report_shows_no_lost_or_duplicated_write_and_no_leak() -> None:
     assert not any(
         row.lost_writes or row.duplicated_writes or row.leaked_connections for row in MEASUREMENTS
     )
 
 
-def test_both_forms_of_the_report_are_from_the_same_run() -> None:
+def test_the_json_and_markdown_reports_are_from_the_same_run() -> None:
     assert committed("faults.md").endswith(report.table(MEASUREMENTS))

@@ -21,19 +21,19 @@ def test_fifteen_seconds_of_mixed_faults_lose_no_write() -> None:
     assert len(output.splitlines()) >= 4  # the seed, some faults, the summary
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_soak_leaves_no_process_or_folder(number: signal.Signals) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_soak_leaves_no_process_or_folder(signal_number: signal.Signals) -> None:
     with command(*SOAK, "8", "1") as process:
         assert process.stdout is not None
         output = ""
         try:
-            while output.count("max latency") < 1:  # one fault is over and the next begins
+            while "max latency" not in output:  # the first fault is over
                 output += process.stdout.readline()
                 assert process.poll() is None, output
             folders = stack_folders(process.pid)
             children = psutil.Process(process.pid).children(recursive=True)
         finally:
-            process.send_signal(number)
+            process.send_signal(signal_number)
         output += process.stdout.read()
         assert process.wait(30) == 130, output
     assert folders
@@ -45,9 +45,9 @@ def test_an_interrupted_soak_leaves_no_process_or_folder(number: signal.Signals)
 @pytest.mark.parametrize(
     "arguments", [(*SOAK, "8"), ("-m", "tests.faults")], ids=lambda words: words[1]
 )
-@pytest.mark.parametrize("time", ["ten", "-1", "inf"])
-def test_an_invalid_duration_is_rejected(arguments: tuple[str, ...], time: str) -> None:
-    process = command(*arguments, time)
+@pytest.mark.parametrize("duration", ["ten", "-1", "inf"])
+def test_an_invalid_duration_is_rejected(arguments: tuple[str, ...], duration: str) -> None:
+    process = command(*arguments, duration)
     output, _ = process.communicate()
     assert process.returncode == 2, output
-    assert f"{time}: must be a positive number" in output
+    assert f"{duration}: must be a positive number" in output

@@ -1,4 +1,4 @@
-"""What the callers write and read, and how the database shows what became of it.
+"""The writes and reads of the callers, and the queries that find lost and duplicated rows.
 
 Owns the difference between the sample's orders and the rows of another service (`ROOT=`).
 """
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from infra.local.service import Service, Traffic
 from tests.events import Event, http_api
 
-#: The rows of these keys and of these names.
+#: Queries for the rows of given keys, and of given names.
 KEYS = """SELECT key, order_id, customer_name FROM order_requests LEFT JOIN orders ON id = order_id
 WHERE key = ANY($1)"""
 NAMES = "SELECT customer_name FROM orders WHERE customer_name = ANY($1)"
@@ -19,59 +19,59 @@ NAMES = "SELECT customer_name FROM orders WHERE customer_name = ANY($1)"
 
 @dataclass
 class Write:
-    """A write, and the body of its answer once it has one."""
+    """A write, and the body of its response once there is one."""
 
     key: str
     value: str
-    answer: dict[str, Any] | None = None
+    response: dict[str, Any] | None = None
 
 
 class Kind(Protocol):
     """The writes of one service."""
 
     def write(self, write: Write) -> Event:
-        """The event that sends it."""
+        """Return the event that sends the write."""
 
     def read(self, write: Write) -> Event:
-        """The event that asks for what was written."""
+        """Return the event that reads what was written."""
 
     def is_of(self, write: Write, body: Any) -> bool:
-        """Whether `body` is what was written."""
+        """Return whether `body` contains what was written."""
 
     async def count_lost_and_duplicated(
         self, admin: Any, writes: Sequence[Write]
     ) -> tuple[int, int]:
-        """Rows lost and rows doubled."""
+        """Return the numbers of lost and of duplicated rows."""
 
 
 class Orders:
-    """The sample's: an idempotency key is one order, as it was sent."""
+    """The sample's writes: each idempotency key has one order, as it was sent."""
 
     def write(self, write: Write) -> Event:
         body = json.dumps({"customer_name": write.value})
         return http_api("POST", "/orders", body=body, idempotency_key=write.key)
 
     def read(self, write: Write) -> Event:
-        assert write.answer is not None
-        return http_api("GET", f"/orders/{write.answer['id']}")
+        assert write.response is not None
+        return http_api("GET", f"/orders/{write.response['id']}")
 
     def is_of(self, write: Write, body: Any) -> bool:
-        assert write.answer is not None
-        return (body["id"], body["customer_name"]) == (write.answer["id"], write.value)
+        assert write.response is not None
+        return (body["id"], body["customer_name"]) == (write.response["id"], write.value)
 
     async def count_lost_and_duplicated(
         self, admin: Any, writes: Sequence[Write]
     ) -> tuple[int, int]:
-        keys = [tuple(row) for row in await admin.fetch(KEYS, [each.key for each in writes])]
-        orders = await admin.fetch(NAMES, [each.value for each in writes])
-        expected = {(each.key, (each.answer or {}).get("id"), each.value) for each in writes}
+        keys = [tuple(row) for row in await admin.fetch(KEYS, [write.key for write in writes])]
+        orders = await admin.fetch(NAMES, [write.value for write in writes])
+        expected = {(write.key, (write.response or {}).get("id"), write.value) for write in writes}
         kept = expected & set(keys)
         return len(expected - kept), max(len(keys), len(orders)) - len(kept)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Those of `[tool.warm-engine.traffic]`: a key is one row with its value."""
+    """The writes of `[tool.warm-engine.traffic]`: each key has one row, with its value."""
 
     traffic: Traffic
 
@@ -93,9 +93,9 @@ class Rows:
     async def count_lost_and_duplicated(
         self, admin: Any, writes: Sequence[Write]
     ) -> tuple[int, int]:
-        found = await admin.fetch(self.traffic.rows, [each.key for each in writes])
-        rows = [(str(key), str(value)) for key, value in found]
-        expected = {(each.key, each.value) for each in writes}
+        records = await admin.fetch(self.traffic.rows, [write.key for write in writes])
+        rows = [(str(key), str(value)) for key, value in records]
+        expected = {(write.key, write.value) for write in writes}
         kept = expected & set(rows)
         return len(expected - kept), len(rows) - len(kept)
 
@@ -103,20 +103,20 @@ class Rows:
 def _filled(template: Any, write: Write) -> Any:
     """Replace `{key}` and `{value}` in each string of `template`, at any depth."""
     if isinstance(template, dict):
-        return {name: _filled(each, write) for name, each in template.items()}
+        return {name: _filled(member, write) for name, member in template.items()}
     if isinstance(template, list):
-        return [_filled(each, write) for each in template]
+        return [_filled(element, write) for element in template]
     if isinstance(template, str):
         return template.replace("{key}", write.key).replace("{value}", write.value)
     return template
 
 
 def _contains(body: Any, value: str) -> bool:
-    """Whether `value` is in `body`, at any depth."""
+    """Return whether `value` is in `body`, at any depth."""
     if isinstance(body, dict):
-        return any(_contains(each, value) for each in body.values())
+        return any(_contains(member, value) for member in body.values())
     if isinstance(body, list):
-        return any(_contains(each, value) for each in body)
+        return any(_contains(element, value) for element in body)
     return bool(body == value)
 
 

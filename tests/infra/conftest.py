@@ -42,21 +42,21 @@ event, end = sys.stdin.buffer.read(), time.time() + float(sys.argv[1])
 request = urllib.request.Request("http://127.0.0.1:8080/{INVOCATIONS}", event)
 while True:
     try:
-        answer = json.load(urllib.request.urlopen(request, timeout=30))
+        response = json.load(urllib.request.urlopen(request, timeout=30))
     except OSError as error:  # the emulator does not listen yet
         if time.time() > end + 20: raise
         time.sleep(0.05)
         continue
-    print(json.dumps([time.time(), answer.get("statusCode", 500), answer]), flush=True)
+    print(json.dumps([time.time(), response.get("statusCode", 500), response]), flush=True)
     if time.time() > end: break
 """
 
 
 def docker(*words: str, stdin: str = "") -> str:
     """Run Docker and return its stdout; fail with its stderr."""
-    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True)
-    assert done.returncode == 0, f"docker {' '.join(words)}: {done.stderr or done.stdout}"
-    return done.stdout
+    result = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True)
+    assert result.returncode == 0, f"docker {' '.join(words)}: {result.stderr or result.stdout}"
+    return result.stdout
 
 
 class Sandbox:
@@ -67,12 +67,12 @@ class Sandbox:
 
     def load(self, seconds: float, path: str = "/orders/1") -> list[tuple[float, int]]:
         """Send requests one after another; return time and status of each response."""
-        return [(when, status) for when, status, _ in self._send(seconds, path)]
+        return [(moment, status) for moment, status, _ in self._send(seconds, path)]
 
     def invoke(self, path: str = "/orders/1") -> dict[str, Any]:
         """Return the function's response to one request."""
-        [[_, _, answer]] = self._send(0, path)
-        return dict(answer)
+        [[_, _, response]] = self._send(0, path)
+        return dict(response)
 
     def _send(self, seconds: float, path: str) -> list[Any]:
         event = json.dumps(api_gateway_event("GET", path))
@@ -82,8 +82,8 @@ class Sandbox:
         return [json.loads(line) for line in output.splitlines()]
 
     def log(self) -> str:
-        done = subprocess.run(["docker", "logs", self.container], capture_output=True, text=True)
-        return done.stdout + done.stderr
+        result = subprocess.run(["docker", "logs", self.container], capture_output=True, text=True)
+        return result.stdout + result.stderr
 
     def address(self) -> str:
         return docker(
@@ -122,8 +122,8 @@ class ComposeStack(DockerCompose):
     def invoke(self, event: dict[str, Any]) -> dict[str, Any]:
         """Send an event through the published port, as `make invoke` does."""
         host, port = self("port", "handler", "8080").strip().split(":")
-        answer = httpx.post(f"http://{host}:{port}/{INVOCATIONS}", json=event, timeout=30)
-        return dict(answer.json())
+        response = httpx.post(f"http://{host}:{port}/{INVOCATIONS}", json=event, timeout=30)
+        return dict(response.json())
 
     def sql(self, query: str) -> list[dict[str, str]]:
         """Query Postgres directly as the administrator, as `make psql` does."""
@@ -156,11 +156,11 @@ def _docker_unavailable_reason() -> str | None:
     """Return why Compose is unavailable, or None."""
     for words in (["info"], ["compose", "version"]):
         try:
-            done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=20)
+            result = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"no Docker here: {error}"
-        if done.returncode:
-            return f"no Docker engine with Compose answers: {done.stderr.strip()[:200]}"
+        if result.returncode:
+            return f"no Docker engine with Compose answers: {result.stderr.strip()[:200]}"
     return None
 
 
@@ -180,40 +180,40 @@ def _is_abandoned(project: str) -> bool:
 
 
 def remove_leftovers(*projects: str) -> None:
-    """Remove what is left of `projects`, or of runs that were killed."""
+    """Remove the containers, networks, volumes and images of `projects`, or of killed runs."""
 
     def is_removable(project: str) -> bool:
         return project in projects if projects else _is_abandoned(project)
 
     label = f'{{{{.Label "{LABEL}"}}}}'
-    for kind, listing, removal in (
+    for object_type, listing, removal in (
         ("container", ["ls", "--all"], ["rm", "--force", "--volumes"]),
         ("network", ["ls"], ["rm"]),
         ("volume", ["ls"], ["rm", "--force"]),
     ):
-        name = "{{.Name}}" if kind != "container" else "{{.ID}}"
-        for line in docker(kind, *listing, "--format", f"{name} {label}").splitlines():
+        name = "{{.Name}}" if object_type != "container" else "{{.ID}}"
+        for line in docker(object_type, *listing, "--format", f"{name} {label}").splitlines():
             identifier, _, project = line.partition(" ")
             if is_removable(project):
-                docker(kind, *removal, identifier)
+                docker(object_type, *removal, identifier)
     tags = docker("image", "ls", "--format", "{{.Tag}}", "warm-engine-*").split()
     for project in filter(is_removable, set(tags)):
-        named = (
+        listing_of_project = (
             "image",
             "ls",
             "--format",
             "{{.Repository}}:{{.Tag}}",
             f"warm-engine-*:{project}",
         )
-        docker("image", "rm", *docker(*named).split())
+        docker("image", "rm", *docker(*listing_of_project).split())
         # When two services share an image, the first one built loses its tag to the second.
-        if nameless := docker("image", "ls", "--quiet", "--filter", f"label={LABEL}={project}"):
-            docker("image", "rm", "--force", *set(nameless.split()))
+        if untagged := docker("image", "ls", "--quiet", "--filter", f"label={LABEL}={project}"):
+            docker("image", "rm", "--force", *set(untagged.split()))
 
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """A Docker engine with Compose, cleared of what killed runs left."""
+    """Require a Docker engine with Compose, and remove what killed runs left in it."""
     if reason := _docker_unavailable_reason():
         pytest.skip(reason)
     remove_leftovers()
@@ -239,7 +239,7 @@ def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def sandbox(compose: ComposeStack) -> Iterator[Sandbox]:
-    """A warm sandbox that connects through PgBouncer."""
+    """Start a warm sandbox that connects through PgBouncer."""
     with compose.sandbox() as sandbox:
         assert sandbox.invoke()["statusCode"] == 200
         yield sandbox

@@ -1,7 +1,7 @@
 """Evaluates the templates as CloudFormation would, without AWS.
 
-Each template goes through SAM's translator; conditions are decided, and references are followed
-into nested stacks. A resource is named by its path: `Security/Function`.
+SAM's translator transforms each template; then conditions are evaluated and references followed
+into nested stacks. A resource is named by its path, such as `Security/Function`.
 """
 
 import copy
@@ -55,15 +55,16 @@ class Stack:
     }
 
     def __init__(self, template: str, path: str = "", **parameters: Any) -> None:
-        declared = template_file.read(template).get("Parameters", {})
-        assert parameters.keys() <= declared.keys(), parameters.keys() - declared.keys()
+        declarations = template_file.read(template).get("Parameters", {})
+        assert parameters.keys() <= declarations.keys(), parameters.keys() - declarations.keys()
         self.path = path
         self.parameters: dict[str, Any] = {}
-        for name, parameter in declared.items():
-            value = parameters.get(name, parameter.get("Default"))
-            assert value is not None, f"{template}.yaml is not given {name}"
+        for name, declaration in declarations.items():
+            value = parameters.get(name, declaration.get("Default"))
+            assert value is not None, f"{template}.yaml: the parameter {name} has no value"
             is_list = (
-                parameter["Type"].startswith("List<") or parameter["Type"] == "CommaDelimitedList"
+                declaration["Type"].startswith("List<")
+                or declaration["Type"] == "CommaDelimitedList"
             )
             if is_list and isinstance(value, str):
                 value = [member.strip() for member in value.split(",")]
@@ -75,12 +76,12 @@ class Stack:
         if name not in self._stacks:
             resource = self.template["Resources"][name]
             assert resource["Type"] == "AWS::CloudFormation::Stack"
-            assert self.exists(resource), f"{name} is not made"
-            inner = resource["Properties"]
+            assert self.exists(resource), f"{name} is not created"
+            properties = resource["Properties"]
             self._stacks[name] = Stack(
-                inner["TemplateURL"].removesuffix(".yaml"),
+                properties["TemplateURL"].removesuffix(".yaml"),
                 f"{self.path}{name}/",
-                **self.resolve(inner.get("Parameters", {})),
+                **self.resolve(properties.get("Parameters", {})),
             )
         return self._stacks[name]
 
@@ -88,24 +89,24 @@ class Stack:
         return "Condition" not in resource or self.condition(resource["Condition"])
 
     def condition(self, name: str) -> bool:
-        decided: bool = self.resolve(self.template["Conditions"][name])
-        return decided
+        is_met: bool = self.resolve(self.template["Conditions"][name])
+        return is_met
 
     @cached_property
     def resources(self) -> dict[str, dict[str, Any]]:
-        """Path → resource, of this stack and its nested stacks."""
-        found: dict[str, dict[str, Any]] = {}
+        """Map the paths of all resources, including those of nested stacks, to the resources."""
+        resources: dict[str, dict[str, Any]] = {}
         for name, resource in self.template["Resources"].items():
             if not self.exists(resource):
                 continue
             if resource["Type"] == "AWS::CloudFormation::Stack":
-                found |= self.stack(name).resources
+                resources |= self.stack(name).resources
             else:
-                found[f"{self.path}{name}"] = self.resolve(resource)
-        return found
+                resources[f"{self.path}{name}"] = self.resolve(resource)
+        return resources
 
     def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Path → properties of every resource of a type."""
+        """Map the paths of all resources of a type to their properties."""
         return {
             path: resource.get("Properties", {})
             for path, resource in self.resources.items()
@@ -119,7 +120,7 @@ class Stack:
         """Evaluate the intrinsic functions in a value."""
         match value:
             case list():
-                return [member for member in map(self.resolve, value) if member is not NO_VALUE]
+                return [item for item in map(self.resolve, value) if item is not NO_VALUE]
             case {"Ref": str(name)}:
                 return self.reference(name)
             case {"Condition": str(name)} if len(value) == 1:
@@ -128,18 +129,18 @@ class Stack:
                 return self.attribute(name, attribute)
             case {"Fn::If": [name, yes, no]}:
                 return self.resolve(yes if self.condition(name) else no)
-            case {"Fn::Equals": [one, other]}:
-                return str(self.resolve(one)) == str(self.resolve(other))
+            case {"Fn::Equals": [first, second]}:
+                return str(self.resolve(first)) == str(self.resolve(second))
             case {"Fn::Not": [operand]}:
                 return not self.resolve(operand)
             case {"Fn::Sub": [text, names]}:
                 return self.substitute(text, names)
             case {"Fn::Sub": text}:
                 return self.substitute(text, {})
-            case {"Fn::Join": [glue, parts]}:
-                return glue.join(map(str, self.resolve(parts)))
-            case {"Fn::Split": [glue, text]}:
-                return str(self.resolve(text)).split(glue)
+            case {"Fn::Join": [separator, parts]}:
+                return separator.join(map(str, self.resolve(parts)))
+            case {"Fn::Split": [separator, text]}:
+                return str(self.resolve(text)).split(separator)
             case {"Fn::Select": [index, values]}:
                 values, index = self.resolve(values), int(index)
                 return values[index] if index < len(values) else f"{values}[{index}]"
@@ -166,13 +167,13 @@ class Stack:
         return f"{self.path}{name}.{attribute}"
 
     def substitute(self, text: str, names: dict[str, Any]) -> str:
-        def known(match: re.Match[str]) -> str:
+        def replacement(match: re.Match[str]) -> str:
             name = match[1]
             if name in names:
                 return str(self.resolve(names[name]))
             return str(self.attribute(*name.split(".", 1)) if "." in name else self.reference(name))
 
-        return re.sub(r"\$\{([\w.:]+)\}", known, text)
+        return re.sub(r"\$\{([\w.:]+)\}", replacement, text)
 
 
 def deployment(**parameters: Any) -> Stack:
@@ -188,9 +189,10 @@ BOTH = pytest.mark.parametrize(
 INI = dict(re.findall(r"^(\w+) = (\w+)$", (ROOT / "pgbouncer/pgbouncer.ini").read_text(), re.M))
 
 
-def only(found: dict[str, Any]) -> Any:
-    assert len(found) == 1, list(found)
-    return next(iter(found.values()))
+def only(resources: dict[str, Any]) -> Any:
+    """Return the value of a dictionary with one item."""
+    assert len(resources) == 1, list(resources)
+    return next(iter(resources.values()))
 
 
 def environment(stack: Stack) -> dict[str, str]:

@@ -19,7 +19,7 @@ from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import wait_for_transports_closed
-from tests.integration import test_roles
+from tests.integration import role_logins
 
 #: Two functions have this name: migrations 0005 and 0006 create one each.
 PLACE_ORDER = "SELECT array_agg(oid::regprocedure::text) FROM pg_proc WHERE proname = 'place_order'"
@@ -100,7 +100,7 @@ def log_in_through_pooler(stack: Stack, password: str) -> str:
 
     async def log_in() -> str:
         try:
-            return await test_roles.through_pooler(stack, password)
+            return await role_logins.through_pooler(stack, password)
         finally:
             await wait_for_transports_closed()
 

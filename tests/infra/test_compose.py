@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml: start, TLS, secrets and confinement."""
+"""The stack of docker-compose.yml starts, uses TLS, keeps its secrets and confines its services."""
 
 import json
 
@@ -12,9 +12,9 @@ EVENT = json.loads((ROOT / "infra/local/event.json").read_text())
 
 
 async def test_the_stack_serves_an_order_within_a_minute(compose: ComposeStack) -> None:
-    answer = compose.invoke(EVENT)
-    assert answer["statusCode"] == 200
-    assert json.loads(answer["body"])["id"] == 1
+    response = compose.invoke(EVENT)
+    assert response["statusCode"] == 200
+    assert json.loads(response["body"])["id"] == 1
     assert compose.seconds_to_start < 60
 
 
@@ -25,12 +25,12 @@ async def test_both_hops_use_tls_1_3(compose: ComposeStack) -> None:
     servers = compose.show("SERVERS")
     assert {row["user"] for row in servers} == {"appuser", "pooler_lookup"}
     assert all(row["tls"].startswith("TLSv1.3/") for row in servers)
-    seen = compose.sql(
+    connections = compose.sql(
         "SELECT usename, ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
         " WHERE client_addr IS NOT NULL"
     )
-    assert {row["usename"] for row in seen} >= {"appuser", "pooler_lookup"}
-    assert {(row["ssl"], row["version"]) for row in seen} == {("t", "TLSv1.3")}
+    assert {row["usename"] for row in connections} >= {"appuser", "pooler_lookup"}
+    assert {(row["ssl"], row["version"]) for row in connections} == {("t", "TLSv1.3")}
 
 
 async def test_postgres_rejects_connections_without_tls(compose: ComposeStack) -> None:
@@ -43,12 +43,12 @@ async def test_postgres_rejects_connections_without_tls(compose: ComposeStack) -
 
 async def test_a_second_start_keeps_data_and_warm_sandboxes(compose: ComposeStack) -> None:
     compose.invoke(EVENT)
-    read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "migrate", "/run/secrets/ca.pem")
-    authority = compose(*read)
+    read_ca = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "migrate", "/run/secrets/ca.pem")
+    ca_before = compose(*read_ca)
     compose("up", "--wait")
-    assert compose(*read) == authority
+    assert compose(*read_ca) == ca_before
     compose.console("RECONNECT")  # as after a minute without a request
-    eventually(lambda: not [each for each in compose.show("SERVERS") if each["user"] == "appuser"])
+    eventually(lambda: not [row for row in compose.show("SERVERS") if row["user"] == "appuser"])
     assert compose.invoke(EVENT)["statusCode"] == 200
     assert compose.sql("SELECT count(*) FROM orders") == [{"count": "1000"}]
 
@@ -80,8 +80,8 @@ async def test_each_container_sees_only_its_own_secrets(compose: ComposeStack) -
         "pgbouncer": {"lookup-password", "console-password", "ca.pem", "server.pem", "server.key"},
         "postgres": {"admin-password", "ca.pem", "server.pem", "server.key", "pg_hba.conf"},
     }.items():
-        listed = compose("exec", "-T", service, "sh", "-c", "cd /run/secrets; stat -c '%n %a' *")
-        assert dict(line.split() for line in listed.splitlines()) == dict.fromkeys(files, "400")
+        listing = compose("exec", "-T", service, "sh", "-c", "cd /run/secrets; stat -c '%n %a' *")
+        assert dict(line.split() for line in listing.splitlines()) == dict.fromkeys(files, "400")
 
 
 async def test_every_service_is_confined(compose: ComposeStack) -> None:
@@ -102,20 +102,22 @@ async def test_every_service_is_confined(compose: ComposeStack) -> None:
         assert "CapEff:\t0000000000000000" in status, service
 
 
-async def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(
+async def test_only_leftovers_of_a_killed_run_are_removed(
     compose: ComposeStack,
 ) -> None:
     # A run that has ended: process 1 never had this start time.
-    left = f"{PREFIX}1-1"
-    for project in (left, compose.project):
+    abandoned_project = f"{PREFIX}1-1"
+    for project in (abandoned_project, compose.project):
         docker("volume", "create", "--label", f"{LABEL}={project}", f"{project}_left")
-    docker("tag", f"warm-engine-handler:{compose.project}", f"warm-engine-handler:{left}")
+    docker(
+        "tag", f"warm-engine-handler:{compose.project}", f"warm-engine-handler:{abandoned_project}"
+    )
     remove_leftovers()
     volumes = docker("volume", "ls", "--format", "{{.Name}}").split()
-    assert f"{left}_left" not in volumes
+    assert f"{abandoned_project}_left" not in volumes
     assert f"{compose.project}_left" in volumes
     assert f"{compose.project}_data" in volumes
-    assert not docker("image", "ls", "--quiet", f"warm-engine-handler:{left}")
+    assert not docker("image", "ls", "--quiet", f"warm-engine-handler:{abandoned_project}")
     assert compose.invoke(EVENT)["statusCode"] == 200
     docker("volume", "rm", f"{compose.project}_left")
 

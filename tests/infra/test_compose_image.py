@@ -1,4 +1,4 @@
-"""The Lambda image by itself: its contents, and running under Lambda's restrictions."""
+"""The Lambda image contains what it needs and runs under Lambda's restrictions."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.infra.conftest import LABEL, ON_COMPOSE, ComposeStack, Sandbox, docke
 pytestmark = ON_COMPOSE
 
 BASE = "public.ecr.aws/lambda/python:3.14"
-LIMIT = 120_000_000
+MAX_ADDED_BYTES = 120_000_000
 MODULES = {path.name for path in (ROOT / "handler").glob("*.py")} | {"warm"}
 
 #: Prints each module without current unchecked bytecode, and how many modules there are.
@@ -27,8 +27,8 @@ sources = [path for path in pathlib.Path("/var/task").rglob("*.py")]
 for path in sources:
     cached = pathlib.Path(importlib.util.cache_from_source(path))
     head = cached.read_bytes()[:16] if cached.exists() else b""
-    wanted = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little")
-    if head != wanted + importlib.util.source_hash(path.read_bytes()):
+    expected = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little")
+    if head != expected + importlib.util.source_hash(path.read_bytes()):
         print("stale", path)
 print(len(sources))
 """
@@ -44,7 +44,7 @@ async def test_every_module_is_precompiled(compose: ComposeStack) -> None:
     assert int(output) > 500
 
 
-async def test_it_runs_on_a_read_only_file_system_as_an_unprivileged_user(
+async def test_the_image_runs_on_a_read_only_file_system_as_an_unprivileged_user(
     compose: ComposeStack,
 ) -> None:
     container = (
@@ -56,52 +56,52 @@ async def test_it_runs_on_a_read_only_file_system_as_an_unprivileged_user(
         .with_kwargs(read_only=True, user="993", labels={LABEL: compose.project})
     )
     with container as running:
-        answer = Sandbox(running.get_container_id()).invoke("/health")
-        assert answer["body"] == '{"status":"ok"}'
+        response = Sandbox(running.get_container_id()).invoke("/health")
+        assert response["body"] == '{"status":"ok"}'
 
 
-async def test_it_contains_only_the_handler_and_its_packages(compose: ComposeStack) -> None:
+async def test_the_image_contains_only_the_handler_and_its_packages(compose: ComposeStack) -> None:
     image = image_of(compose)
     words = ("run", "--rm", "--entrypoint", "ls", image)
-    listed = docker(*words, "/var/task").split()
-    assert "handler" in listed
-    assert not {"infra", "tests", "bin", "alembic", "pytest", "awslambdaric"} & set(listed)
+    files = docker(*words, "/var/task").split()
+    assert "handler" in files
+    assert not {"infra", "tests", "bin", "alembic", "pytest", "awslambdaric"} & set(files)
     assert set(docker(*words, "/var/task/handler").split()) == MODULES | {"__pycache__"}
 
 
-async def test_it_adds_less_than_120_mb_to_its_base(compose: ComposeStack) -> None:
+async def test_the_image_adds_less_than_120_mb_to_its_base(compose: ComposeStack) -> None:
     sizes = [int(docker("inspect", "-f", "{{.Size}}", name)) for name in (image_of(compose), BASE)]
-    assert 10_000_000 < sizes[0] - sizes[1] < LIMIT
+    assert 10_000_000 < sizes[0] - sizes[1] < MAX_ADDED_BYTES
 
 
-async def test_its_layers_are_reproducible(compose: ComposeStack) -> None:
-    again = f"warm-engine-again:{compose.project}"
+async def test_the_image_layers_are_reproducible(compose: ComposeStack) -> None:
+    second_build = f"warm-engine-again:{compose.project}"
     docker(
         *("build", "--quiet", "--no-cache", "-f", str(ROOT / "handler/Dockerfile")),
-        *("-t", again, str(ROOT)),
+        *("-t", second_build, str(ROOT)),
     )
     layers = [
         json.loads(docker("inspect", "-f", "{{json .RootFS.Layers}}", name))
-        for name in (image_of(compose), again)
+        for name in (image_of(compose), second_build)
     ]
     assert layers[0] == layers[1]
 
 
 async def test_a_build_argument_selects_another_lambda_python(compose: ComposeStack) -> None:
-    other = f"warm-engine-other:{compose.project}"
+    other_image = f"warm-engine-other:{compose.project}"
     docker(
-        *("build", "--quiet", "--build-arg", "PYTHON=3.13", "-t", other),
+        *("build", "--quiet", "--build-arg", "PYTHON=3.13", "-t", other_image),
         *("-f", str(ROOT / "handler/Dockerfile"), str(ROOT)),
     )
     words = ("run", "--rm", "--entrypoint", "python3")
     assert docker(*words, image_of(compose), "--version").startswith("Python 3.14.")
-    assert docker(*words, other, "--version").startswith("Python 3.13.")
-    output = docker(*words, other, "-c", CHECK)
+    assert docker(*words, other_image, "--version").startswith("Python 3.13.")
+    output = docker(*words, other_image, "-c", CHECK)
     assert output.count("\n") == 1, output
-    docker(*words, "--env", "DB_SSLMODE=require", other, "-c", "import handler.main")
+    docker(*words, "--env", "DB_SSLMODE=require", other_image, "-c", "import handler.main")
 
 
-async def test_its_labels_describe_it(compose: ComposeStack) -> None:
+async def test_the_image_has_labels_an_entry_point_and_a_command(compose: ComposeStack) -> None:
     output = docker("inspect", "-f", "{{json .Config}}", image_of(compose))
     config = json.loads(output)
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"

@@ -1,4 +1,4 @@
-"""Each hop of the stack has its own network; reachability is tried from inside."""
+"""Each hop of the stack has its own network, and the handler reaches PgBouncer only."""
 
 import pytest
 import yaml
@@ -7,7 +7,7 @@ from infra.local import ROOT
 from tests.infra.conftest import ON_COMPOSE, ComposeStack
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-REACHES = """
+CONNECT = """
 import socket, sys
 try:
     socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3).close()
@@ -29,7 +29,7 @@ def test_the_postgres_network_is_internal_and_excludes_the_handler() -> None:
 
 
 def test_the_handler_cannot_reach_the_internet() -> None:
-    """Verified once with a host outside: reached with masquerading, not reached without."""
+    """Verified once with an external host, which was reachable only with masquerading."""
     options = COMPOSE["networks"]["default"]["driver_opts"]
     assert options == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
 
@@ -52,5 +52,5 @@ def test_every_service_is_confined() -> None:
 async def test_the_handler_reaches_pgbouncer_but_not_postgres(
     compose: ComposeStack, service: str, host: str, port: int, outcome: str
 ) -> None:
-    words = ("exec", "-T", service, "python", "-c", REACHES, host, str(port))
+    words = ("exec", "-T", service, "python", "-c", CONNECT, host, str(port))
     assert compose(*words).strip() == outcome

@@ -11,13 +11,13 @@ from tests.infra.conftest import ON_COMPOSE, ComposeStack, Sandbox, docker
 pytestmark = ON_COMPOSE
 
 
-def instead_of(name: str, content: bytes, folder: Path) -> tuple[str, str]:
-    """Options for `docker compose run` that replace the file of a secret."""
+def replacing_secret(name: str, content: bytes, folder: Path) -> tuple[str, str]:
+    """Return options for `docker compose run` that replace the file of a secret."""
     (folder / name).write_bytes(content)
     return "--volume", f"{folder / name}:/run/secrets/{name}:ro"
 
 
-def exit_of(sandbox: Sandbox) -> tuple[int, str]:
+def wait_for_exit(sandbox: Sandbox) -> tuple[int, str]:
     """Wait for the container to exit; return its exit status and output."""
     return int(docker("wait", sandbox.container)), sandbox.log()
 
@@ -28,36 +28,36 @@ OTHER_CA = trustme.CA(organization_name="Somebody else").cert_pem.bytes()
 async def test_the_handler_sends_no_password_to_a_pgbouncer_of_another_ca(
     compose: ComposeStack, tmp_path: Path
 ) -> None:
-    with compose.sandbox("fleet", *instead_of("ca.pem", OTHER_CA, tmp_path)) as sandbox:
+    with compose.sandbox("fleet", *replacing_secret("ca.pem", OTHER_CA, tmp_path)) as sandbox:
         login = f"appuser@{sandbox.address()}"
-        # Not 0 if another container had this address before.
-        before = compose.log("pgbouncer").count(login)
+        # The count is not 0 if another container had this address before.
+        logins_before = compose.log("pgbouncer").count(login)
         assert sandbox.invoke()["statusCode"] == 503
         assert "by the CA in DB_SSLROOTCERT" in sandbox.log()
-        assert compose.log("pgbouncer").count(login) == before
+        assert compose.log("pgbouncer").count(login) == logins_before
 
 
 async def test_pgbouncer_does_not_log_in_to_a_postgres_of_another_ca(
     compose: ComposeStack, tmp_path: Path
 ) -> None:
-    with compose.sandbox("pgbouncer", *instead_of("ca.pem", OTHER_CA, tmp_path)) as bouncer:
+    with compose.sandbox("pgbouncer", *replacing_secret("ca.pem", OTHER_CA, tmp_path)) as bouncer:
         query = (
             "PGPASSWORD=$(cat /run/secrets/lookup-password) PGSSLMODE=require PGSSLROOTCERT=none "
             "psql -h 127.0.0.1 -p 6432 -U pooler_lookup -c 'SELECT 1' storefront 2>&1 || true"
         )
 
-        def answer() -> str:
+        def output() -> str:
             return docker("exec", bouncer.container, "sh", "-c", query)
 
-        eventually(lambda: "FATAL" in answer())  # at first: connection refused
+        eventually(lambda: "FATAL" in output())  # at first: connection refused
         assert "certificate verify failed" in bouncer.log()
 
 
 async def test_a_wrong_password_is_reported_and_not_shown(
     compose: ComposeStack, tmp_path: Path
 ) -> None:
-    wrong = instead_of("app-password", b"not-the-password", tmp_path)
-    with compose.sandbox("fleet", *wrong) as sandbox:
+    wrong_password = replacing_secret("app-password", b"not-the-password", tmp_path)
+    with compose.sandbox("fleet", *wrong_password) as sandbox:
         assert sandbox.invoke()["statusCode"] == 503
         assert "authentication failed" in sandbox.log()
         assert "not-the-password" not in sandbox.log()
@@ -74,10 +74,10 @@ async def test_a_container_does_not_start_without_its_secret(
     options = (
         ("--volume", f"{tmp_path}:/run/secrets:ro")
         if defect == "absent"
-        else instead_of(secret, b"", tmp_path)
+        else replacing_secret(secret, b"", tmp_path)
     )
     with compose.sandbox(service, *options) as container:
-        status, output = exit_of(container)
+        status, output = wait_for_exit(container)
     assert status != 0
     assert f"/run/secrets/{secret}" in output
     assert len(output.splitlines()) == 1

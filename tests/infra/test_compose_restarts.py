@@ -1,4 +1,4 @@
-"""A fleet under load: its share of Postgres, and the effect of a server restart."""
+"""A fleet under load shares one pool and recovers from server restarts."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,12 @@ pytestmark = ON_COMPOSE
 
 @contextlib.asynccontextmanager
 async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox]]:
-    """Start this many containers of `fleet`, each with one request served."""
+    """Start `count` containers of `fleet`, and send one request to each."""
     up = ("--profile", "fleet", "up", "--wait", "--no-deps", "--scale", f"fleet={count}", "fleet")
     try:
         await asyncio.to_thread(compose, *up)
-        sandboxes = [Sandbox(each) for each in compose("ps", "--quiet", "fleet").split()]
+        containers = compose("ps", "--quiet", "fleet").split()
+        sandboxes = [Sandbox(container) for container in containers]
         assert len(sandboxes) == count
         async with asyncio.TaskGroup() as group:
             for sandbox in sandboxes:
@@ -31,8 +32,7 @@ async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox
 
 @pytest.fixture
 def pool_of_four(compose: ComposeStack) -> Iterator[int]:
-    """Use a small pool for the duration of a test: how much of 13 connections ten sandboxes need
-    depends on the machine."""
+    """Use a small pool during a test, because the load on a larger one depends on the machine."""
     for command in ("SET default_pool_size = 4", "SET reserve_pool_size = 0", "RECONNECT"):
         compose.console(command)
     yield 4
@@ -41,13 +41,13 @@ def pool_of_four(compose: ComposeStack) -> Iterator[int]:
 
 async def test_ten_sandboxes_share_one_pool(compose: ComposeStack, pool_of_four: int) -> None:
     async with fleet(compose, 10) as sandboxes:
-        load = asyncio.gather(*(asyncio.to_thread(each.load, 5) for each in sandboxes))
+        load = asyncio.gather(*(asyncio.to_thread(sandbox.load, 5) for sandbox in sandboxes))
         peak = 0
         while not load.done():
             peak = max(peak, await asyncio.to_thread(compose.backends_of, "appuser"))
-        answers = [status for answered in await load for _, status in answered]
-        assert set(answers) == {200}
-        assert len(answers) > 100
+        statuses = [status for responses in await load for _, status in responses]
+        assert set(statuses) == {200}
+        assert len(statuses) > 100
         assert 1 < peak <= pool_of_four
         assert len([row for row in compose.show("CLIENTS") if row["user"] == "appuser"]) >= 10
 
@@ -56,24 +56,24 @@ async def test_ten_sandboxes_share_one_pool(compose: ComposeStack, pool_of_four:
 async def test_requests_succeed_as_soon_as_a_restarted_server_is_back(
     compose: ComposeStack, service: str
 ) -> None:
-    """Some callers get a retryable 503, but no other error, and none waits much longer than the
-    restart takes."""
+    """Callers may get a retryable 503, but no other error, and only during the restart."""
 
-    def served() -> int:
+    def count_queries() -> int:
         return sum(int(row["total_query_count"]) for row in compose.show("STATS"))
 
     async with fleet(compose, 3) as sandboxes:
-        before = served()
-        load = asyncio.gather(*(asyncio.to_thread(each.load, 15) for each in sandboxes))
-        await asyncio.to_thread(eventually, lambda: served() > before + 300)
-        stopped = time.time()
+        before = count_queries()
+        load = asyncio.gather(*(asyncio.to_thread(sandbox.load, 15) for sandbox in sandboxes))
+        await asyncio.to_thread(eventually, lambda: count_queries() > before + 300)
+        stopped_at = time.time()
         await asyncio.to_thread(compose, "restart", service)
-        back = time.time()
-        assert back - stopped < 10  # it did not wait for clients to disconnect
-        for answered in await load:
-            assert {status for _, status in answered} <= {200, 503}
-            assert any(status == 200 for when, status in answered if when < stopped)
-            failed = [when for when, status in answered if status != 200]
-            last = max(failed, default=stopped)
-            assert last < back + 5, f"failed until {last - back:.1f} s after the restart"
-            assert sum(status == 200 for when, status in answered if when > back + 5) > 10
+        restarted_at = time.time()
+        assert restarted_at - stopped_at < 10  # it did not wait for clients to disconnect
+        for responses in await load:
+            assert {status for _, status in responses} <= {200, 503}
+            assert any(status == 200 for moment, status in responses if moment < stopped_at)
+            failures = [moment for moment, status in responses if status != 200]
+            last_failure = max(failures, default=stopped_at) - restarted_at
+            assert last_failure < 5, f"failed until {last_failure:.1f} s after the restart"
+            late = [status for moment, status in responses if moment > restarted_at + 5]
+            assert late.count(200) > 10

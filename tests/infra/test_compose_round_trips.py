@@ -8,8 +8,8 @@ from tests.infra.conftest import ON_COMPOSE, ComposeStack
 
 pytestmark = ON_COMPOSE
 
-#: Runs the handler in a container of the lab with a proxy in front of PgBouncer; prints the round
-#: trips of a cold read and of two warm ones.
+#: Runs the handler in a container of the lab, with a proxy in front of PgBouncer, and prints the
+#: round trips of one cold and two warm reads.
 COUNT = """
 import contextlib, json, os, sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.tcp_proxy import TcpProxy
 
 with TcpProxy(os.environ["DB_HOST"], int(os.environ["DB_PORT"]), delay=0.1) as proxy:
-    # The certificate is for another name, but from the same CA.
+    # The certificate has another name but is from the same CA.
     os.environ |= {"DB_HOST": proxy.host, "DB_PORT": str(proxy.port), "DB_SSLMODE": "verify-ca"}
     os.environ["DB_PASS"] = Path("/run/secrets/app-password").read_text()
     from handler.main import handler
@@ -25,20 +25,20 @@ with TcpProxy(os.environ["DB_HOST"], int(os.environ["DB_PORT"]), delay=0.1) as p
     for order_id in (1, 2, 999):
         proxy.reset_counters()
         with contextlib.redirect_stdout(sys.stderr):
-            answer = handler(api_gateway_event("GET", f"/orders/{order_id}"), None)
-        assert answer["statusCode"] == 200, answer
+            response = handler(api_gateway_event("GET", f"/orders/{order_id}"), None)
+        assert response["statusCode"] == 200, response
         counts.append(proxy.round_trips)
 print(json.dumps(counts))
 """
 
 
-@pytest.mark.parametrize("tracked", [0, 200])
+@pytest.mark.parametrize("max_prepared_statements", [0, 200])
 async def test_a_read_takes_seven_round_trips_cold_with_tls_and_one_warm(
-    compose: ComposeStack, tracked: int
+    compose: ComposeStack, max_prepared_statements: int
 ) -> None:
     assert compose.show("VERSION")[0]["version"] >= "PgBouncer 1.24"
     python = ("--entrypoint", "/opt/venv/bin/python", "churn", "-c", COUNT)
-    compose.console(f"SET max_prepared_statements = {tracked}")
+    compose.console(f"SET max_prepared_statements = {max_prepared_statements}")
     try:
         output = compose("--profile", "churn", "run", "--rm", "--no-deps", "--no-TTY", *python)
     finally:

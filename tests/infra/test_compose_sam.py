@@ -1,4 +1,4 @@
-"""The built image behind `sam local start-api`, AWS's own API Gateway on one machine."""
+"""The image works behind `sam local start-api`, which simulates API Gateway."""
 
 import contextlib
 import json
@@ -65,17 +65,17 @@ def images() -> set[str]:
 
 
 @contextlib.contextmanager
-def cleaned(compose: ComposeStack) -> Iterator[None]:
-    """Remove what SAM leaves: a container in Compose's network, and an image."""
-    before = containers(compose), images()
+def removing_leftovers(compose: ComposeStack) -> Iterator[None]:
+    """Remove the container and the image that SAM creates and does not remove."""
+    containers_before, images_before = containers(compose), images()
     try:
         yield
     finally:
-        for each in containers(compose) - before[0]:
-            docker("rm", "--force", each)
-        for each in images() - before[1]:
-            if each.startswith("warm-engine-handler:"):
-                docker("image", "rm", "--force", each)
+        for container in containers(compose) - containers_before:
+            docker("rm", "--force", container)
+        for image in images() - images_before:
+            if image.startswith("warm-engine-handler:"):
+                docker("image", "rm", "--force", image)
 
 
 @pytest.fixture(scope="module", params=ROUTES, ids=NAMES)
@@ -85,23 +85,25 @@ def api(
     folder = tmp_path_factory.mktemp("sam")
     setup.prepare("aws", setup.folder("aws"))
     (folder / "template.json").write_text(json.dumps(template(compose, *request.param)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [
         *(str(setup.folder("aws") / "bin/sam"), "local", "start-api"),
         *("--template", str(folder / "template.json"), "--port", str(port)),
         *("--docker-network", f"{compose.project}_default", "--warm-containers", "LAZY"),
         *("--skip-pull-image", "--no-watch"),
     ]
-    env = {**os.environ, "HOME": str(folder), "SAM_CLI_TELEMETRY": "0"}
-    env |= {"AWS_DEFAULT_REGION": "eu-central-1"}
-    env |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    environment = {**os.environ, "HOME": str(folder), "SAM_CLI_TELEMETRY": "0"}
+    environment |= {"AWS_DEFAULT_REGION": "eu-central-1"}
+    environment |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
     log = folder / "log"
     with (
-        cleaned(compose),
+        removing_leftovers(compose),
         log.open("w") as output,
-        subprocess.Popen(words, env=env, stdout=output, stderr=output, cwd=folder) as process,
+        subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, cwd=folder
+        ) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
     ):
         try:
@@ -114,25 +116,25 @@ def api(
 
 
 def test_the_readme_requests_work_behind_sam_local(api: httpx.Client) -> None:
-    order = api.get("/orders/1")
-    assert (order.status_code, order.json()["id"]) == (200, 1), order.text
+    response = api.get("/orders/1")
+    assert (response.status_code, response.json()["id"]) == (200, 1), response.text
     page = api.get("/orders", params={"status": "paid", "limit": 2}).json()
-    assert [each["status"] for each in page["orders"]] == ["paid", "paid"]
-    following = api.get(f"/orders{page['next']}").json()
-    assert following["orders"][0]["id"] > page["orders"][-1]["id"]
+    assert [order["status"] for order in page["orders"]] == ["paid", "paid"]
+    next_page = api.get(f"/orders{page['next']}").json()
+    assert next_page["orders"][0]["id"] > page["orders"][-1]["id"]
     assert api.get("/health").json() == {"status": "ok"}
     assert api.get("/ready").json() == {"status": "ready"}
 
 
 def test_an_order_is_created_once_behind_sam_local(api: httpx.Client) -> None:
-    sent = {"customer_name": "Zoë & Söhne"}
-    keyed = {"Idempotency-Key": str(uuid.uuid4())}
-    placed = [api.post("/orders", json=sent, headers=keyed) for _ in range(2)]
-    assert [each.status_code for each in placed] == [201, 201], placed[0].text
-    assert placed[0].json() == placed[1].json()
-    assert placed[1].headers["idempotency-replayed"] == "true"
-    assert api.post("/orders", json={"customer_name": "B"}, headers=keyed).status_code == 409
-    assert api.post("/orders", json=sent).status_code == 400
+    order = {"customer_name": "Zoë & Söhne"}
+    headers = {"Idempotency-Key": str(uuid.uuid4())}
+    first, second = (api.post("/orders", json=order, headers=headers) for _ in range(2))
+    assert [first.status_code, second.status_code] == [201, 201], first.text
+    assert first.json() == second.json()
+    assert second.headers["idempotency-replayed"] == "true"
+    assert api.post("/orders", json={"customer_name": "B"}, headers=headers).status_code == 409
+    assert api.post("/orders", json=order).status_code == 400
 
 
 def test_problems_head_pages_and_redirects_work_behind_sam_local(api: httpx.Client) -> None:
@@ -146,8 +148,8 @@ def test_problems_head_pages_and_redirects_work_behind_sam_local(api: httpx.Clie
     assert api.put("/orders").headers["allow"] == "GET, HEAD, POST"
     page = api.get("/docs")
     assert page.text.lstrip().startswith("<!DOCTYPE html>")
-    [document] = re.findall(r"url: '([^']+)'", page.text)
-    assert api.get(document).json()["info"]["title"] == "Warm Engine"
-    slash = api.get("/orders/1/")
-    assert slash.status_code == 307
-    assert api.get(slash.headers["location"]).json()["id"] == 1
+    [openapi_path] = re.findall(r"url: '([^']+)'", page.text)
+    assert api.get(openapi_path).json()["info"]["title"] == "Warm Engine"
+    redirect = api.get("/orders/1/")
+    assert redirect.status_code == 307
+    assert api.get(redirect.headers["location"]).json()["id"] == 1

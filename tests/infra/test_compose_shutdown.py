@@ -1,4 +1,4 @@
-"""What a sandbox's container leaves on PgBouncer and Postgres, by the way it ended."""
+"""However a sandbox's container ends, its connections are closed in bounded time."""
 
 import asyncio
 import re
@@ -37,20 +37,20 @@ async def test_a_killed_container_frees_its_client_connection_at_once(
 async def test_a_query_of_a_killed_container_ends_at_statement_timeout(
     compose: ComposeStack, sandbox: Sandbox
 ) -> None:
-    running = "SELECT pid FROM pg_stat_activity WHERE usename = 'appuser' AND state = 'active'"
+    active = "SELECT pid FROM pg_stat_activity WHERE usename = 'appuser' AND state = 'active'"
     lock = "BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(12)"
-    locking = asyncio.create_task(asyncio.to_thread(compose.sql, lock))
+    locker = asyncio.create_task(asyncio.to_thread(compose.sql, lock))
     held = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"
     await asyncio.to_thread(eventually, lambda: compose.sql(f"{held} AND locktype = 'relation'"))
-    asking = asyncio.create_task(asyncio.to_thread(sandbox.invoke))
-    await asyncio.to_thread(eventually, lambda: compose.sql(running))
+    invocation = asyncio.create_task(asyncio.to_thread(sandbox.invoke))
+    await asyncio.to_thread(eventually, lambda: compose.sql(active))
     docker("kill", sandbox.container)
     # Postgres notices a lost client only after the query: statement_timeout is 5 s.
-    await asyncio.to_thread(eventually, lambda: not compose.sql(running), 8)
-    assert not locking.done()
-    await asyncio.wait([asking])
-    assert asking.exception() is not None
-    await locking
+    await asyncio.to_thread(eventually, lambda: not compose.sql(active), 8)
+    assert not locker.done()
+    await asyncio.wait([invocation])
+    assert invocation.exception() is not None
+    await locker
 
 
 async def test_a_paused_container_holds_a_client_but_no_backend(
@@ -78,17 +78,16 @@ async def test_a_paused_container_holds_a_client_but_no_backend(
 async def test_a_disconnected_container_is_closed_at_the_idle_timeout(
     compose: ComposeStack, sandbox: Sandbox
 ) -> None:
-    """A connection that bypasses PgBouncer would hold its backend for two hours, the system's
-    default."""
-    network, past_network = f"{compose.project}_default", f"{compose.project}_storage"
-    [limit] = [row for row in compose.show("CONFIG") if row["key"] == "client_idle_timeout"]
-    assert limit["value"] == "300"
+    """A direct connection would hold its backend for two hours, the system's default."""
+    network, direct_network = f"{compose.project}_default", f"{compose.project}_storage"
+    [setting] = [row for row in compose.show("CONFIG") if row["key"] == "client_idle_timeout"]
+    assert setting["value"] == "300"
     with compose.sandbox("direct") as direct:
         assert direct.invoke()["statusCode"] == 200
-        address, past = sandbox.address(), direct.address()
-        backend = f"SELECT state FROM pg_stat_activity WHERE client_addr = '{past}'"
+        address, direct_address = sandbox.address(), direct.address()
+        backend = f"SELECT state FROM pg_stat_activity WHERE client_addr = '{direct_address}'"
         docker("network", "disconnect", network, sandbox.container)
-        docker("network", "disconnect", past_network, direct.container)
+        docker("network", "disconnect", direct_network, direct.container)
         try:
             [client] = compose.clients_from(address)
             assert client["link"] == ""  # it holds no server connection

@@ -1,12 +1,14 @@
-"""Column types, values of each, and the types a migration may change them to."""
+"""Column types with example values, and the types that a migration changes them to."""
 
 from typing import NamedTuple
 
 
 class Kind(NamedTuple):
+    """A column type, example values in text form, and its possible new types."""
+
     name: str
     values: list[str]
-    becomes: list[str]
+    new_types: list[str]
 
 
 PREPARATION = """
@@ -61,7 +63,7 @@ KINDS = [
 
 RECORDS = "SELECT row(id, v) FROM altered ORDER BY id"
 
-#: Columns, a function, aggregates and arrays, each as text() and in a list of all columns.
+#: Queries for columns, functions, aggregates, arrays, records and RETURNING.
 QUERIES = [
     "SELECT v FROM altered ORDER BY id",
     "SELECT * FROM altered ORDER BY id",

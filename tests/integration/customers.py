@@ -1,5 +1,7 @@
-"""A second table, as an adopter would add it. Run as a function, not imported, since the tests'
-models are the project's."""
+"""A function with a second table, as an adopter would add it.
+
+Tests run it in a sandbox and never import it, because that would add its model to the sample's.
+"""
 
 from typing import Any
 

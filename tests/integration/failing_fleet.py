@@ -27,16 +27,16 @@ def write(key: str) -> dict[str, Any]:
     return http_api("POST", "/orders", body=body, idempotency_key=key)
 
 
-def outcome(answer: InvocationResult) -> tuple[int, str | None]:
-    """Return status and Retry-After."""
-    return answer.payload["statusCode"], answer.payload["headers"].get("retry-after")
+def outcome(result: InvocationResult) -> tuple[int, str | None]:
+    """Return the status and the value of Retry-After."""
+    return result.payload["statusCode"], result.payload["headers"].get("retry-after")
 
 
 class LoggedFleet(Fleet):
     """A fleet of one sandbox that returns the log line of its last invocation."""
 
-    def __init__(self, environment: dict[str, str], folder: Path, **more: Any) -> None:
-        super().__init__(environment, logs=folder, **more)
+    def __init__(self, environment: dict[str, str], folder: Path, **options: Any) -> None:
+        super().__init__(environment, logs=folder, **options)
         self._log = folder / "sandbox-1.log"
 
     @property
@@ -49,8 +49,8 @@ class LoggedFleet(Fleet):
 
     async def recovers(self) -> bool:
         """Return whether the next good request succeeds in the same sandbox."""
-        answer = await self.invoke(READ)
-        return outcome(answer) == (200, None) and not answer.cold
+        result = await self.invoke(READ)
+        return outcome(result) == (200, None) and not result.cold
 
 
 @dataclass
@@ -64,13 +64,14 @@ class FailingFleet:
     locker: Any
 
     async def during_query(
-        self, event: dict[str, Any], act: Callable[[], Awaitable[object]]
+        self, event: dict[str, Any], inject: Callable[[], Awaitable[object]]
     ) -> InvocationResult:
+        """Invoke the function, and inject a fault while its query waits for a lock."""
         async with self.locker.transaction():
             await self.locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
-            answer = asyncio.create_task(self.fleet.invoke(event))
+            invocation = asyncio.create_task(self.fleet.invoke(event))
             async with asyncio.timeout(5):
                 while not await self.admin.fetchval(BLOCKED, APP):
                     await asyncio.sleep(0.01)
-            await act()
-        return await answer
+            await inject()
+        return await invocation

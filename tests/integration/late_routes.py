@@ -1,4 +1,4 @@
-"""Every way in which a route can still use the database at its deadline."""
+"""Routes that use the database past their deadline, in every possible way."""
 
 import asyncio
 import os
@@ -104,7 +104,7 @@ async def late_commit_on_the_engine() -> None:
 
 @app.get("/late-statement")
 async def late_statement() -> None:
-    """Once prepared, a statement is sent before anything can be cancelled."""
+    """Send a prepared statement past the deadline, before anything can be cancelled."""
 
     def work(s: Session) -> None:
         for status in ("before", "too late"):
@@ -153,12 +153,12 @@ async def background(tasks: BackgroundTasks) -> str:
 async def forgotten_task() -> str:
     app.state.task = asyncio.create_task(run(write))
     await asyncio.sleep(0.1)
-    return "answered"
+    return "responded"
 
 
 @app.get("/blocking")
 def blocking() -> None:
-    """Block a thread, which cannot be stopped: after the 504 it still runs, but cannot query."""
+    """Block a thread, which cannot be stopped and still runs after the 504, then query."""
     time.sleep(2.5)
     from_thread.run(run, write)
 
@@ -179,17 +179,17 @@ async def blocking_in_an_executor() -> None:
     await loop.run_in_executor(None, wait_and_write)
 
 
-@app.get("/sleep/{milliseconds}/{way}")
-async def sleep(milliseconds: int, way: str) -> int:
+@app.get("/sleep/{milliseconds}/{access}")
+async def sleep(milliseconds: int, access: str) -> int:
     """Sleep this many milliseconds on the server, then return the number."""
     query = text(f"SELECT {milliseconds} FROM pg_sleep({milliseconds / 1000})")
 
     def work(s: Session) -> int:
         return int(s.execute(query).scalar_one())
 
-    if way == "transaction":
+    if access == "transaction":
         return await run(work)
-    if way == "session":
+    if access == "session":
         async with session() as s:
             return await s.run_sync(work)
     return await run(work, autocommit=True)

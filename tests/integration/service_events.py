@@ -1,4 +1,4 @@
-"""One event of each service as AWS documents it, by its name in docs/events.md.
+"""One event of each service as AWS documents it, under its name in docs/events.md.
 
 Sources: "Using AWS Lambda with …" of each service in the Lambda Developer Guide, "Lambda functions
 as targets in VPC Lattice", "Lambda@Edge event structure", "Customizing user pool workflows with

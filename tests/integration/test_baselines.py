@@ -8,9 +8,9 @@ from tests.benchmarks.warm import Worker
 
 
 def test_every_benchmark_handler_reads_correctly_in_transaction_pooling(stack: Stack) -> None:
-    sizes: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
+    one_connection: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
     with (
-        stack.another_pgbouncer(tls=False, settings=sizes) as bouncer,
+        stack.another_pgbouncer(tls=False, settings=one_connection) as bouncer,
         contextlib.ExitStack() as undo,
     ):
         workers = [Worker(name, stack.environment(bouncer)) for name in HANDLERS]

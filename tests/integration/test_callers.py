@@ -1,4 +1,4 @@
-"""An idempotency key belongs to one caller, also while old and new versions run side by side."""
+"""An idempotency key belongs to one caller, even while old and new versions run side by side."""
 
 import asyncio
 import json
@@ -6,22 +6,28 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import pytest
 from alembic import command
 
 from handler import orders
-from handler.warm.database.engine import create_engine
 from infra.database import schema
 from infra.database.roles import OWNER
 from infra.local.stack import Stack
 from tests import events
-from tests.conftest import ColdHandler, Lambda, administrator, log_lines, set_environment
+from tests.conftest import (
+    ColdHandler,
+    Lambda,
+    PgConnection,
+    administrator,
+    log_lines,
+    set_environment,
+)
+from tests.integration.engines import handler_engines
 from tests.unit.test_identity import CLAIMS, ROLE, iam, rest_iam
 
 NAME = "Olive Oars"
 Context = dict[str, Any]
-Build = Callable[..., dict[str, Any]]
+EventBuilder = Callable[..., dict[str, Any]]
 #: The statement of 0.1.0, and that of versions with `place_order` but without callers.
 OLD_INSERT = """
 WITH request AS (
@@ -35,7 +41,9 @@ WITH request AS (
 SELECT order_id, is_new, body_sha256 = $2 AS is_same_body FROM request
 """
 OLD_FUNCTION = "SELECT order_id, is_new, is_same_body FROM place_order($1, $2, $3, $4)"
-OLD = pytest.mark.parametrize("old", [OLD_INSERT, OLD_FUNCTION], ids=["0.1.0", "0005"])
+each_old_statement = pytest.mark.parametrize(
+    "statement", [OLD_INSERT, OLD_FUNCTION], ids=["0.1.0", "0005"]
+)
 
 
 def jwt(subject: str) -> Context:
@@ -47,21 +55,21 @@ def rest_jwt(subject: str) -> Context:
 
 
 def post(
-    key: str, who: Context, name: str = NAME, build: Build = events.http_api
+    key: str, caller: Context, name: str = NAME, build: EventBuilder = events.http_api
 ) -> dict[str, Any]:
     body = json.dumps({"customer_name": name})
     event = build("POST", "/orders", body=body, idempotency_key=key)
-    event["requestContext"] |= who
+    event["requestContext"] |= caller
     return event
 
 
-def order_of(answer: dict[str, Any]) -> int:
-    assert answer["statusCode"] == 201, answer
-    return int(json.loads(answer["body"])["id"])
+def order_of(response: dict[str, Any]) -> int:
+    assert response["statusCode"] == 201, response
+    return int(json.loads(response["body"])["id"])
 
 
-def is_replayed(answer: dict[str, Any]) -> bool:
-    return "idempotency-replayed" in str(answer).lower()
+def is_replayed(response: dict[str, Any]) -> bool:
+    return "idempotency-replayed" in str(response).lower()
 
 
 @pytest.fixture
@@ -82,16 +90,16 @@ def key() -> str:
     ],
 )
 def test_the_same_key_from_two_callers_creates_two_orders(
-    lambda_handler: Lambda, key: str, build: Build, amber: Context, coral: Context
+    lambda_handler: Lambda, key: str, build: EventBuilder, amber: Context, coral: Context
 ) -> None:
     first = lambda_handler(post(key, amber, build=build))
     second = lambda_handler(post(key, coral, "Coral Cork", build=build))
     assert order_of(first) != order_of(second)
     assert not is_replayed(second)
-    for who, name, placed in ((amber, NAME, first), (coral, "Coral Cork", second)):
-        again = lambda_handler(post(key, who, name, build))
-        assert order_of(again) == order_of(placed)
-        assert is_replayed(again)
+    for caller, name, original in ((amber, NAME, first), (coral, "Coral Cork", second)):
+        replay = lambda_handler(post(key, caller, name, build))
+        assert order_of(replay) == order_of(original)
+        assert is_replayed(replay)
     assert lambda_handler(post(key, amber, "Red Ropes", build))["statusCode"] == 409
 
 
@@ -99,8 +107,8 @@ def test_another_session_of_the_same_role_gets_the_stored_response(
     lambda_handler: Lambda, key: str
 ) -> None:
     first = lambda_handler(post(key, iam(f"{ROLE}/task-1")))
-    again = lambda_handler(post(key, iam(f"{ROLE}/task-2")))
-    assert (order_of(again), is_replayed(again)) == (order_of(first), True)
+    replay = lambda_handler(post(key, iam(f"{ROLE}/task-2")))
+    assert (order_of(replay), is_replayed(replay)) == (order_of(first), True)
 
 
 def test_the_log_line_names_only_authenticated_callers(
@@ -108,48 +116,45 @@ def test_the_log_line_names_only_authenticated_callers(
 ) -> None:
     lambda_handler(post(key, jwt("amber")))
     lambda_handler(post(key, {}))
-    named, anonymous = log_lines(capsys.readouterr().out)
-    assert named["caller"] == f"jwt {CLAIMS['iss']} amber"
+    authenticated, anonymous = log_lines(capsys.readouterr().out)
+    assert authenticated["caller"] == f"jwt {CLAIMS['iss']} amber"
     assert "caller" not in anonymous
 
 
 def test_a_request_header_cannot_change_the_caller(lambda_handler: Lambda, key: str) -> None:
-    placed = lambda_handler(post(key, jwt("amber")))
+    first = lambda_handler(post(key, jwt("amber")))
     event = post(key, {})
     event["headers"] |= {"x-amzn-oidc-identity": "amber", "warm.caller": "jwt amber"}
-    assert order_of(lambda_handler(event)) != order_of(placed)
+    assert order_of(lambda_handler(event)) != order_of(first)
 
 
 def test_a_configured_claim_distinguishes_callers_of_one_subject(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     set_environment(monkeypatch, {**stack.environment(), "API_CALLER_CLAIM": "tenant"})
-    authorizer = {"authorizer": {"lambda": {"tenant": "7"}}}
-    another = {"authorizer": {"lambda": {"tenant": "8"}}}
+    tenant_7 = {"authorizer": {"lambda": {"tenant": "7"}}}
+    tenant_8 = {"authorizer": {"lambda": {"tenant": "8"}}}
     with ColdHandler() as invoke:
-        first = order_of(invoke(post(key, authorizer)))
-        assert order_of(invoke(post(key, another))) != first
-        assert order_of(invoke(post(key, authorizer))) == first
+        first = order_of(invoke(post(key, tenant_7)))
+        assert order_of(invoke(post(key, tenant_8))) != first
+        assert order_of(invoke(post(key, tenant_7))) == first
 
 
 async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
-    """The same key is used by another caller and by an old version at the same time."""
+    """Another caller uses the same key at the same time and gets one other order."""
     settings = stack.settings(through=stack.pgbouncer)
-    runtimes = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(10)]
     order = {"body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
 
     async def place(number: int) -> tuple[str, int]:
         caller = "amber" if number % 2 else "coral"
-        async with runtimes[number % 10].connect() as connection:
-            sent = {"caller": caller, "key": key, **order}
-            return caller, (await connection.execute(orders.PLACE, sent)).one().order_id
+        async with engines[number % 10].connect() as connection:
+            parameters = {"caller": caller, "key": key, **order}
+            return caller, (await connection.execute(orders.PLACE, parameters)).one().order_id
 
-    try:
+    async with handler_engines(settings, 10) as engines:
         placed = await asyncio.gather(*map(place, range(50)))
-    finally:
-        await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
     assert len(set(placed)) == 2
     assert len({order_id for _, order_id in placed}) == 2
 
@@ -158,7 +163,7 @@ async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
 
 
 async def place(
-    connection: "asyncpg.Connection[Any]", statement: str, key: str, name: str = NAME
+    connection: PgConnection, statement: str, key: str, name: str = NAME
 ) -> tuple[int, bool, bool]:
     """Create an order as an old version does, with the same digest of the body."""
     import hashlib
@@ -170,48 +175,48 @@ async def place(
     return row["order_id"], row["is_new"], row["is_same_body"]
 
 
-@OLD
+@each_old_statement
 async def test_a_key_without_a_caller_belongs_to_the_first_caller_who_sends_it(
-    lambda_handler: Lambda, key: str, old: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, statement: str, admin: PgConnection
 ) -> None:
-    placed, is_new, _ = await place(admin, old, key)
+    order_id, is_new, _ = await place(admin, statement, key)
     assert is_new
-    # Another caller's body does not take the key away.
+    # A caller with another body does not get the key.
     assert lambda_handler(post(key, jwt("coral"), "Coral Cork"))["statusCode"] == 409
     for _ in range(2):
-        again = lambda_handler(post(key, jwt("amber")))
-        assert (order_of(again), is_replayed(again)) == (placed, True)
-    assert order_of(lambda_handler(post(key, jwt("coral")))) != placed
-    assert (await place(admin, old, key))[:2] == (placed, False)
+        replay = lambda_handler(post(key, jwt("amber")))
+        assert (order_of(replay), is_replayed(replay)) == (order_id, True)
+    assert order_of(lambda_handler(post(key, jwt("coral")))) != order_id
+    assert (await place(admin, statement, key))[:2] == (order_id, False)
 
 
-@OLD
+@each_old_statement
 async def test_an_old_version_finds_orders_created_by_the_new_one(
-    lambda_handler: Lambda, key: str, old: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, statement: str, admin: PgConnection
 ) -> None:
     """During a rollout or rollback a retry may reach either version."""
-    placed = order_of(lambda_handler(post(key, jwt("amber"))))
-    assert await place(admin, old, key) == (placed, False, True)
-    assert await place(admin, old, key, "Red Ropes") == (placed, False, False)
-    again = lambda_handler(post(key, jwt("amber")))
-    assert (order_of(again), is_replayed(again)) == (placed, True)
+    order_id = order_of(lambda_handler(post(key, jwt("amber"))))
+    assert await place(admin, statement, key) == (order_id, False, True)
+    assert await place(admin, statement, key, "Red Ropes") == (order_id, False, False)
+    replay = lambda_handler(post(key, jwt("amber")))
+    assert (order_of(replay), is_replayed(replay)) == (order_id, True)
 
 
-@OLD
+@each_old_statement
 async def test_a_key_stored_before_the_migration_is_found_after_it(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, key: str, old: str
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, key: str, statement: str
 ) -> None:
     set_environment(monkeypatch, own_stack.environment())
     owner = own_stack.settings(user=OWNER)
     await schema.migrate(owner, lambda config: command.downgrade(config, "0005"))
     async with administrator(own_stack) as admin:
-        placed, _, _ = await place(admin, old, key)
+        order_id, _, _ = await place(admin, statement, key)
         await schema.migrate(owner)
         with ColdHandler() as invoke:
-            again = invoke(post(key, jwt("amber")))
-        assert (order_of(again), is_replayed(again)) == (placed, True)
+            replay = invoke(post(key, jwt("amber")))
+        assert (order_of(replay), is_replayed(replay)) == (order_id, True)
         await schema.migrate(owner, lambda config: command.downgrade(config, "0005"))
-        assert await place(admin, old, key) == (placed, False, True)
+        assert await place(admin, statement, key) == (order_id, False, True)
         assert await admin.fetchval("SELECT count(*) FROM order_requests") == 1
 
 

@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import asyncpg
 import boto3
 import httpx
 import psutil
@@ -33,25 +32,24 @@ from handler.warm.settings import Settings
 from infra.database.roles import APP
 from infra.local import ROOT
 from infra.local.server import free_port
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import command, eventually, reset_engine_cache, set_environment
+from tests.conftest import (
+    PgConnection,
+    app_clients,
+    command,
+    eventually,
+    reset_engine_cache,
+    set_environment,
+)
 from tests.events import http_api
-from tests.integration.test_deadlines import locked_row, stays_idle
-
-
-@pytest.fixture(scope="module")
-def module_stack() -> Iterator[Stack]:
-    with Stack() as stack:
-        yield stack
+from tests.integration.backends import locked_row, stays_idle
 
 
 @pytest.fixture
-async def admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**module_stack.postgres.admin, database=DATABASE)
-    await connection.execute(f"GRANT UPDATE ON orders TO {APP}")
-    yield connection
-    await connection.close()
+async def admin(module_admin: PgConnection) -> PgConnection:
+    await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
+    return module_admin
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
@@ -80,7 +78,7 @@ async def in_the_engine() -> None:
 @pytest.mark.parametrize("query", [in_run, in_session, in_the_engine], ids=lambda q: q.__name__)
 async def test_repeated_anyio_cancellation_ends_the_query_on_the_server(
     module_stack: Stack,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     monkeypatch: pytest.MonkeyPatch,
     query: Callable[[], Any],
     path: str,
@@ -98,7 +96,7 @@ async def test_repeated_anyio_cancellation_ends_the_query_on_the_server(
 
 
 async def test_a_client_disconnecting_from_uvicorn_cancels_its_query(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]"
+    module_stack: Stack, admin: PgConnection
 ) -> None:
     port = free_port()
     process = command(
@@ -442,7 +440,7 @@ async def test_closing_an_already_closed_connection_logs_nothing(
         configure(monkeypatch, module_stack.environment(through=bouncer))
         await ping()
         # The loop does not run meanwhile, as between invocations.
-        eventually(lambda: APP not in [row["user"] for row in bouncer.show("CLIENTS")])
+        eventually(lambda: not app_clients(bouncer))
         with caplog.at_level(logging.WARNING):
             await dispose()
             await asyncio.sleep(0.1)

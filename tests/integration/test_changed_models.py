@@ -1,16 +1,16 @@
-"""Model columns under a migration, whose values SQLAlchemy converts by their first type."""
+"""Model columns are read correctly after a migration changes their types."""
 
 from decimal import Decimal
 
-import asyncpg
 import pytest
 from sqlalchemy import Float, Integer, Numeric, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
+from tests.conftest import PgConnection
+from tests.integration.engines import handler_engine
 
 
 class Base(DeclarativeBase):
@@ -30,23 +30,23 @@ async def values(engine: AsyncEngine) -> tuple[Decimal, float]:
         return tuple((await connection.execute(select(Amount.exact, Amount.rough))).one())  # type: ignore[return-value]  # a row of two
 
 
-@pytest.mark.parametrize("is_replaced", [False, True], ids=["same connection", "new connection"])
+@pytest.mark.parametrize(
+    "is_new_connection", [False, True], ids=["same connection", "new connection"]
+)
 async def test_a_float_column_changed_to_numeric_is_read_exactly(
-    own_stack: Stack, is_replaced: bool
+    own_stack: Stack, is_new_connection: bool, own_admin: PgConnection
 ) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+    await own_admin.execute(
         "CREATE TABLE amounts (id integer, exact double precision, rough double precision);"
         f"INSERT INTO amounts VALUES (1, 1, 1.5); GRANT SELECT ON amounts TO {APP}"
     )
-    engine = create_engine(own_stack.settings(), isolation_level="AUTOCOMMIT")
-    try:
+    async with handler_engine(own_stack.settings()) as engine:
         assert await values(engine) == (Decimal(1), 1.5)
-        await admin.execute(
+        await own_admin.execute(
             "ALTER TABLE amounts ALTER exact TYPE numeric, ALTER rough TYPE numeric;"
             "UPDATE amounts SET exact = 12345678901234567890.1234567891"
         )
-        if is_replaced:
+        if is_new_connection:
             await engine.dispose()
         else:
             with pytest.raises(Exception, match="cached statement plan"):
@@ -55,8 +55,5 @@ async def test_a_float_column_changed_to_numeric_is_read_exactly(
         assert exact == Decimal("12345678901234567890.1234567891")
         assert (type(rough), rough) == (float, 1.5)
         async with engine.connect() as connection:
-            cut = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
-            assert (await connection.execute(cut)).all() == []
-    finally:
-        await engine.dispose()
-        await admin.close()
+            with_comment = text("SELECT id FROM amounts --\x01\n WHERE id = 2")
+            assert (await connection.execute(with_comment)).all() == []

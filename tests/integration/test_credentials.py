@@ -1,4 +1,4 @@
-"""A rotated credential fails no request; an unobtainable one is one clear log line."""
+"""A rotated credential fails no request, and a missing one is reported in one clear log line."""
 
 import asyncio
 import datetime
@@ -6,9 +6,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-import asyncpg
 import boto3
 import botocore.auth
 import pytest
@@ -22,11 +22,13 @@ from handler.warm.errors import CredentialsError
 from handler.warm.request_policy import classify
 from handler.warm.settings import load_settings
 from infra.database import roles
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import (
     ColdHandler,
     Lambda,
+    PgConnection,
+    administrator,
     log_lines,
     run,
     set_environment,
@@ -49,29 +51,30 @@ class SecretStore:
 
     def __init__(self, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.client = boto3.client("secretsmanager")
-        secret_string = self.shape(password)
-        self.arn = self.client.create_secret(Name="app", SecretString=secret_string)["ARN"]
+        content = self.secret_string(password)
+        self.arn = self.client.create_secret(Name="app", SecretString=content)["ARN"]
         self.reads: list[str] = []
         call = BaseClient._make_api_call  # type: ignore[attr-defined]  # private
 
-        def counted(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+        def call_and_count(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
             if operation == "GetSecretValue":
                 self.reads.append(parameters["VersionStage"])
             return call(client, operation, parameters)
 
-        monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+        monkeypatch.setattr(BaseClient, "_make_api_call", call_and_count)
 
     @staticmethod
-    def shape(password: str, user: str = roles.APP) -> str:
-        """In the format of RDS."""
+    def secret_string(password: str, user: str = roles.APP) -> str:
+        """Return the secret in the format of RDS."""
         login = {"username": user, "password": password, "engine": "postgres"}
         return json.dumps(login | {"host": "elsewhere", "port": 1, "dbname": "another"})
 
     def put(self, secret_string: str, stage: str = "AWSCURRENT") -> str:
-        put = self.client.put_secret_value
-        return put(SecretId=self.arn, SecretString=secret_string, VersionStages=[stage])[
-            "VersionId"
-        ]
+        """Store a new version and return its id."""
+        version = self.client.put_secret_value(
+            SecretId=self.arn, SecretString=secret_string, VersionStages=[stage]
+        )
+        return version["VersionId"]
 
 
 def secret_store_for(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> SecretStore:
@@ -90,7 +93,7 @@ def secret_store(aws: str, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Sec
 
 @pytest.fixture
 def own_secret_store(aws: str, own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> SecretStore:
-    """For a test that changes the password."""
+    """Configure the handler of the test's own stack, for a test that changes the password."""
     return secret_store_for(own_stack, monkeypatch)
 
 
@@ -98,19 +101,19 @@ def close_pooled_connections() -> None:
     handler.main.handler.loop.run(engine.get_engine().dispose)
 
 
-def as_administrator(stack: Stack, work: Callable[["asyncpg.Connection[Any]"], Any]) -> None:
-    async def handle() -> None:
-        connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-        try:
-            await work(connection)
-        finally:
-            await connection.close()
+def as_administrator(stack: Stack, work: Callable[[PgConnection], Any]) -> None:
+    async def connect_and_work() -> None:
+        async with administrator(stack) as admin:
+            await work(admin)
 
-    asyncio.run(handle())
+    asyncio.run(connect_and_work())
 
 
-def answered(invoke: Lambda, requests: int, before: dict[int, Callable[[], Any]]) -> int:
-    """Send requests, each on a new connection, and count the successful ones."""
+def count_successes(invoke: Lambda, requests: int, before: dict[int, Callable[[], Any]]) -> int:
+    """Send requests, each on a new connection, and count the successful ones.
+
+    `before` maps a request's number to an action that precedes it.
+    """
     count = 0
     for number in range(requests):
         before.get(number, lambda: None)()
@@ -119,29 +122,31 @@ def answered(invoke: Lambda, requests: int, before: dict[int, Callable[[], Any]]
     return count
 
 
+def rotate(stack: Stack, secret_store: SecretStore) -> None:
+    as_administrator(stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
+    secret_store.put(secret_store.secret_string("new one"))
+
+
 def test_a_rotation_fails_no_request_and_reads_the_secret_once(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    def rotate() -> None:
-        as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
-        own_secret_store.put(own_secret_store.shape("new one"))
-
+    rotation = partial(rotate, own_stack, own_secret_store)
     with ColdHandler() as invoke:
-        assert answered(invoke, 200, {100: rotate}) == 200
+        assert count_successes(invoke, 200, {100: rotation}) == 200
     assert own_secret_store.reads == ["AWSCURRENT"] * 2
 
 
 def test_the_pending_password_is_used_before_the_label_moves(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """As in Secrets Manager's rotations: setSecret, testSecret, then finishSecret."""
-    old = own_secret_store.client.describe_secret(SecretId=own_secret_store.arn)[
-        "VersionIdsToStages"
-    ]
-    versions = {"old": next(iter(old))}
+    """A rotation of Secrets Manager calls setSecret, testSecret, then finishSecret."""
+    secret = own_secret_store.client.describe_secret(SecretId=own_secret_store.arn)
+    versions = {"old": next(iter(secret["VersionIdsToStages"]))}
 
     def set_secret() -> None:
-        versions["new"] = own_secret_store.put(own_secret_store.shape("new one"), "AWSPENDING")
+        versions["new"] = own_secret_store.put(
+            own_secret_store.secret_string("new one"), "AWSPENDING"
+        )
         as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
 
     def finish_secret() -> None:
@@ -153,46 +158,40 @@ def test_the_pending_password_is_used_before_the_label_moves(
         )
 
     with ColdHandler() as invoke:
-        assert answered(invoke, 30, {10: set_secret, 20: finish_secret}) == 30
+        assert count_successes(invoke, 30, {10: set_secret, 20: finish_secret}) == 30
     assert own_secret_store.reads == ["AWSCURRENT", "AWSCURRENT", "AWSPENDING"]
 
 
 def test_with_alternating_users_the_secret_names_the_user(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """Both passwords are valid for a while, so nothing is rejected or read again until the old one
-    expires."""
+    """Both passwords are valid for a while, so the secret is read again only after one expires."""
 
-    async def create_alternate_role(admin: "asyncpg.Connection[Any]") -> None:
+    async def create_alternate_role(admin: PgConnection) -> None:
         await admin.execute(f"CREATE ROLE appuser_clone LOGIN IN ROLE {roles.APP}")
         await roles.set_password(admin, "appuser_clone", "its own")
 
     def rotate() -> None:
         as_administrator(own_stack, create_alternate_role)
-        own_secret_store.put(own_secret_store.shape("its own", "appuser_clone"))
+        own_secret_store.put(own_secret_store.secret_string("its own", "appuser_clone"))
 
     def terminate_sessions() -> None:
         as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "unknown"))
 
     with ColdHandler() as invoke:
-        assert answered(invoke, 15, {5: rotate}) == 15
+        assert count_successes(invoke, 15, {5: rotate}) == 15
         assert len(own_secret_store.reads) == 1
-        assert answered(invoke, 15, {5: terminate_sessions}) == 15
+        assert count_successes(invoke, 15, {5: terminate_sessions}) == 15
     assert len(own_secret_store.reads) == 2
-
-
-def rotated(own_stack: Stack, secret_store: SecretStore) -> None:
-    as_administrator(own_stack, lambda admin: roles.set_password(admin, roles.APP, "new one"))
-    secret_store.put(secret_store.shape("new one"))
 
 
 def test_warm_connections_survive_and_one_login_updates_pgbouncer(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    """It opens server connections with the verifier of the role's last login."""
+    """PgBouncer opens server connections with the verifier of the role's last login."""
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 200
-        rotated(own_stack, own_secret_store)
+        rotate(own_stack, own_secret_store)
         assert invoke(READ)["statusCode"] == 200
         asyncio.run(log_in(own_stack, "new one"))  # as any new sandbox does
         with own_stack.pgbouncer.console() as console:
@@ -207,7 +206,7 @@ def test_without_a_new_login_exactly_one_request_fails(
     """PgBouncer reports `query_wait_timeout`, as in overload, where nothing is retried."""
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 200
-        rotated(own_stack, own_secret_store)
+        rotate(own_stack, own_secret_store)
         with own_stack.pgbouncer.console() as console:
             console.execute("RECONNECT")
         assert [invoke(READ)["statusCode"] for _ in range(3)] == [503, 200, 200]
@@ -222,7 +221,7 @@ async def log_in(stack: Stack, password: str) -> None:
 def network(
     secret_store: SecretStore, aws: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TcpProxy]:
-    """The network between the handler and Secrets Manager."""
+    """Put a TCP proxy between the handler and Secrets Manager."""
     with TcpProxy("127.0.0.1", port_of(aws)) as proxy:
         address = f"http://{proxy.host}:{proxy.port}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", address)
@@ -233,12 +232,14 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def assert_one_log_line(printed: str, cause: str, hint: str) -> None:
-    [line] = log_lines(printed)
+def assert_one_log_line(capsys: pytest.CaptureFixture[str], cause: str, hint: str) -> None:
+    captured = capsys.readouterr()
+    output = captured.out + captured.err
+    [line] = log_lines(output)
     assert (line["outcome"], line["status"], line["attempts"]) == ("failed", 503, 1)
     assert cause in line["cause"]
     assert hint in line["hint"]
-    assert not re.search("hunter2|testing|Traceback", printed)
+    assert not re.search("hunter2|testing|Traceback", output)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def assert_one_log_line(printed: str, cause: str, hint: str) -> None:
         ("UnrecognizedClientException", "reach"),
     ],
 )
-def test_a_secrets_manager_error_is_one_clear_line_until_fixed(
+def test_a_secrets_manager_error_is_reported_in_one_line_until_fixed(
     code: str,
     hint: str,
     network: TcpProxy,
@@ -264,15 +265,14 @@ def test_a_secrets_manager_error_is_one_clear_line_until_fixed(
     network.redirect_to("127.0.0.1", httpserver.port)
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-        printed = capsys.readouterr()
-        assert_one_log_line(printed.out + printed.err, f"no credentials: {code}", hint)
+        assert_one_log_line(capsys, f"no credentials: {code}", hint)
         network.reset_connections()
         network.redirect_to("127.0.0.1", port_of(aws))
         assert invoke(READ)["statusCode"] == 200
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["no network", "packets swallowed"])
-def test_without_a_network_the_error_arrives_before_the_deadline(
+def test_an_unreachable_secrets_manager_is_reported_before_the_deadline(
     silent: bool,
     network: TcpProxy,
     capsys: pytest.CaptureFixture[str],
@@ -284,64 +284,62 @@ def test_without_a_network_the_error_arrives_before_the_deadline(
         started = time.monotonic()
         assert invoke(READ)["statusCode"] == 503
         assert time.monotonic() - started < 5
-        printed = capsys.readouterr()
-        assert_one_log_line(printed.out + printed.err, "no credentials: ", "the function's subnets")
+        assert_one_log_line(capsys, "no credentials: ", "the function's subnets")
         network.resume() if silent else network.refuse(False)
         assert invoke(READ)["statusCode"] == 200
 
 
 @pytest.mark.parametrize("secret", ["hunter2", '{"username": "appuser"}', '["hunter2"]'])
-def test_a_malformed_secret_is_one_clear_line_until_fixed(
+def test_a_malformed_secret_is_reported_in_one_line_until_fixed(
     secret: str, secret_store: SecretStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = secret_store.client.get_secret_value(
+    original = secret_store.client.get_secret_value(
         SecretId=secret_store.arn, VersionStage="AWSCURRENT"
     )
     secret_store.put(secret)
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-        printed = capsys.readouterr()
-        assert_one_log_line(printed.out + printed.err, "not JSON with a password", "DB_SECRET_ARN")
-        secret_store.put(good["SecretString"])
+        assert_one_log_line(capsys, "not JSON with a password", "DB_SECRET_ARN")
+        secret_store.put(original["SecretString"])
         assert invoke(READ)["statusCode"] == 200
 
 
-@pytest.mark.parametrize("wrong", ["name", "region"])
-def test_a_wrong_arn_is_one_clear_line(
-    wrong: str,
+@pytest.mark.parametrize("wrong_part", ["name", "region"])
+def test_a_wrong_arn_is_reported_in_one_line(
+    wrong_part: str,
     secret_store: SecretStore,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    elsewhere = secret_store.arn.replace("eu-central-1", "eu-west-1")
-    monkeypatch.setenv("DB_SECRET_ARN", OTHER_SECRET if wrong == "name" else elsewhere)
+    arn_in_another_region = secret_store.arn.replace("eu-central-1", "eu-west-1")
+    monkeypatch.setenv(
+        "DB_SECRET_ARN", OTHER_SECRET if wrong_part == "name" else arn_in_another_region
+    )
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-    printed = capsys.readouterr()
-    assert_one_log_line(printed.out + printed.err, "ResourceNotFoundException", "DB_SECRET_ARN")
+    assert_one_log_line(capsys, "ResourceNotFoundException", "DB_SECRET_ARN")
 
 
 def test_a_permanently_wrong_password_is_read_twice_and_rejected(
     secret_store: SecretStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    secret_store.put(secret_store.shape("hunter2"))
+    secret_store.put(secret_store.secret_string("hunter2"))
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-    printed = capsys.readouterr()
-    assert_one_log_line(printed.out + printed.err, "authentication failed", "DB_AUTH")
+    assert_one_log_line(capsys, "authentication failed", "DB_AUTH")
     assert secret_store.reads.count("AWSCURRENT") == 2
 
 
 async def test_ten_concurrent_connections_read_the_secret_once(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
-    made = connector(load_settings())
+    connect = connector(load_settings())
     for reads in (1, 2):
-        raws = await asyncio.gather(*(made() for _ in range(10)))
-        await asyncio.gather(*(raw.close() for raw in raws))
+        connections = await asyncio.gather(*(connect() for _ in range(10)))
+        await asyncio.gather(*(connection.close() for connection in connections))
         assert len(own_secret_store.reads) == reads
         if reads == 1:
-            await asyncio.to_thread(rotated, own_stack, own_secret_store)
+            await asyncio.to_thread(rotate, own_stack, own_secret_store)
     await wait_for_transports_closed()
 
 
@@ -368,21 +366,21 @@ async def test_an_iam_token_needs_a_role_and_a_region(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.delenv(missing)
     sign = credentials.from_settings(load_settings(auth="iam", host="db.internal"))
-    with pytest.raises(CredentialsError, match=cause) as raised:
+    with pytest.raises(CredentialsError, match=cause) as error_info:
         await sign(None)
-    assert "AWS_REGION" in classify(raised.value).hint
+    assert "AWS_REGION" in classify(error_info.value).hint
 
 
 def test_the_aws_sdk_is_imported_only_when_needed_and_during_init() -> None:
-    script = "import sys, handler.main; print([n for n in sys.modules if n in {names!r}])"
+    script = "import sys, handler.main; print([name for name in sys.modules if name in {names!r}])"
     script = script.format(names=["botocore", "boto3", "botocore.session", "snapshot_restore_py"])
     assert run("-c", script, env={"DB_AUTH": "password"})[1] == "[]\n"
-    arn = {"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET}
-    assert run("-c", script, env=arn)[1] == "['botocore', 'botocore.session']\n"
+    variables = {"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET}
+    assert run("-c", script, env=variables)[1] == "['botocore', 'botocore.session']\n"
 
 
 def test_a_missing_botocore_is_reported_at_startup() -> None:
     script = "import sys; sys.modules['botocore'] = None; import handler.main"
-    code, output = run("-c", script, env={"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET})
-    assert code == 1
+    status, output = run("-c", script, env={"DB_AUTH": "secret", "DB_SECRET_ARN": OTHER_SECRET})
+    assert status == 1
     assert "SettingsError: DB_AUTH is 'secret': botocore is not installed" in output

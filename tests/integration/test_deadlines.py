@@ -6,26 +6,20 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import log_lines
+from infra.local.stack import Stack
+from tests.conftest import PgConnection, log_lines
 from tests.events import http_api
+from tests.integration.backends import BUSY_BACKENDS, locked_row, stays_idle
 
 HANDLER = "tests.integration.late_routes.handler"
 #: Random deadlines to try; `.ci/run` tries more.
 RACES = int(os.environ.get("DEADLINE_RACES", "60"))
-BUSY = (
-    "SELECT count(*) FROM pg_stat_activity WHERE usename = $1"
-    " AND (state = 'active' OR state LIKE 'idle in transaction%')"
-)
 ROUTES = [
     *("async-read", "async-write", "async-fast-write", "sync-read", "sync-write"),
     *("thread-without-context", "late-commit", "late-commit-of-its-own"),
@@ -34,72 +28,39 @@ ROUTES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def module_stack() -> Any:
-    with Stack() as stack:
-        yield stack
-
-
 @pytest.fixture
-async def admin(module_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**module_stack.postgres.admin, database=DATABASE)
-    await connection.execute(f"GRANT UPDATE ON orders TO {APP}")
-    await connection.execute("UPDATE orders SET status = 'before' WHERE id < 3")
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
-async def locked_row(stack: Stack) -> AsyncIterator[None]:
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    transaction = connection.transaction()
-    await transaction.start()
-    await connection.execute("SELECT FROM orders WHERE id = 1 FOR UPDATE")
-    try:
-        yield
-    finally:
-        await transaction.rollback()
-        await connection.close()
+async def admin(module_admin: PgConnection) -> PgConnection:
+    await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
+    await module_admin.execute("UPDATE orders SET status = 'before' WHERE id < 3")
+    return module_admin
 
 
 def get(path: str) -> dict[str, Any]:
     return http_api("GET", f"/{path}")
 
 
-def environment(stack: Stack, path: str, **more: str) -> dict[str, str]:
-    return stack.environment(direct=path == "direct") | more
-
-
-async def stays_idle(admin: "asyncpg.Connection[Any]", seconds: float = 1.0) -> bool:
-    """Return whether the application's backends stay idle for that long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if await admin.fetchval(BUSY, APP):
-            return False
-        await asyncio.sleep(0.02)
-    return True
+def environment(stack: Stack, path: str, **variables: str) -> dict[str, str]:
+    return stack.environment(direct=path == "direct") | variables
 
 
 @pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 @pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
 @pytest.mark.parametrize("route", ROUTES)
 async def test_after_a_504_no_query_runs_and_nothing_is_written(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", route: str, middleware: str, path: str
+    module_stack: Stack, admin: PgConnection, route: str, middleware: str, path: str
 ) -> None:
     variables = environment(module_stack, path, MIDDLEWARE=middleware)
     async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
         warm = await fleet.invoke(get("now"))
         async with locked_row(module_stack):
-            late = await fleet.invoke(get(route))
-            assert late.payload["statusCode"] == 504, late.payload
-            assert ("x-added" in late.payload["headers"]) == bool(middleware)
+            result = await fleet.invoke(get(route))
+            assert result.payload["statusCode"] == 504, result.payload
+            assert ("x-added" in result.payload["headers"]) == bool(middleware)
             assert await stays_idle(admin)
         rows = await admin.fetch("SELECT status FROM orders WHERE id < 3")
         assert {row["status"] for row in rows} == {"before"}
         await admin.execute("UPDATE orders SET status = 'newer' WHERE id < 3")
-        for _ in range(3):  # each thaws the sandbox
+        for _ in range(3):  # each request thaws the sandbox
             await asyncio.sleep(0.1)
             after = await fleet.invoke(get("now"))
             assert (after.payload["body"], after.pid) == ('"newer"', warm.pid)
@@ -110,58 +71,58 @@ async def test_after_a_504_no_query_runs_and_nothing_is_written(
 @pytest.mark.parametrize("route", ["sync-write", "async-write"])
 @pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
 async def test_one_sandbox_never_has_two_active_backends(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", middleware: str, route: str
+    module_stack: Stack, admin: PgConnection, middleware: str, route: str
 ) -> None:
     with module_stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         variables = module_stack.environment(through=bouncer) | {"MIDDLEWARE": middleware}
         async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
             await fleet.invoke(get("now"))
 
-            async def again_and_again() -> None:
+            async def invoke_repeatedly() -> None:
                 end = time.monotonic() + 6
                 while time.monotonic() < end:
-                    late = await fleet.invoke(get(route))
-                    assert late.payload["statusCode"] == 504
+                    result = await fleet.invoke(get(route))
+                    assert result.payload["statusCode"] == 504
 
             async with locked_row(module_stack):
-                calling = asyncio.create_task(again_and_again())
-                while not calling.done():
-                    assert await admin.fetchval(BUSY, APP) <= 1
+                invocations = asyncio.create_task(invoke_repeatedly())
+                while not invocations.done():
+                    assert await admin.fetchval(BUSY_BACKENDS, APP) <= 1
                     await asyncio.sleep(0.02)
-                await calling
+                await invocations
             assert (await fleet.invoke(get("now"))).payload["statusCode"] == 200
 
 
 @pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 async def test_random_deadlines_end_in_200_or_504_only(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", path: str
+    module_stack: Stack, admin: PgConnection, path: str
 ) -> None:
     numbers = random.Random(7)
-    ways = ["sleep/{}/transaction", "sleep/{}/session", "sleep/{}/autocommit", "sync-sleep/{}"]
+    paths = ["sleep/{}/transaction", "sleep/{}/session", "sleep/{}/autocommit", "sync-sleep/{}"]
     variables = environment(module_stack, path, MIDDLEWARE="1")
-    seen = set()
+    statuses = set()
     async with Fleet(variables, handler=HANDLER, timeout=0.7) as fleet:
         warm = await fleet.invoke(get("now"))
-        for turn in range(RACES):
+        for number in range(RACES):
             milliseconds = numbers.randrange(120, 280)  # 0.2 s are left for the query
-            answer = await fleet.invoke(get(ways[turn % 4].format(milliseconds)))
-            status, body = answer.payload["statusCode"], answer.payload["body"]
-            seen.add(status)
-            assert status in (200, 504), answer.payload
+            result = await fleet.invoke(get(paths[number % 4].format(milliseconds)))
+            status, body = result.payload["statusCode"], result.payload["body"]
+            statuses.add(status)
+            assert status in (200, 504), result.payload
             assert status == 504 or body == str(milliseconds)
-            assert answer.pid == warm.pid
-        assert seen == {200, 504}
+            assert result.pid == warm.pid
+        assert statuses == {200, 504}
         assert await stays_idle(admin, 0.3)
 
 
 async def test_a_background_task_past_the_deadline_is_cancelled_after_the_200(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", capfd: pytest.CaptureFixture[str]
+    module_stack: Stack, admin: PgConnection, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=2) as fleet:
         await fleet.invoke(get("now"))
         async with locked_row(module_stack):
-            answer = await fleet.invoke(get("background"))
-            assert (answer.payload["statusCode"], answer.payload["body"]) == (200, '"accepted"')
+            result = await fleet.invoke(get("background"))
+            assert (result.payload["statusCode"], result.payload["body"]) == (200, '"accepted"')
             assert await stays_idle(admin, 0.5)
     line = log_lines(capfd.readouterr().out)[-1]
     assert (line["status"], line["outcome"]) == (200, "ok")
@@ -169,13 +130,13 @@ async def test_a_background_task_past_the_deadline_is_cancelled_after_the_200(
 
 
 async def test_a_task_left_by_a_route_is_cancelled_after_the_response(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]"
+    module_stack: Stack, admin: PgConnection
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=9) as fleet:
         await fleet.invoke(get("now"))
         async with locked_row(module_stack):
-            answer = await fleet.invoke(get("forgotten-task"))
-            assert answer.payload["statusCode"] == 200
+            result = await fleet.invoke(get("forgotten-task"))
+            assert result.payload["statusCode"] == 200
             assert await stays_idle(admin, 0.5)
         for _ in range(3):
             assert (await fleet.invoke(get("now"))).payload["body"] == '"before"'
@@ -183,13 +144,13 @@ async def test_a_task_left_by_a_route_is_cancelled_after_the_response(
 
 @pytest.mark.parametrize("route", ["blocking", "blocking-in-an-executor"])
 async def test_a_thread_running_after_its_504_cannot_query(
-    module_stack: Stack, admin: "asyncpg.Connection[Any]", route: str
+    module_stack: Stack, admin: PgConnection, route: str
 ) -> None:
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=2) as fleet:
         warm = await fleet.invoke(get("now"))
         started = time.monotonic()
-        late = await fleet.invoke(get(route))
-        assert late.payload["statusCode"] == 504
+        result = await fleet.invoke(get(route))
+        assert result.payload["statusCode"] == 504
         assert time.monotonic() - started < 2
         await fleet.invoke(get("idle"))  # the thread continues, and the connection is free
         while time.monotonic() - started < 3.5:
@@ -203,10 +164,10 @@ async def test_a_500_passes_through_application_middleware(
 ) -> None:
     variables = environment(module_stack, "pgbouncer", MIDDLEWARE=middleware)
     async with Fleet(variables, handler=HANDLER) as fleet:
-        answer = await fleet.invoke(get("error"))
-    assert answer.payload["statusCode"] == 500
-    assert ("x-added" in answer.payload["headers"]) == bool(middleware)
-    assert json.loads(answer.payload["body"])["title"] == "Internal Server Error"
+        result = await fleet.invoke(get("error"))
+    assert result.payload["statusCode"] == 500
+    assert ("x-added" in result.payload["headers"]) == bool(middleware)
+    assert json.loads(result.payload["body"])["title"] == "Internal Server Error"
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
@@ -221,9 +182,9 @@ async def test_a_scheduled_event_ends_in_time_when_pgbouncer_does_not_respond(
             assert bouncer.process
             bouncer.process.send_signal(signal.SIGSTOP)
             try:
-                late = await fleet.invoke(schedule)
+                result = await fleet.invoke(schedule)
             finally:
                 bouncer.process.send_signal(signal.SIGCONT)
-            assert late.payload["warm"] is False
+            assert result.payload["warm"] is False
             after = await fleet.invoke(get("now"))
             assert (after.payload["statusCode"], after.pid) == (200, before.pid)

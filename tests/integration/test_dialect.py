@@ -1,4 +1,4 @@
-"""This dialect skips SQLAlchemy's queries on the first connection and knows the same answers."""
+"""The dialect skips SQLAlchemy's queries on the first connection and has the same results."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ from tests.conftest import administrator
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
-def stock(stack: Stack, **options: Any) -> AsyncEngine:
+def stock_engine(stack: Stack, **options: Any) -> AsyncEngine:
     login = {**stack.postgres.admin, "database": DATABASE}
     return create_async_engine("postgresql+asyncpg://", connect_args=login, **options)
 
 
 async def test_the_server_version_matches_sqlalchemy(stack: Stack) -> None:
-    ours, theirs = create_engine(stack.settings()), stock(stack)
+    ours, theirs = create_engine(stack.settings()), stock_engine(stack)
     for engine in (ours, theirs):
         async with engine.connect():
             pass
@@ -46,12 +46,12 @@ def engine_at(stack: Stack, **options: Any) -> AsyncEngine:
 async def test_a_connection_resets_to_the_engine_isolation_level(stack: Stack, level: str) -> None:
     engine = engine_at(stack, isolation_level=level, pool_size=1, max_overflow=0)
     other = next(name for name in LEVELS if name != level)
-    for wanted in (level, other, level, "AUTOCOMMIT", level):
+    for requested in (level, other, level, "AUTOCOMMIT", level):
         async with engine.connect() as connection:
-            if wanted != level:
-                await connection.execution_options(isolation_level=wanted)
-            shown = await connection.scalar(text("SHOW transaction_isolation"))
-            assert shown == ("read committed" if wanted == "AUTOCOMMIT" else wanted.lower())
+            if requested != level:
+                await connection.execution_options(isolation_level=requested)
+            current = await connection.scalar(text("SHOW transaction_isolation"))
+            assert current == ("read committed" if requested == "AUTOCOMMIT" else requested.lower())
     assert engine.dialect.default_isolation_level == level
     await engine.dispose()
 
@@ -64,8 +64,8 @@ async def test_without_an_engine_isolation_level_the_role_default_applies(own_st
         async with engine.connect() as connection:
             if option:
                 await connection.execution_options(isolation_level=option)
-            shown = await connection.scalar(text("SHOW transaction_isolation"))
-            assert shown == (option or "serializable").lower()
+            current = await connection.scalar(text("SHOW transaction_isolation"))
+            assert current == (option or "serializable").lower()
     await engine.dispose()
 
 
@@ -87,14 +87,14 @@ async def test_the_default_schema_is_that_of_the_connection(own_stack: Stack) ->
 
 async def test_the_default_schema_is_only_queried_on_demand(stack: Stack) -> None:
     settings = stack.settings()
-    with TcpProxy(settings.host, settings.port) as relay:
-        engine = create_engine(settings.model_copy(update={"port": relay.port}))
+    with TcpProxy(settings.host, settings.port) as proxy:
+        engine = create_engine(settings.model_copy(update={"port": proxy.port}))
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-            asked = relay.round_trips
-            for trips in (2, 0):  # asyncpg prepares it first
+            round_trips = proxy.round_trips
+            for expected in (2, 0):  # asyncpg prepares it first
                 await connection.run_sync(lambda sync: sync.dialect.default_schema_name)
-                assert relay.round_trips == (asked := asked + trips)
+                assert proxy.round_trips == (round_trips := round_trips + expected)
         await engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""A server that offers less security than configured does not get the credential."""
+"""A server that offers less security than configured does not receive the credential."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from handler.warm.database.engine import create_engine
 from handler.warm.database.tls import tls_context
 from handler.warm.request_policy import classify
 from handler.warm.settings import Settings
 from infra.local.stack import Stack
+from tests.integration.engines import handler_engine
 from tests.rds_proxy import SSL_REQUEST, RdsProxy
 
 PASSWORD = "Zq9~Xw"
-ASKS = {
+PASSWORD_REQUESTS = {
     "in clear": struct.pack("!cii", b"R", 8, 3),
     "as MD5": struct.pack("!cii4s", b"R", 12, 5, b"salt"),
 }
@@ -28,13 +28,24 @@ ASKS = {
 SASL = struct.pack("!cii15s", b"R", 23, 10, b"SCRAM-SHA-256\0\0")
 
 
-class Asking:
-    """A server that requests the password in its own way and records what it is sent."""
+class InsecureServer:
+    """A server that requests the password with given bytes, and records what it receives."""
 
-    def __init__(self, asks: bytes, tls: ssl.SSLContext | None, piecemeal: bool = False) -> None:
-        self._asks, self._tls, self._piecemeal = asks, tls, piecemeal
+    def __init__(self, request: bytes, tls: ssl.SSLContext | None, in_pieces: bool = False) -> None:
+        self._request, self._tls, self._in_pieces = request, tls, in_pieces
         self.received = b""
         self.port = 0
+
+    def settings(self, sslmode: str, ca: Path | None = None) -> Settings:
+        """Return the settings of a client of this server."""
+        return Settings(
+            host="127.0.0.1",
+            port=self.port,
+            password=PASSWORD,
+            connect_timeout=1,
+            sslmode=sslmode,
+            sslrootcert=ca,
+        )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -44,11 +55,11 @@ class Asking:
                 await writer.start_tls(self._tls)
                 size, _ = struct.unpack("!ii", await reader.readexactly(8))
             await reader.readexactly(size - 8)
-            if self._asks.startswith(SASL):
+            if self._request.startswith(SASL):
                 writer.write(SASL)
                 self.received = await reader.read(1000)
-            asks = self._asks.removeprefix(SASL)
-            for part in [asks[:3], asks[3:]] if self._piecemeal else [asks]:
+            request = self._request.removeprefix(SASL)
+            for part in [request[:3], request[3:]] if self._in_pieces else [request]:
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(0)
@@ -57,65 +68,48 @@ class Asking:
 
 
 @asynccontextmanager
-async def asking(
-    asks: bytes, tls: ssl.SSLContext | None = None, piecemeal: bool = False
-) -> AsyncIterator[Asking]:
-    server = Asking(asks, tls, piecemeal)
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.port = listening.sockets[0].getsockname()[1]
+async def insecure_server(
+    request: bytes, tls: ssl.SSLContext | None = None, in_pieces: bool = False
+) -> AsyncIterator[InsecureServer]:
+    server = InsecureServer(request, tls, in_pieces)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server
     finally:
-        listening.close()
-        await listening.wait_closed()
+        listener.close()
+        await listener.wait_closed()
 
 
 async def failure_of(settings: Settings) -> tuple[str, str]:
     """Return cause and hint of the first query's failure."""
-    runtime = create_engine(settings)
-    try:
-        with pytest.raises(Exception) as raised:  # noqa: PT011  # any exception is classified
-            async with runtime.connect():
+    async with handler_engine(settings) as engine:
+        with pytest.raises(Exception) as error_info:  # noqa: PT011  # any exception is classified
+            async with engine.connect():
                 pass
-    finally:
-        await runtime.dispose()
-    failure = classify(raised.value)
+    failure = classify(error_info.value)
     return failure.cause, failure.hint
 
 
-@pytest.mark.parametrize("piecemeal", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("mode", ["disable", "prefer", "verify-full"])
-@pytest.mark.parametrize("how", ASKS)
-async def test_a_server_asking_for_a_cleartext_password_does_not_get_it(
-    server_tls: ssl.SSLContext, tmp_path: Path, how: str, mode: str, piecemeal: bool
+@pytest.mark.parametrize("kind", PASSWORD_REQUESTS)
+async def test_a_server_that_requests_a_cleartext_password_does_not_receive_it(
+    server_tls: ssl.SSLContext, tmp_path: Path, kind: str, mode: str, in_pieces: bool
 ) -> None:
     tls = None if mode == "disable" else server_tls
-    async with asking(ASKS[how], tls, piecemeal) as server:
-        settings = Settings(
-            host="127.0.0.1",
-            port=server.port,
-            password=PASSWORD,
-            connect_timeout=1,
-            sslmode=mode,
-            sslrootcert=tmp_path / "ca.pem" if mode == "verify-full" else None,
-        )
-        cause, hint = await failure_of(settings)
+    async with insecure_server(PASSWORD_REQUESTS[kind], tls, in_pieces) as server:
+        ca = tmp_path / "ca.pem" if mode == "verify-full" else None
+        cause, hint = await failure_of(server.settings(mode, ca))
     assert cause == "the server asked for the password in clear text"
     assert "scram-sha-256" in hint
     assert server.received == b""
 
 
-@pytest.mark.parametrize("how", ASKS, ids=lambda how: how.replace(" ", "_"))
-async def test_a_server_switching_from_scram_to_cleartext_gets_no_password(how: str) -> None:
-    async with asking(SASL + ASKS[how]) as server:
-        settings = Settings(
-            host="127.0.0.1",
-            port=server.port,
-            password=PASSWORD,
-            connect_timeout=1,
-            sslmode="disable",
-        )
-        cause, _ = await failure_of(settings)
+@pytest.mark.parametrize("kind", PASSWORD_REQUESTS, ids=lambda kind: kind.replace(" ", "_"))
+async def test_a_server_switching_from_scram_to_cleartext_gets_no_password(kind: str) -> None:
+    async with insecure_server(SASL + PASSWORD_REQUESTS[kind]) as server:
+        cause, _ = await failure_of(server.settings("disable"))
     assert cause == "the server asked for the password in clear text"
     assert b"SCRAM-SHA-256" in server.received
     assert server.received.count(b"p\0\0\0") == 1
@@ -125,16 +119,9 @@ async def test_a_server_without_tls_1_3_is_rejected(
     server_tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     server_tls.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with asking(ASKS["in clear"], server_tls) as server:
+    async with insecure_server(PASSWORD_REQUESTS["in clear"], server_tls) as server:
         for mode in ("require", "verify-ca", "verify-full"):
-            settings = Settings(
-                host="127.0.0.1",
-                port=server.port,
-                password=PASSWORD,
-                connect_timeout=1,
-                sslmode=mode,
-                sslrootcert=tmp_path / "ca.pem",
-            )
+            settings = server.settings(mode, tmp_path / "ca.pem")
             cause, _ = await failure_of(settings)
             # asyncio's server closes a failed handshake, often before its alert is sent.
             assert re.match("TLS with the server failed|the database cannot be reached", cause)
@@ -144,10 +131,10 @@ async def test_a_server_without_tls_1_3_is_rejected(
     assert server.received == b""
 
 
-async def test_an_iam_token_is_sent_in_cleartext_and_over_tls_1_2_too(
+async def test_an_iam_token_is_also_sent_in_cleartext_and_over_tls_1_2(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RDS Proxy requests it that way: allowed only with DB_AUTH=iam."""
+    """RDS Proxy requests a cleartext token, which only DB_AUTH=iam allows."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
@@ -160,9 +147,5 @@ async def test_an_iam_token_is_sent_in_cleartext_and_over_tls_1_2_too(
             sslmode="verify-full",
             sslrootcert=proxy.ca,
         )
-        runtime = create_engine(settings)
-        try:
-            async with runtime.connect():
-                assert proxy.logins == 1
-        finally:
-            await runtime.dispose()
+        async with handler_engine(settings) as engine, engine.connect():
+            assert proxy.logins == 1

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -18,7 +17,8 @@ from infra.database.roles import APP
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import Lambda, eventually
+from tests.conftest import Lambda, PgConnection, app_clients, eventually
+from tests.integration.engines import handler_engine, handler_engines
 
 ORDER_1 = '{"id":1,"customer_name":"Amber Bakery","status":"pending"}'
 
@@ -28,29 +28,28 @@ def get(path: str) -> dict[str, Any]:
 
 
 def test_an_order_is_read_through_pgbouncer(lambda_handler: Lambda) -> None:
-    answer = lambda_handler(get("/orders/1"))
-    assert (answer["statusCode"], answer["body"]) == (200, ORDER_1)
+    response = lambda_handler(get("/orders/1"))
+    assert (response["statusCode"], response["body"]) == (200, ORDER_1)
 
 
 def test_invocations_share_one_engine_one_loop_and_one_raw_connection(
     lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mangum 0.20 breaks this: it uses `asyncio.run` for each invocation, which closes the loop and
-    the pooled connection with it."""
-    seen = []
+    """Mangum 0.20 calls `asyncio.run` for each invocation, which closes the loop and connection."""
+    ids = []
     find = orders.find
 
-    async def watched(order_id: int) -> orders.Order | None:
+    async def find_and_record(order_id: int) -> orders.Order | None:
         order = await find(order_id)
         async with engine.get_engine().connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-        seen.append((id(engine.get_engine()), id(asyncio.get_running_loop()), id(raw)))
+            driver_connection = (await connection.get_raw_connection()).driver_connection
+        ids.append((id(engine.get_engine()), id(asyncio.get_running_loop()), id(driver_connection)))
         return order
 
-    monkeypatch.setattr(orders, "find", watched)
+    monkeypatch.setattr(orders, "find", find_and_record)
     for _ in range(3):
         assert lambda_handler(get("/orders/1"))["statusCode"] == 200
-    assert len(set(seen)) == 1, seen
+    assert len(set(ids)) == 1, ids
 
 
 def test_importing_the_handler_opens_no_connection(lambda_handler: Lambda) -> None:
@@ -73,64 +72,53 @@ async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) ->
         path_to_postgres(stack, path) as settings,
         TcpProxy(settings.host, settings.port) as proxy,
     ):
-        warm = create_engine(
-            settings.model_copy(update={"port": proxy.port}), isolation_level="AUTOCOMMIT"
-        )
-        try:
-            assert await read(warm, 1) == "Amber Bakery"
+        async with handler_engine(settings.model_copy(update={"port": proxy.port})) as warm_engine:
+            assert await read(warm_engine, 1) == "Amber Bakery"
             for order_id in (2, 3, 1):
                 proxy.reset_counters()
-                await read(warm, order_id)
+                await read(warm_engine, order_id)
                 assert (proxy.round_trips, proxy.connections) == (1, 0)
-        finally:
-            await warm.dispose()
 
 
-async def read(warm: AsyncEngine, order_id: int) -> str | None:
-    async with AsyncSession(warm, expire_on_commit=False) as session:
+async def read(warm_engine: AsyncEngine, order_id: int) -> str | None:
+    async with AsyncSession(warm_engine, expire_on_commit=False) as session:
         order = await session.scalar(orders.BY_ID, {"id": order_id})
     return order.customer_name if order else None
 
 
 async def test_twenty_sandboxes_share_three_server_connections_correctly(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection
 ) -> None:
     with stack.another_pgbouncer(settings={"default_pool_size": 3}) as bouncer:
         settings = stack.settings(through=bouncer)
-        runtimes = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(20)]
         names = dict(await admin.fetch("SELECT id, customer_name FROM orders"))
 
         async def twenty_reads(number: int) -> None:
             for order_id in range(1 + number, 401 + number, 20):
-                assert await read(runtimes[number], order_id) == names[order_id]
+                assert await read(engines[number], order_id) == names[order_id]
 
-        try:
+        async with handler_engines(settings, 20) as engines:
             await asyncio.gather(*map(twenty_reads, range(20)))
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
             assert pool["cl_active"] == 20
             assert pool["sv_active"] + pool["sv_idle"] + pool["sv_used"] <= 3
-        finally:
-            await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
 
 
 async def test_no_named_statement_is_left_on_a_server(stack: Stack) -> None:
-    warm = create_engine(stack.settings(), isolation_level="AUTOCOMMIT")
-    try:
+    async with handler_engine(stack.settings()) as warm_engine:
         for order_id in (1, 2, 3):
-            await read(warm, order_id)
-        async with warm.connect() as connection:
+            await read(warm_engine, order_id)
+        async with warm_engine.connect() as connection:
             named = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
         assert named == 0
-    finally:
-        await warm.dispose()
 
 
 async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
-        await read(warm, 1)
-        await warm.dispose()
-        eventually(lambda: not [row for row in bouncer.show("CLIENTS") if row["user"] == APP])
+        warm_engine = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
+        await read(warm_engine, 1)
+        await warm_engine.dispose()
+        eventually(lambda: not app_clients(bouncer))
         ends = [
             line
             for line in bouncer.log_since_start().splitlines()
@@ -141,18 +129,15 @@ async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:
 
 
 async def test_an_idle_sandbox_holds_a_client_connection_but_no_transaction(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+    stack: Stack, admin: PgConnection
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
-        warm = create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
-        try:
-            await read(warm, 1)
+        async with handler_engine(stack.settings(through=bouncer)) as warm_engine:
+            await read(warm_engine, 1)
             pool = next(row for row in bouncer.show("POOLS") if row["user"] == APP)
             assert (pool["cl_active"], pool["sv_active"]) == (1, 0)
             states = await admin.fetch("SELECT state FROM pg_stat_activity WHERE usename = $1", APP)
             assert {row["state"] for row in states} == {"idle"}
-        finally:
-            await warm.dispose()
 
 
 async def test_every_raw_connection_uses_the_current_credential(
@@ -166,16 +151,13 @@ async def test_every_raw_connection_uses_the_current_credential(
         return settings.user, settings.password.get_secret_value()
 
     monkeypatch.setattr(credentials, "from_settings", lambda settings: login)
-    runtime = create_engine(settings, isolation_level="AUTOCOMMIT")
-    try:
-        await read(runtime, 1)
-        await read(runtime, 2)
+    async with handler_engine(settings) as warm_engine:
+        await read(warm_engine, 1)
+        await read(warm_engine, 2)
         assert len(calls) == 1
-        await runtime.dispose()
-        await read(runtime, 1)
+        await warm_engine.dispose()
+        await read(warm_engine, 1)
         assert len(calls) == 2
-    finally:
-        await runtime.dispose()
 
 
 @pytest.mark.parametrize(
@@ -185,12 +167,9 @@ async def test_every_raw_connection_uses_the_current_credential(
 async def test_role_settings_apply_through_pgbouncer(
     stack: Stack, setting: str, value: str
 ) -> None:
-    runtime = create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
-    try:
-        async with runtime.connect() as connection:
-            assert await connection.scalar(text(f"SHOW {setting}")) == value
-    finally:
-        await runtime.dispose()
+    settings = stack.settings(through=stack.pgbouncer)
+    async with handler_engine(settings) as warm_engine, warm_engine.connect() as connection:
+        assert await connection.scalar(text(f"SHOW {setting}")) == value
 
 
 async def test_an_invalid_ca_file_is_reported_by_name(stack: Stack) -> None:

@@ -1,11 +1,12 @@
 """Events of public bug reports, each with three variants.
 
-In `cases/events/*.json`, `event` is the function's input, `expect` the correct result, `source` the
-report and `why` the reason. A variant changes one thing in the event.
+In `cases/events/*.json`, `event` is the function's input, `expect` the correct response, `source`
+the report and `why` the reason. A variant changes one part of the event.
 """
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,9 +27,9 @@ API = "https://abc123.execute-api.eu-central-1.amazonaws.com"
 
 
 class Variant(NamedTuple):
-    """A changed case: the change, the expected result, and the base path it needs."""
+    """A changed case, with the expected differences and the base path it needs."""
 
-    of: str
+    case: str
     change: Change
     expect: dict[str, Any] = {}  # noqa: RUF012  # only read
     base_path: str = "v1"
@@ -69,7 +70,7 @@ def domain(name: str, path: str) -> Change:
 
 
 def headers(**values: str | list[str]) -> Change:
-    """Change headers, in either place the event has them."""
+    """Change headers, in both places where an event may have them."""
 
     def change(event: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -86,7 +87,7 @@ def replaced(**values: Any) -> Change:
 
 
 def instead(other: dict[str, Any]) -> Change:
-    """Replace the event."""
+    """Replace the whole event."""
 
     def change(event: dict[str, Any]) -> None:
         event.clear()
@@ -179,39 +180,37 @@ VARIANTS = [
     Variant("websocket-message", in_context(eventType="DISCONNECT", routeKey="$disconnect")),
     Variant("websocket-message", replaced(body="eyI=", isBase64Encoded=True)),
 ]
-TRIED = [Variant(name, lambda _: None) for name in CASES] + VARIANTS
+CASES_AND_VARIANTS = [Variant(name, lambda _: None) for name in CASES] + VARIANTS
 
 
 def test_each_case_has_three_variants() -> None:
     assert len(CASES) == 16
-    assert {name: sum(each.of == name for each in VARIANTS) for name in CASES} == dict.fromkeys(
-        CASES, 3
-    )
+    assert Counter(variant.case for variant in VARIANTS) == dict.fromkeys(CASES, 3)
 
 
 @pytest.fixture(scope="module")
-def on(stack: Stack) -> Any:
-    """Import the handler with that base path."""
-    with ExitStack() as held, pytest.MonkeyPatch.context() as patch:
+def import_handler(stack: Stack) -> Any:
+    """Return a function that imports the handler again with a base path."""
+    with ExitStack() as undo, pytest.MonkeyPatch.context() as patch:
         set_environment(patch, stack.environment())
 
-        def start(base_path: str) -> Lambda:
-            held.close()
+        def with_base_path(base_path: str) -> Lambda:
+            undo.close()
             patch.setenv("API_BASE_PATH", base_path)
-            return held.enter_context(ColdHandler())
+            return undo.enter_context(ColdHandler())
 
-        yield start
+        yield with_base_path
 
 
-@pytest.mark.parametrize("tried", TRIED, ids=lambda each: each.of)
-def test_a_reported_event_is_answered_correctly(
-    on: Callable[[str], Lambda], capsys: pytest.CaptureFixture[str], tried: Variant
+@pytest.mark.parametrize("variant", CASES_AND_VARIANTS, ids=lambda variant: variant.case)
+def test_a_reported_event_is_handled_correctly(
+    import_handler: Callable[[str], Lambda], capsys: pytest.CaptureFixture[str], variant: Variant
 ) -> None:
-    case = copy.deepcopy(CASES[tried.of])
-    tried.change(case["event"])
-    expect = {**case["expect"], **tried.expect}
+    case = copy.deepcopy(CASES[variant.case])
+    variant.change(case["event"])
+    expect = {**case["expect"], **variant.expect}
     sent = copy.deepcopy(case["event"])
-    handler = on(tried.base_path)
+    handler = import_handler(variant.base_path)
     capsys.readouterr()
     if expect.get("raises"):
         with pytest.raises(UnservedEventError, match="an event of kind"):
@@ -221,23 +220,24 @@ def test_a_reported_event_is_answered_correctly(
     assert sent == case["event"]  # the event belongs to the caller
 
 
-def check(answer: dict[str, Any], expect: dict[str, Any], capsys: Any) -> None:
-    printed = capsys.readouterr().out
-    assert len(log_lines(printed)) == 1
+def check(response: dict[str, Any], expect: dict[str, Any], capsys: Any) -> None:
+    output = capsys.readouterr().out
+    assert len(log_lines(output)) == 1
     if "or" in expect:
-        [expect] = [each for each in expect["or"] if each["status"] == answer["statusCode"]]
+        status = response["statusCode"]
+        [expect] = [choice for choice in expect["or"] if choice["status"] == status]
     allowed = expect["status"]
-    assert answer["statusCode"] in (allowed if isinstance(allowed, list) else [allowed])
-    assert expect.get("contains", "") in answer["body"]
-    assert expect.get("log_contains", "") in printed
+    assert response["statusCode"] in (allowed if isinstance(allowed, list) else [allowed])
+    assert expect.get("contains", "") in response["body"]
+    assert expect.get("log_contains", "") in output
     if "text" in expect:
-        assert answer["isBase64Encoded"] is False
-        assert answer["body"]
+        assert response["isBase64Encoded"] is False
+        assert response["body"]
     if "empty" in expect:
-        assert answer["body"] == ""
-        assert int(answer["headers"]["content-length"]) > 0
+        assert response["body"] == ""
+        assert int(response["headers"]["content-length"]) > 0
     elif "json" in expect:
-        body = json.loads(answer["body"])
+        body = json.loads(response["body"])
         assert expect["json"].items() <= body.items()
-    if answer["statusCode"] in (307, 308):
-        assert answer["headers"]["location"] == expect["location"]
+    if response["statusCode"] in (307, 308):
+        assert response["headers"]["location"] == expect["location"]

@@ -1,4 +1,4 @@
-"""HTTP events are served, scheduled ones warm up, and others are an error."""
+"""HTTP events are served, scheduled events open the connection, and other events fail."""
 
 import json
 import uuid
@@ -12,51 +12,53 @@ from infra.local.stack import Stack
 from tests import events
 from tests.conftest import ColdHandler, Lambda, log_lines
 
-each_service = pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.__name__)
-Build = Callable[..., dict[str, Any]]
+each_service = pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
+EventBuilder = Callable[..., dict[str, Any]]
 
 
 @each_service
-def test_an_order_is_read_through_every_service(lambda_handler: Lambda, event: Build) -> None:
-    answer = lambda_handler(event("GET", "/orders/1"))
-    assert answer["statusCode"] == 200
-    assert json.loads(answer["body"])["id"] == 1
-    assert not answer["isBase64Encoded"]
+def test_an_order_is_read_through_every_service(
+    lambda_handler: Lambda, build: EventBuilder
+) -> None:
+    response = lambda_handler(build("GET", "/orders/1"))
+    assert response["statusCode"] == 200
+    assert json.loads(response["body"])["id"] == 1
+    assert not response["isBase64Encoded"]
 
 
 @each_service
 def test_queries_and_bodies_arrive_through_every_service(
-    lambda_handler: Lambda, event: Build
+    lambda_handler: Lambda, build: EventBuilder
 ) -> None:
-    listed = lambda_handler(event("GET", "/orders", "status=paid&limit=2"))
-    assert [order["status"] for order in json.loads(listed["body"])["orders"]] == ["paid", "paid"]
+    page = lambda_handler(build("GET", "/orders", "status=paid&limit=2"))
+    assert [order["status"] for order in json.loads(page["body"])["orders"]] == ["paid", "paid"]
     body = json.dumps({"customer_name": "Grün & Söhne"})
     key = str(uuid.uuid4())
-    placed = lambda_handler(event("POST", "/orders", body=body, idempotency_key=key))
-    assert placed["statusCode"] == 201
-    assert json.loads(placed["body"])["customer_name"] == "Grün & Söhne"
+    created = lambda_handler(build("POST", "/orders", body=body, idempotency_key=key))
+    assert created["statusCode"] == 201
+    assert json.loads(created["body"])["customer_name"] == "Grün & Söhne"
 
 
 @each_service
 def test_an_error_has_the_request_id_through_every_service(
-    lambda_handler: Lambda, event: Build
+    lambda_handler: Lambda, build: EventBuilder
 ) -> None:
     for path, status in (("/orders/999999", 404), ("/orders/0", 422), ("/nothing", 404)):
-        answer = lambda_handler(event("GET", path))
-        assert answer["statusCode"] == status
-        body = json.loads(answer["body"])
+        response = lambda_handler(build("GET", path))
+        assert response["statusCode"] == status
+        body = json.loads(response["body"])
         assert body["status"] == status
         assert body["request_id"]
-        headers = answer.get("headers") or answer["multiValueHeaders"]
+        headers = response.get("headers") or response["multiValueHeaders"]
         assert "application/problem+json" in str(headers)
 
 
 async def test_a_problem_document_has_the_lambda_request_id(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
-        sent: list[Any] = [events.http_api("GET", "/orders/0"), {"requestContext": {}}]
-        for event in sent:
-            answer = await fleet.invoke(event)
-            assert json.loads(answer.payload["body"])["request_id"] == answer.request_id
+        malformed_events: list[Any] = [events.http_api("GET", "/orders/0"), {"requestContext": {}}]
+        for event in malformed_events:
+            result = await fleet.invoke(event)
+            assert json.loads(result.payload["body"])["request_id"] == result.request_id
 
 
 @pytest.mark.parametrize("source", ["aws.events", "aws.scheduler"])
@@ -77,9 +79,9 @@ def test_a_ping_without_a_database_reports_it_without_raising(
 ) -> None:
     monkeypatch.setenv("DB_PORT", "1")
     with ColdHandler() as invoke:
-        answer = invoke({"source": "aws.events"})
-    assert answer["warm"] is False
-    assert "cannot be reached" in answer["detail"]
+        response = invoke({"source": "aws.events"})
+    assert response["warm"] is False
+    assert "cannot be reached" in response["detail"]
     [line] = log_lines(capsys.readouterr().out)
     assert line["outcome"] == "failed"
     assert "cannot be reached" in line["cause"]
@@ -110,14 +112,14 @@ def test_a_malformed_request_gets_a_problem_and_one_log_line(
     capsys: pytest.CaptureFixture[str],
     event: Any,
 ) -> None:
-    answer = lambda_handler(event)
-    assert answer["statusCode"] == 400
-    assert json.loads(answer["body"])["detail"].startswith("This function was sent an ")
-    printed = capsys.readouterr().out
-    [line] = log_lines(printed)
+    response = lambda_handler(event)
+    assert response["statusCode"] == 400
+    assert json.loads(response["body"])["detail"].startswith("This function was sent an ")
+    output = capsys.readouterr().out
+    [line] = log_lines(output)
     assert line["outcome"] == "refused"
     assert line["cause"].startswith("an HTTP event that cannot be read: ")
-    assert "secret" not in printed
+    assert "secret" not in output
     assert not caplog.records
 
 
@@ -135,35 +137,35 @@ def test_openapi_schemas_are_built_on_demand(lambda_handler: Lambda) -> None:
     lambda_handler(events.http_api("GET", "/orders/1"))
     assert app.openapi_schema is None
     schema = json.loads(lambda_handler(events.http_api("GET", "/openapi.json"))["body"])
-    described = schema["paths"]["/orders"]["post"]["responses"]
-    assert set(described) == {"201", "400", "409", "413", "422", "500", "503", "504"}
-    for status in set(described) - {"201"}:
-        assert list(described[status]["content"]) == ["application/problem+json"]
+    responses = schema["paths"]["/orders"]["post"]["responses"]
+    assert set(responses) == {"201", "400", "409", "413", "422", "500", "503", "504"}
+    for status in set(responses) - {"201"}:
+        assert list(responses[status]["content"]) == ["application/problem+json"]
     key = schema["paths"]["/orders"]["post"]["parameters"][0]
     assert (key["name"], key["in"], key["required"]) == ("idempotency-key", "header", True)
 
 
-@pytest.mark.parametrize("bug", [ZeroDivisionError, TimeoutError])
+@pytest.mark.parametrize("error_type", [ZeroDivisionError, TimeoutError])
 def test_an_unexpected_error_is_a_problem_without_details(
     lambda_handler: Lambda,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-    bug: type[Exception],
+    error_type: type[Exception],
 ) -> None:
     from handler import orders
 
-    async def broken(order_id: int) -> None:
-        raise bug("secret")
+    async def fail(order_id: int) -> None:
+        raise error_type("secret")
 
-    monkeypatch.setattr(orders, "find", broken)
-    answer = lambda_handler(events.http_api("GET", "/orders/1"))
-    assert answer["statusCode"] == 500
-    assert answer["headers"]["content-type"] == "application/problem+json"
-    assert "secret" not in answer["body"]
+    monkeypatch.setattr(orders, "find", fail)
+    response = lambda_handler(events.http_api("GET", "/orders/1"))
+    assert response["statusCode"] == 500
+    assert response["headers"]["content-type"] == "application/problem+json"
+    assert "secret" not in response["body"]
     [line] = log_lines(capsys.readouterr().out)
-    assert (line["outcome"], line["cause"]) == ("failed", bug.__name__)
-    assert bug.__name__ in caplog.text  # for the operator, with its traceback
+    assert (line["outcome"], line["cause"]) == ("failed", error_type.__name__)
+    assert error_type.__name__ in caplog.text  # for the operator, with its traceback
 
 
 @pytest.mark.parametrize(
@@ -186,22 +188,22 @@ def test_an_unexpected_error_is_a_problem_without_details(
     ],
 )
 def test_an_order_has_one_url(lambda_handler: Lambda, path_id: str) -> None:
-    answer = lambda_handler(events.http_api("GET", f"/orders/{path_id}"))
-    assert answer["statusCode"] == 422
+    response = lambda_handler(events.http_api("GET", f"/orders/{path_id}"))
+    assert response["statusCode"] == 422
     assert (
-        json.loads(answer["body"])["detail"]
+        json.loads(response["body"])["detail"]
         == "order_id: Input should be an integer written in digits only"
     )
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["headers", "multiValueHeaders"])
-def test_a_load_balancer_s_health_check_is_answered(lambda_handler: Lambda, several: bool) -> None:
-    build = events.load_balancer_multi_value if several else events.load_balancer
+@pytest.mark.parametrize("multi_value", [False, True], ids=["headers", "multiValueHeaders"])
+def test_a_load_balancer_s_health_check_succeeds(lambda_handler: Lambda, multi_value: bool) -> None:
+    build = events.load_balancer_multi_value if multi_value else events.load_balancer
     event = build("GET", "/health") | {"body": "", "isBase64Encoded": False}
     agent = "ELB-HealthChecker/2.0"
-    event["multiValueHeaders" if several else "headers"] = {
-        "user-agent": [agent] if several else agent
+    event["multiValueHeaders" if multi_value else "headers"] = {
+        "user-agent": [agent] if multi_value else agent
     }
-    answer = lambda_handler(event)
-    assert (answer["statusCode"], answer["body"]) == (200, '{"status":"ok"}')
-    assert ("multiValueHeaders" in answer) == several
+    response = lambda_handler(event)
+    assert (response["statusCode"], response["body"]) == (200, '{"status":"ok"}')
+    assert ("multiValueHeaders" in response) == multi_value

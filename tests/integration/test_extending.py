@@ -1,12 +1,9 @@
-"""The public API suffices for other tables and callers."""
+"""The public API suffices for other tables, synchronous code and tests without Postgres."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from functools import cache
-from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy import create_engine, text
@@ -15,54 +12,59 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from handler import orders
 from handler.app import app
 from handler.warm.database import engine
-from infra.database import roles
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import psycopg_url, reset_engine_cache, set_environment
+from tests.conftest import (
+    PgConnection,
+    app_clients,
+    psycopg_url,
+    reset_engine_cache,
+    set_environment,
+)
 from tests.events import http_api
 
-OF_TEAL_TOOLS = http_api("GET", "/customers/7/orders")
+READ_CUSTOMER_ORDERS = http_api("GET", "/customers/7/orders")
 
 
 @pytest.fixture
-async def owner(own_stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """Create the second table and return its owner's settings."""
-    connection = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await connection.execute("CREATE TABLE customers (id integer PRIMARY KEY, name varchar(120))")
-    await connection.execute("GRANT SELECT ON customers TO appuser")
-    await connection.execute("INSERT INTO customers VALUES (7, 'Teal Tools'), (8, 'Nobody')")
-    yield connection
-    await connection.close()
+async def owner(own_admin: PgConnection) -> PgConnection:
+    """Create the second table and return a connection that may change it."""
+    await own_admin.execute("CREATE TABLE customers (id integer PRIMARY KEY, name varchar(120))")
+    await own_admin.execute("GRANT SELECT ON customers TO appuser")
+    await own_admin.execute("INSERT INTO customers VALUES (7, 'Teal Tools'), (8, 'Nobody')")
+    return own_admin
 
 
 async def test_a_related_table_is_loaded_in_two_round_trips(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, owner: PgConnection
 ) -> None:
-    """Under a migration its reads are correct or an error, as for the first table."""
-    found = await owner.fetch("SELECT id FROM orders WHERE customer_name = 'Teal Tools'")
+    """After a migration, one retry is enough for a correct read, as for the first table."""
+    rows = await owner.fetch("SELECT id FROM orders WHERE customer_name = 'Teal Tools'")
     bouncer = own_stack.pgbouncer
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
         environment = own_stack.environment() | {"DB_PORT": str(proxy.port)}
         async with Fleet(environment, handler="tests.integration.customers.handler") as fleet:
 
             async def ids() -> list[int]:
-                answer = await fleet.invoke(OF_TEAL_TOOLS)
-                assert answer.payload["statusCode"] == 200
-                return [order["id"] for order in json.loads(answer.payload["body"])]
+                result = await fleet.invoke(READ_CUSTOMER_ORDERS)
+                assert result.payload["statusCode"] == 200
+                return [order["id"] for order in json.loads(result.payload["body"])]
 
-            assert await ids() == [row["id"] for row in found]
+            assert await ids() == [row["id"] for row in rows]
             body = json.dumps({"customer_name": "Teal Tools"})
-            placed = await fleet.invoke(http_api("POST", "/orders", body=body, idempotency_key="7"))
-            newest = json.loads(placed.payload["body"])["id"]
-            for type_ in ("integer", "bigint", "real"):
-                await owner.execute(f"ALTER TABLE customers ALTER id TYPE {type_}")
-                assert await ids() == [*(row["id"] for row in found), newest]  # after a retry
+            created = await fleet.invoke(
+                http_api("POST", "/orders", body=body, idempotency_key="7")
+            )
+            new_id = json.loads(created.payload["body"])["id"]
+            for new_type in ("integer", "bigint", "real"):
+                await owner.execute(f"ALTER TABLE customers ALTER id TYPE {new_type}")
+                assert await ids() == [*(row["id"] for row in rows), new_id]  # after a retry
                 proxy.reset_counters()
-                assert await ids() == [*(row["id"] for row in found), newest]
+                assert await ids() == [*(row["id"] for row in rows), new_id]
                 assert (proxy.round_trips, proxy.connections) == (2, 0)
-            nobody = await fleet.invoke(http_api("GET", "/customers/8/orders"))
-            assert json.loads(nobody.payload["body"]) == []
+            without_orders = await fleet.invoke(http_api("GET", "/customers/8/orders"))
+            assert json.loads(without_orders.payload["body"]) == []
             missing = await fleet.invoke(http_api("GET", "/customers/9/orders"))
             assert missing.payload["statusCode"] == 404
 
@@ -71,15 +73,14 @@ async def test_a_related_table_is_loaded_in_two_round_trips(
 
 
 async def test_a_synchronous_route_queries_on_the_engine_loop(
-    own_stack: Stack, owner: "asyncpg.Connection[Any]"
+    own_stack: Stack, owner: PgConnection
 ) -> None:
     environment = own_stack.environment()
     async with Fleet(environment, handler="tests.integration.customers.handler") as fleet:
         for _ in range(3):
-            answer = await fleet.invoke(http_api("GET", "/customers/7"))
-            assert (answer.payload["statusCode"], answer.payload["body"]) == (200, '"Teal Tools"')
-        rows = own_stack.pgbouncer.show("CLIENTS")
-        assert len([row for row in rows if row["user"] == roles.APP]) == 1
+            result = await fleet.invoke(http_api("GET", "/customers/7"))
+            assert (result.payload["statusCode"], result.payload["body"]) == (200, '"Teal Tools"')
+        assert len(app_clients(own_stack.pgbouncer)) == 1
 
 
 async def test_a_thread_submits_its_query_to_the_engine_loop(
@@ -89,54 +90,55 @@ async def test_a_thread_submits_its_query_to_the_engine_loop(
     reset_engine_cache()
     loop = asyncio.get_running_loop()
 
-    def in_a_thread() -> str:
+    def find_from_thread() -> str:
         order = asyncio.run_coroutine_threadsafe(orders.find(1), loop).result(10)
         assert order
         return order.customer_name
 
     try:
-        assert await asyncio.to_thread(in_a_thread) == "Amber Bakery"
+        assert await asyncio.to_thread(find_from_thread) == "Amber Bakery"
     finally:
         await engine.dispose()
 
 
-@pytest.mark.parametrize("threshold", [None, 5], ids=["as advised", "as psycopg has it"])
+@pytest.mark.parametrize("threshold", [None, 5], ids=["as advised", "psycopg's default"])
 def test_a_separate_synchronous_engine_can_use_unnamed_statements(
     stack: Stack, threshold: int | None
 ) -> None:
-    """psycopg names a statement after five executions; in transaction pooling another client meets
-    it."""
-    one: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
-    with stack.another_pgbouncer(settings=one) as bouncer:
+    """psycopg names a statement after five executions; another client of the pool could meet it."""
+    one_connection: dict[str, str | int] = {"default_pool_size": 1, "reserve_pool_size": 0}
+    with stack.another_pgbouncer(settings=one_connection) as bouncer:
         settings = stack.settings(through=bouncer)
         url = psycopg_url(settings, sslmode=settings.effective_sslmode, sslrootcert=str(bouncer.ca))
         arguments = {"prepare_threshold": threshold}
-        blocking = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
+        synchronous_engine = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
         try:
-            with blocking.connect() as connection:
+            with synchronous_engine.connect() as connection:
                 for _ in range(10):
                     assert connection.execute(orders.BY_ID, {"id": 1}).one()
-                left = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+                named_statements = connection.scalar(
+                    text("SELECT count(*) FROM pg_prepared_statements")
+                )
         finally:
-            blocking.dispose()
-        assert left == (0 if threshold is None else 1)
+            synchronous_engine.dispose()
+        assert named_statements == (0 if threshold is None else 1)
 
 
 # --- A test without Postgres ---------------------------------------------------------------------
 
 
 async def test_a_route_that_reads_can_be_tested_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = create_async_engine("sqlite+aiosqlite:///:memory:")
-    monkeypatch.setattr(engine, "get_engine", cache(lambda: memory))
-    async with memory.begin() as connection:
+    sqlite_engine = create_async_engine("sqlite+aiosqlite:///:memory:")
+    monkeypatch.setattr(engine, "get_engine", cache(lambda: sqlite_engine))
+    async with sqlite_engine.begin() as connection:
         await connection.run_sync(orders.Base.metadata.create_all)
-    async with AsyncSession(memory) as session:
+    async with AsyncSession(sqlite_engine) as session:
         session.add(orders.Order(customer_name="Blue Bottles"))
         await session.commit()
     try:
-        caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        assert (await caller.get("/orders/1")).json()["customer_name"] == "Blue Bottles"
-        assert (await caller.get("/orders?status=paid")).json()["orders"] == []
-        assert (await caller.get("/orders/2")).status_code == 404
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        assert (await client.get("/orders/1")).json()["customer_name"] == "Blue Bottles"
+        assert (await client.get("/orders?status=paid")).json()["orders"] == []
+        assert (await client.get("/orders/2")).status_code == 404
     finally:
         await engine.dispose()

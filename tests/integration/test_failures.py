@@ -1,4 +1,4 @@
-"""Queries that are lost, never sent or too slow are answered by the table, and service recovers."""
+"""Lost, unsent and slow queries have the documented status, and the service recovers."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from infra.local.tcp_proxy import TcpProxy
 from tests.events import http_api
 from tests.integration.failing_fleet import BLOCKED, READ, FailingFleet, LoggedFleet, outcome, write
 
-# --- Lost during a query: the outcome is unknown, and the work is idempotent ---------------------
+# --- Lost during a query -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("event", [READ, write("backend")], ids=["read", "write"])
@@ -26,8 +26,8 @@ async def test_a_backend_killed_during_a_query_costs_one_retry(
             APP,
         )
 
-    answer = await failing_fleet.during_query(event, kill)
-    assert outcome(answer) in ((200, None), (201, None))
+    result = await failing_fleet.during_query(event, kill)
+    assert outcome(result) in ((200, None), (201, None))
     assert failing_fleet.fleet.attempts == 2
 
 
@@ -38,8 +38,8 @@ async def test_a_connection_lost_during_a_query_costs_one_retry(
     async def cut() -> None:
         failing_fleet.proxy.reset_connections()
 
-    answer = await failing_fleet.during_query(event, cut)
-    assert outcome(answer) in ((200, None), (201, None))
+    result = await failing_fleet.during_query(event, cut)
+    assert outcome(result) in ((200, None), (201, None))
     assert failing_fleet.fleet.attempts == 2
 
 
@@ -51,25 +51,25 @@ async def test_a_pgbouncer_killed_during_a_query_is_503_after_a_failed_retry(
         failing_fleet.bouncer.process.kill()
         failing_fleet.bouncer.process.wait()
 
-    answer = await failing_fleet.during_query(READ, kill)
-    assert outcome(answer) == (503, "1")
+    result = await failing_fleet.during_query(READ, kill)
+    assert outcome(result) == (503, "1")
     assert failing_fleet.fleet.attempts == 2
     failing_fleet.bouncer.start()
 
 
 async def test_a_write_with_a_lost_response_creates_one_order(failing_fleet: FailingFleet) -> None:
     """The write was executed, and the retry under the same key finds it."""
-    await failing_fleet.fleet.invoke(write("found"))  # so that the next takes a single round trip
+    await failing_fleet.fleet.invoke(write("found"))  # so the next write takes one round trip
     before = await failing_fleet.admin.fetchval("SELECT count(*) FROM orders")
     failing_fleet.proxy.drop("responses")
-    answer = asyncio.create_task(failing_fleet.fleet.invoke(write("lost")))
+    invocation = asyncio.create_task(failing_fleet.fleet.invoke(write("lost")))
     async with asyncio.timeout(5):
         while await failing_fleet.admin.fetchval("SELECT count(*) FROM orders") == before:
             await asyncio.sleep(0.01)
     failing_fleet.proxy.reset_connections()
-    assert outcome(await answer) == (201, None)
+    assert outcome(await invocation) == (201, None)
     assert failing_fleet.fleet.attempts == 2
-    assert (await answer).payload["headers"]["idempotency-replayed"] == "true"
+    assert (await invocation).payload["headers"]["idempotency-replayed"] == "true"
     assert await failing_fleet.admin.fetchval("SELECT count(*) FROM orders") == before + 1
 
 
@@ -79,9 +79,9 @@ async def test_a_write_with_a_lost_response_creates_one_order(failing_fleet: Fai
 async def test_a_refused_connection_is_503_after_two_attempts(failing_fleet: FailingFleet) -> None:
     failing_fleet.proxy.refuse()
     failing_fleet.proxy.reset_connections()
-    answer = await failing_fleet.fleet.invoke(READ)
+    result = await failing_fleet.fleet.invoke(READ)
     failing_fleet.proxy.refuse(False)
-    assert outcome(answer) == (503, "1")
+    assert outcome(result) == (503, "1")
     assert failing_fleet.fleet.attempts == 2
 
 
@@ -91,9 +91,9 @@ async def test_an_unanswered_connection_attempt_is_503_without_a_retry(
 ) -> None:
     failing_fleet.proxy.reset_connections()
     failing_fleet.proxy.stall()
-    answer = await failing_fleet.fleet.invoke(READ)
+    result = await failing_fleet.fleet.invoke(READ)
     failing_fleet.proxy.resume()
-    assert outcome(answer) == (503, "1")
+    assert outcome(result) == (503, "1")
     assert failing_fleet.fleet.attempts == 1
 
 
@@ -113,7 +113,7 @@ async def test_a_connection_closed_while_the_loop_ran_is_replaced(
     assert failing_fleet.fleet.attempts == 1
 
 
-async def test_a_postgres_restart_between_requests_fails_none(
+async def test_a_postgres_restart_between_requests_fails_no_request(
     own_stack: Stack, tmp_path: Path
 ) -> None:
     async with LoggedFleet(own_stack.environment(), tmp_path) as fleet:
@@ -131,10 +131,10 @@ async def test_a_query_past_statement_timeout_is_504_without_a_retry(
     failing_fleet: FailingFleet,
 ) -> None:
     async def wait() -> None:
-        await asyncio.sleep(6)  # the role's five seconds, and one
+        await asyncio.sleep(6)  # the role's statement_timeout of five seconds, and one more
 
-    answer = await failing_fleet.during_query(READ, wait)
-    assert outcome(answer) == (504, None)
+    result = await failing_fleet.during_query(READ, wait)
+    assert outcome(result) == (504, None)
     assert failing_fleet.fleet.attempts == 1
     assert failing_fleet.fleet.last["sqlstate"] == "57014"
 
@@ -148,8 +148,8 @@ async def test_a_query_past_query_timeout_is_504_without_a_retry(
             while "query timeout" not in failing_fleet.bouncer.log_since_start():
                 await asyncio.sleep(0.02)
 
-    answer = await failing_fleet.during_query(READ, wait)
-    assert outcome(answer) == (504, None)
+    result = await failing_fleet.during_query(READ, wait)
+    assert outcome(result) == (504, None)
     assert failing_fleet.fleet.attempts == 1
 
 
@@ -158,24 +158,23 @@ async def test_a_server_that_stops_responding_is_503_without_a_retry(
     failing_fleet: FailingFleet,
 ) -> None:
     failing_fleet.proxy.stall()
-    answer = await failing_fleet.fleet.invoke(READ)
+    result = await failing_fleet.fleet.invoke(READ)
     failing_fleet.proxy.resume()
-    assert outcome(answer) == (503, "1")
+    assert outcome(result) == (503, "1")
     assert failing_fleet.fleet.attempts == 1
 
 
 async def test_a_query_with_a_lost_cancel_request_ends_at_statement_timeout(
     stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
-    """A load balancer sends the cancel request to the other PgBouncer, which does not know the
-    query."""
+    """A load balancer sends the cancel request to a PgBouncer that does not know the query."""
     with (
-        stack.another_pgbouncer(tls=False) as one,
-        stack.another_pgbouncer(tls=False) as other,
-        TcpProxy(one.host, one.port, (other.host, other.port)) as balancer,
+        stack.another_pgbouncer(tls=False) as first,
+        stack.another_pgbouncer(tls=False) as second,
+        TcpProxy(first.host, first.port, (second.host, second.port)) as balancer,
     ):
-        environment = stack.environment(one) | {"DB_PORT": str(balancer.port)}
-        ended = stack.postgres.log_since_start().count("due to statement timeout")
+        environment = stack.environment(first) | {"DB_PORT": str(balancer.port)}
+        timeouts_before = stack.postgres.log_since_start().count("due to statement timeout")
         async with LoggedFleet(environment, tmp_path, timeout=2) as fleet:
             await fleet.invoke(READ)
             async with locker.transaction():
@@ -186,4 +185,4 @@ async def test_a_query_with_a_lost_cancel_request_ends_at_statement_timeout(
                     while await admin.fetchval(BLOCKED, APP):
                         await asyncio.sleep(0.05)
             assert await fleet.recovers()
-    assert stack.postgres.log_since_start().count("due to statement timeout") == ended + 1
+    assert stack.postgres.log_since_start().count("due to statement timeout") == timeouts_before + 1

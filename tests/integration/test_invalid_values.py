@@ -1,4 +1,4 @@
-"""A value that does not fit its column is an error without the value, and the next query works."""
+"""An invalid value is not quoted in the error, and the next query works."""
 
 from decimal import Decimal
 from typing import Any
@@ -13,6 +13,7 @@ from handler.warm import request_policy
 from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
 from infra.local.stack import Stack
+from tests.integration.engines import handler_engine
 
 SECRET = "tiger"
 TYPES = [
@@ -33,27 +34,25 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 )
 
 
-async def refused(engine: AsyncEngine, kind: str, value: Any) -> Exception | None:
+async def error_of(engine: AsyncEngine, type_name: str, value: Any) -> Exception | None:
+    """Send the value and return the error, or None."""
     try:
         async with engine.connect() as connection:
-            await connection.execute(text(f"SELECT CAST(:v AS {kind})"), {"v": value})
+            await connection.execute(text(f"SELECT CAST(:v AS {type_name})"), {"v": value})
     except Exception as error:  # whatever the driver raises
         return error
     return None
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(TYPES), value=VALUES)
+@given(type_name=st.sampled_from(TYPES), value=VALUES)
 async def test_a_bad_value_is_not_quoted_and_the_next_query_works(
-    stack: Stack, kind: str, value: Any
+    stack: Stack, type_name: str, value: Any
 ) -> None:
     bouncer = stack.pgbouncer
-    engine = create_engine(
-        stack.settings(through=bouncer, pool_size=1), isolation_level="AUTOCOMMIT"
-    )
-    try:
-        for _ in range(2):  # while being prepared, and when known
-            error = await refused(engine, kind, value)
+    async with handler_engine(stack.settings(through=bouncer, pool_size=1)) as engine:
+        for _ in range(2):  # the second statement is already prepared
+            error = await error_of(engine, type_name, value)
             if error is not None:
                 failure = request_policy.classify(error)
                 assert (failure.status, failure.retryable) == (500, False), failure
@@ -62,21 +61,23 @@ async def test_a_bad_value_is_not_quoted_and_the_next_query_works(
                 assert "active" not in states, error
             async with engine.connect() as connection:
                 assert await connection.scalar(text("SELECT 1")) == 1
-    finally:
-        await engine.dispose()
 
 
 async def test_a_value_that_cannot_be_sent_leaves_other_connections_open(stack: Stack) -> None:
     engine = create_engine(stack.settings(pool_size=3), isolation_level="AUTOCOMMIT")
-    opened = [await engine.connect() for _ in range(3)]
-    before = {await one.scalar(text("SELECT pg_backend_pid()")) for one in opened}
+    connections = [await engine.connect() for _ in range(3)]
+    before = {
+        await connection.scalar(text("SELECT pg_backend_pid()")) for connection in connections
+    }
     with pytest.raises(Exception, match="value out of int32 range"):
-        await opened[0].execute(text("SELECT CAST(:v AS int4)"), {"v": 2**31})
-    for one in opened:
-        await one.rollback()
-        await one.close()
-    opened = [await engine.connect() for _ in range(3)]
-    assert {await one.scalar(text("SELECT pg_backend_pid()")) for one in opened} == before
-    for one in opened:
-        await one.close()
+        await connections[0].execute(text("SELECT CAST(:v AS int4)"), {"v": 2**31})
+    for connection in connections:
+        await connection.rollback()
+        await connection.close()
+    connections = [await engine.connect() for _ in range(3)]
+    assert {
+        await connection.scalar(text("SELECT pg_backend_pid()")) for connection in connections
+    } == before
+    for connection in connections:
+        await connection.close()
     await engine.dispose()

@@ -13,12 +13,12 @@ FORGED = '\n{"outcome": "ok", "forged": 1}\r\n[ERROR] forged\u2028\x1b[2J'
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-@pytest.mark.parametrize("style", ["JSON", "Text"])
+@pytest.mark.parametrize("log_format", ["JSON", "Text"])
 async def test_caller_input_cannot_start_a_new_log_line(
-    stack: Stack, tmp_path: Path, style: str, level: str
+    stack: Stack, tmp_path: Path, log_format: str, level: str
 ) -> None:
-    """In the path, the query, a header, the key, the body and the method."""
-    logging = {"AWS_LAMBDA_LOG_FORMAT": style, "AWS_LAMBDA_LOG_LEVEL": level}
+    """The input is in the path, the query, a header, the key, the body and the method."""
+    logging = {"AWS_LAMBDA_LOG_FORMAT": log_format, "AWS_LAMBDA_LOG_LEVEL": level}
     body = json.dumps({"customer_name": FORGED, "status": FORGED})
     events = [
         http_api("GET", f"/orders/{FORGED}"),
@@ -36,5 +36,5 @@ async def test_caller_input_cannot_start_a_new_log_line(
     assert text
     assert "\x1b" not in text
     assert "\u2028" not in text
-    starts = ('{"outcome": "ok", "forged"', "[ERROR] forged")
-    assert not [line for line in text.splitlines() if line.strip().startswith(starts)]
+    forged_starts = ('{"outcome": "ok", "forged"', "[ERROR] forged")
+    assert not [line for line in text.splitlines() if line.strip().startswith(forged_starts)]

@@ -1,4 +1,4 @@
-"""The log line has the documented shape, carries CloudWatch metrics and cannot be forged."""
+"""The log line matches its schema, carries CloudWatch metrics and cannot be forged."""
 
 import json
 import os
@@ -23,9 +23,9 @@ SCHEDULE = {"source": "aws.scheduler"}
 LINE_SCHEMA = json.loads((ROOT / "docs/log-line.schema.json").read_text())
 EMF_SCHEMA = json.loads(Path(__file__).with_name("emf.schema.json").read_text())
 JSON_FORMAT = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "INFO"}
-#: What Lambda's filter at WARN lets through, by `level` in JSON on stdout, with INFO as default.
-#: "Log-level filtering", AWS Lambda Developer Guide.
-AT_WARN = {"WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"}
+#: The levels that Lambda's filter at WARN passes. A JSON line without `level` counts as INFO ("Log-
+#: level filtering", AWS Lambda Developer Guide).
+LEVELS_AT_WARN = {"WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"}
 EVENTS: list[tuple[Any, str, str, dict[str, Any]]] = [
     (READ, "INFO", "ok", {"route": "/orders/{order_id}", "status": 200, "attempts": 1}),
     (SCHEDULE, "INFO", "ok", {"attempts": 1}),
@@ -39,7 +39,7 @@ EVENTS: list[tuple[Any, str, str, dict[str, Any]]] = [
 
 
 def check(line: dict[str, Any]) -> None:
-    """Validate a line against its schema, and its metrics against AWS's."""
+    """Validate a line against its schema, and its metrics against CloudWatch's schema."""
     jsonschema.validate(line, LINE_SCHEMA)
     if "_aws" not in line:
         return
@@ -53,7 +53,7 @@ def check(line: dict[str, Any]) -> None:
 
 
 def metrics(line: dict[str, Any]) -> set[tuple[str, str, frozenset[tuple[str, str]]]]:
-    """Return namespace, name and dimensions of each metric in a line."""
+    """Return the namespace, name and dimensions of each metric in a line."""
     return {
         (directive["Namespace"], metric["Name"], frozenset((name, line[name]) for name in names))
         for directive in line["_aws"]["CloudWatchMetrics"]
@@ -63,23 +63,24 @@ def metrics(line: dict[str, Any]) -> set[tuple[str, str, frozenset[tuple[str, st
 
 
 async def invoke_all(
-    environment: dict[str, str], events: list[Any], folder: Path, **more: Any
+    environment: dict[str, str], events: list[Any], folder: Path
 ) -> tuple[list[InvocationResult], list[str]]:
-    async with Fleet(environment, logs=folder, **more) as fleet:
-        answers = [await fleet.invoke(event) for event in events]
-    return answers, (folder / "sandbox-1.log").read_text().splitlines()
+    """Invoke a new sandbox with each event; return the results and the lines of its log."""
+    async with Fleet(environment, logs=folder) as fleet:
+        results = [await fleet.invoke(event) for event in events]
+    return results, (folder / "sandbox-1.log").read_text().splitlines()
 
 
 async def test_each_event_writes_one_line_matching_the_schema(stack: Stack, tmp_path: Path) -> None:
     events = [event for event, *_ in EVENTS]
-    answers, text = await invoke_all(stack.environment() | JSON_FORMAT, events, tmp_path)
-    lines = log_lines("\n".join(text))
+    results, output = await invoke_all(stack.environment() | JSON_FORMAT, events, tmp_path)
+    lines = log_lines("\n".join(output))
     assert len(lines) == len(EVENTS)
-    for line, answer, (event, level, outcome, more) in zip(lines, answers, EVENTS, strict=True):
+    for line, result, (event, level, outcome, fields) in zip(lines, results, EVENTS, strict=True):
         check(line)
         assert (line["level"], line["outcome"]) == (level, outcome), line
-        assert line | more == line
-        assert line["requestId"] == answer.request_id
+        assert line | fields == line
+        assert line["requestId"] == result.request_id
         assert line["traceId"].startswith("1-")
         context = event.get("requestContext", {})
         assert line.get("apiRequestId") == context.get("requestId")
@@ -89,18 +90,20 @@ async def test_each_event_writes_one_line_matching_the_schema(stack: Stack, tmp_
 async def test_a_normal_request_in_json_format_is_exactly_one_line(
     stack: Stack, tmp_path: Path
 ) -> None:
-    _, text = await invoke_all(stack.environment() | JSON_FORMAT, [READ] * 5, tmp_path)
-    assert len(text) == 5
-    assert [json.loads(line)["coldStart"] for line in text] == [True] + [False] * 4
+    _, output = await invoke_all(stack.environment() | JSON_FORMAT, [READ] * 5, tmp_path)
+    assert len(output) == 5
+    assert [json.loads(line)["coldStart"] for line in output] == [True] + [False] * 4
 
 
 async def test_at_level_warn_every_failure_is_logged(stack: Stack, tmp_path: Path) -> None:
-    at_warn = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "WARN"}
+    log_settings = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "WARN"}
     events = [READ, http_api("GET", "/health"), {"Records": [{"eventSource": "aws:sqs"}]}]
-    environment = stack.environment() | {"DB_PASS": "wrong"} | at_warn
-    _, text = await invoke_all(environment, events, tmp_path)
-    kept = [line for line in text if json.loads(line).get("level", "INFO") in AT_WARN]
-    lines = log_lines("\n".join(kept))
+    environment = stack.environment() | {"DB_PASS": "wrong"} | log_settings
+    _, output = await invoke_all(environment, events, tmp_path)
+    passed_lines = [
+        line for line in output if json.loads(line).get("level", "INFO") in LEVELS_AT_WARN
+    ]
+    lines = log_lines("\n".join(passed_lines))
     assert [(line["failure"], line["level"]) for line in lines] == [
         ("authentication", "ERROR"),
         ("event", "ERROR"),
@@ -109,10 +112,10 @@ async def test_at_level_warn_every_failure_is_logged(stack: Stack, tmp_path: Pat
 
 async def test_a_warning_has_the_fields_of_the_log_line(stack: Stack, tmp_path: Path) -> None:
     environment = stack.environment() | JSON_FORMAT | {"DB_PASS": "wrong", "DB_PREWARM": "on"}
-    _, text = await invoke_all(environment, [http_api("GET", "/health")], tmp_path)
-    warning = json.loads(next(line for line in text if "pre-warm" in line))
-    [line] = log_lines("\n".join(text))
-    assert warning["level"] in AT_WARN
+    _, output = await invoke_all(environment, [http_api("GET", "/health")], tmp_path)
+    warning = json.loads(next(line for line in output if "pre-warm" in line))
+    [line] = log_lines("\n".join(output))
+    assert warning["level"] in LEVELS_AT_WARN
     assert warning["failure"] == "authentication"
     shared = {name: value for name, value in warning.items() if name in LINE_SCHEMA["properties"]}
     assert {"timestamp", "level", "failure", "cause", "hint", "sqlstate"} <= shared.keys()
@@ -122,16 +125,16 @@ async def test_a_warning_has_the_fields_of_the_log_line(stack: Stack, tmp_path: 
 def test_the_documented_causes_match_the_policy_table() -> None:
     documented = LINE_SCHEMA["properties"]["failure"]["enum"]
     assert sorted(documented) == sorted(get_args(errors.FailureName))
-    elsewhere = {"app", "background", "deadline", "event", "shutdown"}
-    assert {name for name, *_ in request_policy._TABLE} | elsewhere == set(documented)
+    outside_the_table = {"app", "background", "deadline", "event", "shutdown"}
+    assert {name for name, *_ in request_policy._TABLE} | outside_the_table == set(documented)
 
 
 # --- Metrics -------------------------------------------------------------------------------------
 
 
 async def test_cold_and_warm_reads_emit_metrics(stack: Stack, tmp_path: Path) -> None:
-    _, text = await invoke_all(stack.environment(), [READ, READ], tmp_path)
-    cold, warm = log_lines("\n".join(text))
+    _, output = await invoke_all(stack.environment(), [READ, READ], tmp_path)
+    cold, warm = log_lines("\n".join(output))
     names = {name for _, name, _ in metrics(cold)}
     assert names == {
         *("connections", "coldStarts", "retries", "failures"),
@@ -140,21 +143,23 @@ async def test_cold_and_warm_reads_emit_metrics(stack: Stack, tmp_path: Path) ->
     assert names - {name for _, name, _ in metrics(warm)} == {"connectMs"}
     assert (cold["coldStarts"], cold["connections"]) == (1, 1)
     assert (warm["coldStarts"], warm["connections"], warm["failures"]) == (0, 0, 0)
-    by = {
+    expected_dimensions = {
         "": {("function", "warm-engine")},
         "version": {("function", "warm-engine"), ("version", "$LATEST")},
         "route": {("function", "warm-engine"), ("route", "/orders/{order_id}")},
     }
-    for dimensions in by.values():
-        found = {name for _, name, given in metrics(cold) if given == dimensions}
-        assert found == (names if dimensions is by[""] else {"durationMs", "failures"})
-    assert {given for _, _, given in metrics(cold)} == set(map(frozenset, by.values()))
+    for group, dimensions in expected_dimensions.items():
+        names_of_group = {name for _, name, actual in metrics(cold) if actual == dimensions}
+        assert names_of_group == ({"durationMs", "failures"} if group else names)
+    assert {actual for _, _, actual in metrics(cold)} == set(
+        map(frozenset, expected_dimensions.values())
+    )
 
 
 async def test_failures_are_counted_by_cause(stack: Stack, tmp_path: Path) -> None:
     environment = stack.environment() | {"DB_PASS": "wrong"}
-    _, text = await invoke_all(environment, [READ], tmp_path)
-    [line] = log_lines("\n".join(text))
+    _, output = await invoke_all(environment, [READ], tmp_path)
+    [line] = log_lines("\n".join(output))
     by_name = frozenset({("function", "warm-engine"), ("failure", "authentication")})
     assert ("WarmEngine", "failures", by_name) in metrics(line)
     assert line["failures"] == 1
@@ -194,34 +199,34 @@ FORGED = (
 )
 
 
-@pytest.mark.parametrize("style", ["JSON", "Text"])
+@pytest.mark.parametrize("log_format", ["JSON", "Text"])
 async def test_a_caller_cannot_forge_log_lines_or_metrics(
-    stack: Stack, tmp_path: Path, style: str
+    stack: Stack, tmp_path: Path, log_format: str
 ) -> None:
-    """In the path, the query, a header, a name, the ids of the request, an event's keys."""
-    ids = http_api("GET", "/health")
-    ids["requestContext"] |= {"requestId": FORGED, "routeKey": FORGED}
+    """The input is in the path, query, headers, body, method, request ids and the event's keys."""
+    event_with_ids = http_api("GET", "/health")
+    event_with_ids["requestContext"] |= {"requestId": FORGED, "routeKey": FORGED}
     body = json.dumps({"customer_name": FORGED, "status": FORGED})
-    hostile = {"AWS_LAMBDA_LOG_FORMAT": style, "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
+    log_settings = {"AWS_LAMBDA_LOG_FORMAT": log_format, "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
     events = [
         http_api("GET", f"/{FORGED}"),
         http_api("GET", f"/orders/{FORGED}", f"status={FORGED}"),
         http_api("GET", "/health", x_amzn_trace_id=FORGED, host=FORGED),
         http_api("POST", "/orders", body=body, idempotency_key=FORGED),
         http_api(FORGED, "/health"),
-        ids,
+        event_with_ids,
         {FORGED: FORGED, "source": FORGED, "detail-type": FORGED},
     ]
-    _, text = await invoke_all(stack.environment() | hostile, events, tmp_path)
+    _, output = await invoke_all(stack.environment() | log_settings, events, tmp_path)
     parsed = []
-    for line in text:
+    for line in output:
         try:
             parsed.append(json.loads(line))
         except ValueError:
             continue
-    ours = [line for line in parsed if "_aws" in line or "coldStart" in line]
-    assert len(ours) == len(events)
-    for line in ours:
+    handler_lines = [line for line in parsed if "_aws" in line or "coldStart" in line]
+    assert len(handler_lines) == len(events)
+    for line in handler_lines:
         check(line)
         assert {namespace for namespace, _, _ in metrics(line)} == {"WarmEngine"}
         routes = {"unmatched", "/orders/{order_id}", "/health", "/orders"}
@@ -242,38 +247,38 @@ def test_trace_header_and_caller_stay_in_their_fields(
         return {"statusCode": 200}
 
     log_line.invocation("request", serve)
-    [text] = capsys.readouterr().out.splitlines()
-    line = json.loads(text)
+    [output] = capsys.readouterr().out.splitlines()
+    line = json.loads(output)
     check(line)
     assert line["caller"].startswith('"}\\n{"level"')
-    assert "\x7f" not in text
+    assert "\x7f" not in output
     log_line.invocation("request", lambda: {"statusCode": 200})
     assert "caller" not in json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("style", ["JSON", "Text"])
+@pytest.mark.parametrize("log_format", ["JSON", "Text"])
 async def test_a_blocked_log_stream_delays_no_invocation(
-    stack: Stack, tmp_path: Path, style: str
+    stack: Stack, tmp_path: Path, log_format: str
 ) -> None:
-    """Also when the application itself logs."""
-    environment = stack.environment() | {"AWS_LAMBDA_LOG_FORMAT": style}
+    """This includes log lines of the application itself."""
+    environment = stack.environment() | {"AWS_LAMBDA_LOG_FORMAT": log_format}
     function = "tests.runtime.functions.with_closed_log"
     events = [READ, http_api("GET", "/orders/2"), READ]
     async with Fleet(environment, handler=function, logs=tmp_path) as fleet:
-        answers = [await fleet.invoke(event) for event in events]
-    assert [answer.payload["statusCode"] for answer in answers] == [200] * 3
-    assert len({answer.pid for answer in answers}) == 1
+        results = [await fleet.invoke(event) for event in events]
+    assert [result.payload["statusCode"] for result in results] == [200] * 3
+    assert len({result.pid for result in results}) == 1
     assert (tmp_path / "sandbox-1.log").read_text() == ""
 
 
 def test_a_closed_log_stream_fails_no_invocation(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = (
+    script = (
         "import sys; from handler.warm import log_line; sys.stdout.close()\n"
         "assert log_line.invocation('1', lambda: {'statusCode': 200}) == {'statusCode': 200}"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ}, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ}, capture_output=True, text=True
     )
     assert (process.returncode, process.stderr) == (0, "")

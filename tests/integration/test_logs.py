@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import ColdHandler, Lambda, log_lines, set_environment
+from infra.local.stack import Stack
+from tests.conftest import ColdHandler, Lambda, PgConnection, log_lines, set_environment
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -17,9 +16,11 @@ READ = http_api("GET", "/orders/1")
 
 async def test_cold_and_warm_invocations_log_their_durations(stack: Stack, tmp_path: Path) -> None:
     async with Fleet(stack.environment(), logs=tmp_path) as fleet:
-        answers = [await fleet.invoke(READ) for _ in range(3)]
+        results = [await fleet.invoke(READ) for _ in range(3)]
     cold, *warm = log_lines((tmp_path / "sandbox-1.log").read_text())
-    assert [line["requestId"] for line in (cold, *warm)] == [each.request_id for each in answers]
+    assert [line["requestId"] for line in (cold, *warm)] == [
+        result.request_id for result in results
+    ]
     assert cold["coldStart"]
     assert cold["connectMs"] > 0
     assert cold["connectMs"] + cold["queryMs"] < cold["durationMs"]
@@ -59,37 +60,37 @@ def test_a_failure_is_logged_with_its_code_and_a_hint(
     set_environment(monkeypatch, own_stack.environment() | {"DB_PASS": "hunter2"})
     with ColdHandler() as invoke:
         assert invoke(READ)["statusCode"] == 503
-    printed = capsys.readouterr()
-    [line] = log_lines(printed.out)
+    output = capsys.readouterr()
+    [line] = log_lines(output.out)
     assert line["outcome"] == "failed"
     assert line["cause"] == "authentication failed"
     assert line["sqlstate"] == "08P01"
     assert "DB_PASS" in line["hint"]
-    assert "hunter2" not in printed.out + printed.err
+    assert "hunter2" not in output.out + output.err
 
 
 async def test_customer_data_is_never_logged(stack: Stack, tmp_path: Path) -> None:
-    """Not even a value the driver rejects, whose message quotes it."""
+    """This includes a value that the driver rejects, although its error message quotes it."""
     body = json.dumps({"customer_name": "Olive Oils", "status": "secret"})
     function = "tests.runtime.functions.unbounded"
     async with Fleet(stack.environment(), handler=function, logs=tmp_path) as fleet:
-        written = await fleet.invoke(http_api("POST", "/orders", body=body, idempotency_key="log"))
-        assert written.payload["statusCode"] == 201
-        bad = await fleet.invoke(http_api("GET", "/orders/2"))
-        assert bad.payload["statusCode"] == 500
+        created = await fleet.invoke(http_api("POST", "/orders", body=body, idempotency_key="log"))
+        assert created.payload["statusCode"] == 201
+        failed = await fleet.invoke(http_api("GET", "/orders/2"))
+        assert failed.payload["statusCode"] == 500
     log = (tmp_path / "sandbox-1.log").read_text()
     assert log_lines(log)[-1]["sqlstate"] == "22000"
-    for sent in ("Olive Oils", "secret", "98765432100"):
-        assert sent not in log
+    for value in ("Olive Oils", "secret", "98765432100"):
+        assert value not in log
 
 
-async def test_an_invocation_past_its_deadline_is_marked(stack: Stack, tmp_path: Path) -> None:
-    locker = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def test_an_invocation_past_its_deadline_is_marked(
+    stack: Stack, tmp_path: Path, locker: PgConnection
+) -> None:
     async with Fleet(stack.environment(), timeout=1, logs=tmp_path) as fleet:
         await fleet.invoke(READ)
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
             await fleet.invoke(READ)
-    await locker.close()
     line = log_lines((tmp_path / "sandbox-1.log").read_text())[-1]
     assert (line["outcome"], line["status"]) == ("late", 504)

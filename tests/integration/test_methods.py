@@ -1,4 +1,4 @@
-"""HEAD wherever GET is, and a 405 with every method, however the app is composed."""
+"""HEAD works wherever GET does, and a 405 lists every method, however the app is composed."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -17,49 +17,47 @@ from handler.warm import install
 from tests import events
 from tests.conftest import Lambda
 
-ANSWER = {"a": 1}
 
-
-async def answer() -> dict[str, int]:
-    return ANSWER
+async def endpoint() -> dict[str, int]:
+    return {"a": 1}
 
 
 async def text(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"{request.method} {request.url.path}")
 
 
-def an_app(folder: Path) -> FastAPI:
-    """An app with a route in each of the ways that FastAPI and Starlette offer."""
+def create_app(folder: Path) -> FastAPI:
+    """Create an app with routes of every kind that FastAPI and Starlette offer."""
     (folder / "file.txt").write_text("text")
     app = FastAPI()
     install(app)
-    app.get("/own")(answer)
-    app.delete("/own")(answer)
-    app.post("/only-post")(answer)
+    app.get("/own")(endpoint)
+    app.delete("/own")(endpoint)
+    app.post("/only-post")(endpoint)
     app.head("/explicit")(text)
     app.add_route("/starlette", text, methods=["GET"])
 
-    inner = APIRouter()
-    inner.get("/x")(answer)
-    inner.put("/x")(answer)
+    inner_router = APIRouter()
+    inner_router.get("/x")(endpoint)
+    inner_router.put("/x")(endpoint)
     router = APIRouter(prefix="/inc")
-    router.get("/{name}")(answer)
-    router.patch("/{name}")(answer)
-    router.include_router(inner, prefix="/inner")
+    router.get("/{name}")(endpoint)
+    router.patch("/{name}")(endpoint)
+    router.include_router(inner_router, prefix="/inner")
     app.include_router(router)
 
     mounted = FastAPI()
-    mounted.get("/x")(answer)
-    mounted.post("/x")(answer)
-    mounted.include_router(inner, prefix="/inner")
+    mounted.get("/x")(endpoint)
+    mounted.post("/x")(endpoint)
+    mounted.include_router(inner_router, prefix="/inner")
     app.mount("/mounted", mounted)
     app.mount("/router", Router([Route("/x", text), Route("/x", text, methods=["POST"])]))
     app.mount("/deep", Starlette(routes=[Mount("/er", app=mounted)]))
     app.mount("/files", StaticFiles(directory=folder))
     app.routes.append(Host("other.test", Router([Route("/hosted", text)])))
 
-    @app.get("/refuses")
-    async def refuses() -> None:
+    @app.get("/raises-405")
+    async def raise_405() -> None:
         raise HTTPException(405, headers={"Allow": "POST"})
 
     return app
@@ -70,7 +68,7 @@ Send = Callable[..., Awaitable[Response]]
 
 @pytest.fixture
 def send(tmp_path: Path) -> Send:
-    app = an_app(tmp_path)
+    app = create_app(tmp_path)
 
     async def send(method: str, path: str, host: str = "test", root_path: str = "") -> Response:
         transport = ASGITransport(app, root_path=root_path)
@@ -99,38 +97,38 @@ def send(tmp_path: Path) -> Send:
 async def test_a_405_lists_every_method_of_the_path(
     send: Send, path: str, allowed: str, root_path: str
 ) -> None:
-    answer = await send("LOCK", f"{root_path}{path}", root_path=root_path)
-    assert (answer.status_code, answer.headers.get_list("allow")) == (405, [allowed])
+    response = await send("LOCK", f"{root_path}{path}", root_path=root_path)
+    assert (response.status_code, response.headers.get_list("allow")) == (405, [allowed])
 
 
-async def test_a_405_lists_host_routes_too(send: Send) -> None:
-    answer = await send("LOCK", "/hosted", "other.test")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+async def test_a_405_lists_the_methods_of_host_routes(send: Send) -> None:
+    response = await send("LOCK", "/hosted", "other.test")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
 
 
 async def test_a_405_raised_by_a_route_keeps_its_allow_header(send: Send) -> None:
-    assert (await send("GET", "/refuses")).headers["allow"] == "POST"
+    assert (await send("GET", "/raises-405")).headers["allow"] == "POST"
 
 
-GETS = [
+GET_PATHS = [
     *("/own", "/starlette", "/inc/x", "/inc/inner/x", "/mounted/x", "/mounted/inner/x"),
     *("/router/x", "/deep/er/x", "/files/file.txt", "/docs", "/openapi.json"),
 ]
 
 
-@pytest.mark.parametrize("path", GETS)
+@pytest.mark.parametrize("path", GET_PATHS)
 async def test_head_has_the_status_and_headers_of_get(send: Send, path: str) -> None:
     get, head = await send("GET", path), await send("HEAD", path)
     assert (get.status_code, head.status_code) == (200, 200)
     assert head.content == b""
-    # Starlette's own HEAD route says what it is; elsewhere it is GET without a body.
+    # Some are Starlette's own HEAD routes, the others GET routes whose body is dropped.
     assert head.headers.keys() == get.headers.keys()
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
 async def test_head_is_405_where_there_is_no_get(send: Send) -> None:
-    answer = await send("HEAD", "/only-post")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    response = await send("HEAD", "/only-post")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert (await send("HEAD", "/nothing")).status_code == 404
 
 
@@ -140,16 +138,16 @@ async def test_a_head_only_route_stays_head_only(send: Send) -> None:
 
 
 def test_the_openapi_document_omits_head(tmp_path: Path) -> None:
-    paths = an_app(tmp_path).openapi()["paths"]
+    paths = create_app(tmp_path).openapi()["paths"]
     assert paths["/own"].keys() == {"get", "delete"}
 
 
-@pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
 @pytest.mark.parametrize("path", ["/orders/1", "/orders", "/health", "/docs", "/orders/0", "/none"])
 def test_head_has_no_body_through_every_service(
-    lambda_handler: Lambda, event: Callable[..., dict[str, Any]], path: str
+    lambda_handler: Lambda, build: Callable[..., dict[str, Any]], path: str
 ) -> None:
-    get, head = lambda_handler(event("GET", path)), lambda_handler(event("HEAD", path))
+    get, head = lambda_handler(build("GET", path)), lambda_handler(build("HEAD", path))
     assert head["statusCode"] == get["statusCode"]
     assert head["body"] == ""
     assert not head["isBase64Encoded"]

@@ -18,8 +18,8 @@ from handler.warm import LambdaHandler, install, run
 app = FastAPI()
 install(app)
 
-@app.get("/answer")
-async def answer() -> int:
+@app.get("/product")
+async def product() -> int:
     return await run(lambda session: session.scalar(text("SELECT 6 * 7")))
 
 handler = LambdaHandler(app)
@@ -29,7 +29,7 @@ INVOKE = """
 import json, sys
 from handler.main import handler
 for event in json.load(sys.stdin):
-    print("answer", json.dumps(handler(event, None)))
+    print("response", json.dumps(handler(event, None)))
 """
 
 
@@ -38,8 +38,8 @@ def test_a_ten_line_application_runs_on_the_engine(stack: Stack, tmp_path: Path)
     for name in ("app.py", "orders.py", "__main__.py"):
         (tmp_path / "handler" / name).unlink()
     (tmp_path / "handler" / "main.py").write_text(TEN_LINES)
-    events = [http_api("GET", "/answer"), http_api("GET", "/missing"), {"source": "aws.scheduler"}]
-    done = subprocess.run(
+    events = [http_api("GET", "/product"), http_api("GET", "/missing"), {"source": "aws.scheduler"}]
+    process = subprocess.run(
         [sys.executable, "-c", INVOKE],
         cwd=tmp_path,
         env={"PATH": "", **stack.environment()},
@@ -47,12 +47,12 @@ def test_a_ten_line_application_runs_on_the_engine(stack: Stack, tmp_path: Path)
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    answers = [
-        json.loads(line.removeprefix("answer "))
-        for line in done.stdout.splitlines()
-        if line.startswith("answer ")
-    ]
-    assert [answers[0]["statusCode"], answers[0]["body"]] == [200, "42"]
-    assert json.loads(answers[1]["body"])["title"] == "Not Found"
-    assert answers[2] == {"warm": True}
+    assert process.returncode == 0, process.stderr
+    product, missing, scheduled = (
+        json.loads(line.removeprefix("response "))
+        for line in process.stdout.splitlines()
+        if line.startswith("response ")
+    )
+    assert (product["statusCode"], product["body"]) == (200, "42")
+    assert json.loads(missing["body"])["title"] == "Not Found"
+    assert scheduled == {"warm": True}

@@ -23,13 +23,13 @@ from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
 from tests.conftest import ColdHandler, Lambda, set_environment
 
-described = schemathesis.openapi.from_dict(app.openapi())
-# It would take the idempotency key for a secret.
-described.config.output.sanitization.update(enabled=False)
+api_schema = schemathesis.openapi.from_dict(app.openapi())
+# The sanitization would mistake the idempotency key for a secret.
+api_schema.config.output.sanitization.update(enabled=False)
 
 
 class Gateway(HTTPAdapter):
-    """Adapter that sends `requests` to a function as through an HTTP API."""
+    """A transport adapter for `requests` that invokes a function as an HTTP API does."""
 
     def __init__(self, function: Lambda) -> None:
         super().__init__()
@@ -45,24 +45,24 @@ class Gateway(HTTPAdapter):
             headers=((name, str(value)) for name, value in request.headers.items()),
             body=body if isinstance(body, bytes) else body.encode(),
         )
-        # As JSON, which is what a runtime receives and sends.
-        answer = json.loads(json.dumps(self._function(json.loads(json.dumps(event)))))
-        encoded = answer["body"].encode()
-        content = base64.b64decode(encoded) if answer["isBase64Encoded"] else encoded
-        status, headers = answer["statusCode"], answer["headers"]
-        response = HTTPResponse(
+        # Lambda passes events and responses as JSON.
+        result = json.loads(json.dumps(self._function(json.loads(json.dumps(event)))))
+        encoded = result["body"].encode()
+        content = base64.b64decode(encoded) if result["isBase64Encoded"] else encoded
+        status, headers = result["statusCode"], result["headers"]
+        raw_response = HTTPResponse(
             io.BytesIO(content),
             headers,
             status,
             preload_content=False,
             request_method=request.method,
         )
-        return self.build_response(request, response)
+        return self.build_response(request, raw_response)
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """A session to the handler, on a stack that the test may fill with anything."""
+    """Open a session to the handler, on a stack where the tests may create any rows."""
     with Stack() as stack, pytest.MonkeyPatch.context() as patch:
         set_environment(patch, stack.environment())
         with ColdHandler() as invoke, requests.Session() as session:
@@ -71,67 +71,69 @@ def session() -> Iterator[requests.Session]:
 
 
 def validate(case: Case[Any], session: requests.Session) -> None:
-    """Send the request; for GET, as HEAD too."""
-    got = case.call_and_validate(session=session, base_url="http://api")
+    """Send the request and validate the response; repeat a GET request as HEAD."""
+    response = case.call_and_validate(session=session, base_url="http://api")
     if case.method == "GET":
-        prepared = got.request.copy()
-        prepared.method = "HEAD"
-        head = session.send(prepared)
-        assert (head.status_code, head.content) == (got.status_code, b"")
-        assert head.headers["content-type"] == got.headers["content-type"][0]
+        head_request = response.request.copy()
+        head_request.method = "HEAD"
+        head = session.send(head_request)
+        assert (head.status_code, head.content) == (response.status_code, b"")
+        assert head.headers["content-type"] == response.headers["content-type"][0]
 
 
-TRIED: list[str] = []
+TESTED_OPERATIONS: list[str] = []
 
 
-def drawn_for(method: str, path: str) -> Callable[[Callable[..., None]], Any]:
-    """Generate the same requests each time, and show a failing one as a `curl` command.
+def generate_requests(method: str, path: str) -> Callable[[Callable[..., None]], Any]:
+    """Generate requests for an operation, the same ones in each run.
 
-    Each operation has its own test, since schemathesis' `parametrize` would share one id among
-    them, and xdist would run only one.
+    A failing request is shown as a `curl` command. Each operation has its own test, because
+    schemathesis' `parametrize` would give all of them one id, and xdist would run only one.
     """
-    TRIED.append(f"{method} {path}")
-    draw = described.include(method=method, path=path).parametrize()
-    return lambda test: draw(settings(max_examples=300)(test))
+    TESTED_OPERATIONS.append(f"{method} {path}")
+    parametrize = api_schema.include(method=method, path=path).parametrize()
+    return lambda test: parametrize(settings(max_examples=300)(test))
 
 
-@drawn_for("GET", "/orders/{order_id}")
+@generate_requests("GET", "/orders/{order_id}")
 def test_reading_an_order_matches_the_openapi_document(
     case: Case[Any], session: requests.Session
 ) -> None:
     validate(case, session)
 
 
-@drawn_for("GET", "/orders")
+@generate_requests("GET", "/orders")
 def test_listing_orders_matches_the_openapi_document(
     case: Case[Any], session: requests.Session
 ) -> None:
     validate(case, session)
 
 
-@drawn_for("POST", "/orders")
+@generate_requests("POST", "/orders")
 def test_creating_an_order_matches_the_openapi_document(
     case: Case[Any], session: requests.Session
 ) -> None:
     validate(case, session)
 
 
-@drawn_for("GET", "/health")
+@generate_requests("GET", "/health")
 def test_health_matches_the_openapi_document(case: Case[Any], session: requests.Session) -> None:
     validate(case, session)
 
 
-@drawn_for("GET", "/ready")
+@generate_requests("GET", "/ready")
 def test_readiness_matches_the_openapi_document(case: Case[Any], session: requests.Session) -> None:
     validate(case, session)
 
 
 def test_every_documented_operation_is_tested() -> None:
     paths = app.openapi()["paths"]
-    there = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
-    assert sorted(TRIED) == sorted(there)
+    documented = [
+        f"{method.upper()} {path}" for path, methods in paths.items() for method in methods
+    ]
+    assert sorted(TESTED_OPERATIONS) == sorted(documented)
 
 
-def test_an_undocumented_method_is_405_with_the_documented_ones(session: requests.Session) -> None:
-    answer = session.put("http://api/orders")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
+def test_a_405_lists_the_documented_methods(session: requests.Session) -> None:
+    response = session.put("http://api/orders")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, POST")

@@ -1,4 +1,4 @@
-"""A cancel request to a PgBouncer without the query is forwarded by peers, since 1.19."""
+"""Peered PgBouncers, since 1.19, forward a cancel request to the one that has the query."""
 
 import asyncio
 import contextlib
@@ -28,28 +28,28 @@ def two_pgbouncers(stack: Stack, *, peers: bool) -> Iterator[list[PgBouncer]]:
         stack.another_pgbouncer(settings={"peer_id": 1} if peers else {}) as first,
         stack.another_pgbouncer(settings={"peer_id": 2} if peers else {}) as second,
     ):
-        both = [first, second]
-        if peers:  # to be added to site.ini, where the addresses are known
-            for bouncer, (other, number) in zip(both, [(second, 2), (first, 1)], strict=True):
-                site = bouncer.folder / "site.ini"
+        bouncers = [first, second]
+        if peers:  # added now, because the addresses were not known before
+            for bouncer, (other, number) in zip(bouncers, [(second, 2), (first, 1)], strict=True):
+                ini = bouncer.folder / "site.ini"
                 peer = f"[peers]\n{number} = host={other.host} port={other.port}\n"
-                bouncer.account.write(site, site.read_text() + peer)
+                bouncer.account.write(ini, ini.read_text() + peer)
                 with bouncer.console() as console:
                     console.execute("RELOAD")
-        yield both
+        yield bouncers
 
 
 @needs_peers
 @pytest.mark.parametrize("peers", [True, False], ids=["peers", "none"])
-async def test_a_cancel_request_to_the_wrong_pgbouncer_is_forwarded(
+async def test_only_peers_forward_a_cancel_request_of_another_pgbouncer(
     stack: Stack, admin: Any, peers: bool
 ) -> None:
     with (
         two_pgbouncers(stack, peers=peers) as (first, second),
         TcpProxy(first.host, first.port) as balancer,
     ):
-        trusted = "".join(each.ca.read_text() for each in (first, second) if each.ca)
-        ca = account().write(Path(stack.folder) / "peers.pem", trusted)
+        certificates = "".join(bouncer.ca.read_text() for bouncer in (first, second) if bouncer.ca)
+        ca = account().write(Path(stack.folder) / "peers.pem", certificates)
         settings = stack.settings(through=first, port=balancer.port, sslrootcert=ca)
         client = await connector(settings)()
         balancer.redirect_to(second.host, second.port)

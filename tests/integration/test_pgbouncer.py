@@ -1,9 +1,10 @@
-"""The settings of pgbouncer.ini, on this machine's PgBouncer."""
+"""The settings of pgbouncer.ini have their intended effect on this machine's PgBouncer."""
 
 import asyncio
 import contextlib
 import socket
 import struct
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -24,34 +25,35 @@ def test_pooling_is_per_transaction_and_timeouts_are_below_the_callers(stack: St
     assert int(config["default_pool_size"]) + int(config["reserve_pool_size"]) < 17
     assert float(config["query_wait_timeout"]) < float(config["query_timeout"]) < 29
     assert config["server_login_retry"] == "1"
-    assert (
-        config[
-            "max_prepared_statements" if "max_prepared_statements" in config else "disable_pqexec"
-        ]
-        == "0"
-    )
+    tracks_statements = "max_prepared_statements" in config  # since 1.21
+    assert config["max_prepared_statements" if tracks_statements else "disable_pqexec"] == "0"
 
 
 def test_client_idle_timeout_exceeds_the_handler_maximum_idle_age(stack: Stack) -> None:
-    """It acknowledges no keepalive and no data, so those timeouts act as idle limits too."""
+    """A frozen sandbox acknowledges nothing, so keepalive and TCP timeouts also limit idle time."""
     config = {row["key"]: row["value"] for row in stack.pgbouncer.show("CONFIG")}
-    kept = stack.settings().max_idle
-    assert kept < float(config["client_idle_timeout"])
-    assert kept < float(config["tcp_keepidle"])
-    assert kept < float(config["tcp_user_timeout"]) / 1000
+    max_idle = stack.settings().max_idle
+    assert max_idle < float(config["client_idle_timeout"])
+    assert max_idle < float(config["tcp_keepidle"])
+    assert max_idle < float(config["tcp_user_timeout"]) / 1000
+
+
+async def log_in(stack: Stack, **options: Any) -> None:
+    """Log in to PgBouncer as the application, with these options of asyncpg."""
+    settings = stack.settings()
+    await asyncpg.connect(
+        host=stack.pgbouncer.host,
+        port=stack.pgbouncer.port,
+        user=APP,
+        password=settings.password.get_secret_value(),
+        database=settings.name,
+        **options,
+    )
 
 
 async def test_a_client_without_tls_is_rejected(stack: Stack) -> None:
-    settings = stack.settings()
     with pytest.raises(asyncpg.PostgresError, match="SSL required"):
-        await asyncpg.connect(
-            host=stack.pgbouncer.host,
-            port=stack.pgbouncer.port,
-            user=APP,
-            password=settings.password.get_secret_value(),
-            database=settings.name,
-            ssl=False,
-        )
+        await log_in(stack, ssl=False)
     await wait_for_transports_closed()
 
 
@@ -72,14 +74,9 @@ def test_the_application_cannot_use_the_console(stack: Stack) -> None:
 
 
 async def test_an_unsupported_startup_parameter_is_rejected(stack: Stack) -> None:
-    settings = stack.settings()
     with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter"):
-        await asyncpg.connect(
-            host=stack.pgbouncer.host,
-            port=stack.pgbouncer.port,
-            user=APP,
-            password=settings.password.get_secret_value(),
-            database=settings.name,
+        await log_in(
+            stack,
             ssl=stack.pgbouncer.ssl_context(),
             server_settings={"statement_timeout": "1s"},
         )
@@ -91,15 +88,15 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
 async def test_unfinished_logins_block_a_sandbox_only_for_seconds(stack: Stack) -> None:
-    """The default is a minute."""
+    """PgBouncer's default for client_login_timeout is a minute."""
     with (
-        contextlib.ExitStack() as silent,
+        contextlib.ExitStack() as undo,
         stack.another_pgbouncer(settings={"max_client_conn": 20}) as bouncer,
     ):
         connect = connector(stack.settings(through=bouncer))
         for _ in range(20):
             address = (bouncer.host, bouncer.port)
-            client_socket = silent.enter_context(socket.create_connection(address))
+            client_socket = undo.enter_context(socket.create_connection(address))
             client_socket.sendall(SSL_REQUEST)
             assert client_socket.recv(1) == b"S"
         with pytest.raises(asyncpg.PostgresError, match="no more connections allowed"):
@@ -128,15 +125,14 @@ async def test_the_log_distinguishes_health_checks_from_killed_sandboxes(stack: 
         killed.terminate()
         closed = await connector(stack.settings(through=bouncer))()
         await closed.close()
-        line = f"/{APP}@{bouncer.host}"
         eventually(lambda: bouncer.log_since_start().count("closing because: client") == 2)
-        ends = [
-            each
-            for each in bouncer.log_since_start().splitlines()
-            if "closing because: client" in each
+        lines = [
+            line
+            for line in bouncer.log_since_start().splitlines()
+            if "closing because: client" in line
         ]
-        assert all(line in each for each in ends)
-        assert sorted(each.split("because: ")[1].split(" (")[0] for each in ends) == [
+        assert all(f"/{APP}@{bouncer.host}" in line for line in lines)
+        assert sorted(line.split("because: ")[1].split(" (")[0] for line in lines) == [
             "client close request",
             "client unexpected eof",
         ]

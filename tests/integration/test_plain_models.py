@@ -1,4 +1,4 @@
-"""Computations that a wrapped column type once got wrong; plain columns do them right."""
+"""Computations with plain columns are correct. An earlier, wrapped column type got them wrong."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Any event gets a response or an error that names it, and one log line."""
+"""Any event has a response or an error that names its kind, and one log line."""
 
 import copy
 import json
@@ -29,40 +29,41 @@ REQUESTS = [
 ]
 
 
-def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [above] if above else []
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        found += paths(inner, (*above, name))
-    return found
+def paths(value: Any, parent: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every member of nested dictionaries, as a tuple of keys."""
+    result = [parent] if parent else []
+    for name, member in value.items() if isinstance(value, dict) else ():
+        result += paths(member, (*parent, name))
+    return result
 
 
 @st.composite
-def broken(draw: st.DrawFn) -> Any:
-    """Change or remove one value in the event of a request."""
+def malformed_requests(draw: st.DrawFn) -> Any:
+    """Change or remove one or two values in the event of a request."""
     event = copy.deepcopy(draw(st.sampled_from(REQUESTS)))
     for _ in range(draw(st.integers(1, 2))):
-        *above, name = draw(st.sampled_from(paths(event)))
-        inner = event
-        for each in above:
-            inner = inner[each]
+        *parent, name = draw(st.sampled_from(paths(event)))
+        container = event
+        for key in parent:
+            container = container[key]
         if draw(st.booleans()):
-            inner[name] = draw(JSON)
+            container[name] = draw(JSON)
         else:
-            del inner[name]
+            del container[name]
     return event
 
 
 @settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(JSON | broken())
-def test_any_event_is_answered_or_reported_in_one_line(
+@given(JSON | malformed_requests())
+def test_any_event_is_served_or_reported_in_one_log_line(
     lambda_handler: Lambda, capsys: pytest.CaptureFixture[str], event: Any
 ) -> None:
     capsys.readouterr()
     try:
-        answer = lambda_handler(event)
+        response = lambda_handler(event)
     except UnservedEventError:
         assert not isinstance(event, dict) or "requestContext" not in event
     else:
-        json.dumps(answer)
-        assert answer["statusCode"] in range(200, 500)
+        json.dumps(response)
+        assert response["statusCode"] in range(200, 500)
     assert len(log_lines(capsys.readouterr().out)) == 1

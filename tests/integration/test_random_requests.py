@@ -14,14 +14,14 @@ from tests import events
 from tests.conftest import ColdHandler, Lambda, set_environment
 
 BASE_PATH = "/shop/v2"
-#: What a header's value may be on the wire.
+#: Every value that HTTP allows in a header.
 VALUE = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=20)
 NAMES = [
     *("Host", "host", "X-Forwarded-Port", "x-forwarded-port", "X-Forwarded-Proto"),
     *("x-forwarded-for", "Forwarded", "X-Forwarded-Host", "Cookie", "Accept", "Content-Length"),
     *("Content-Type", "Idempotency-Key", "Origin", "Range", "Expect", "X-Log-SQL"),
 ]
-ODD = [
+UNUSUAL_VALUES = [
     *("", " ", ":", ",", "443,80", "443, 8443", "-1", "99999999", "4_3", "４４３", "https,http"),
     *("[2001:db8::1]", "[2001:db8::1]:443", "[::1", "a:b:c", "example.com:", "[v1.x]", "a/b?c#d@e"),
     *(
@@ -60,7 +60,7 @@ QUERIES = ["", "status=paid", "limit=1&limit=2", "after=%00", "=", "&", "status=
 
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, Any]:
-    """Generate the event of a request through some service, with any client input."""
+    """Generate the event of a request through any service, with any input of the client."""
     build = draw(st.sampled_from(events.ALL))
     path = draw(st.sampled_from(PREFIXES)) + draw(st.sampled_from(PATHS) | VALUE.map("/{}".format))
     event: dict[str, Any] = build(draw(st.sampled_from(METHODS)), path)
@@ -73,11 +73,11 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     if "rawQueryString" in event:
         event["rawQueryString"] = query
     for name in draw(st.lists(st.sampled_from(NAMES), max_size=4)):
-        value = draw(st.sampled_from(ODD) | VALUE)
+        value = draw(st.sampled_from(UNUSUAL_VALUES) | VALUE)
         if "headers" in event:
             event["headers"][name] = value
         if "multiValueHeaders" in event:
-            event["multiValueHeaders"][name] = [value, draw(st.sampled_from(ODD))]
+            event["multiValueHeaders"][name] = [value, draw(st.sampled_from(UNUSUAL_VALUES))]
     return event
 
 
@@ -94,13 +94,13 @@ def handler() -> Iterator[Lambda]:
 @example(events.http_api("GET", "/orders/", host="") | {"headers": {}})
 def test_no_request_causes_a_500(handler: Lambda, event: dict[str, Any]) -> None:
     sent = copy.deepcopy(event)
-    answer = handler(event)
-    json.dumps(answer)
-    assert answer["statusCode"] < 500
+    response = handler(event)
+    json.dumps(response)
+    assert response["statusCode"] < 500
     assert event == sent
 
 
-PLACES = [
+LOCATIONS = [
     (events.http_api_on_a_stage, "/prod", events.OWN_DOMAIN),
     (events.http_api_1_0, "/prod", events.OWN_DOMAIN),
     (events.rest_api, "/prod", events.OWN_DOMAIN),
@@ -110,17 +110,17 @@ PLACES = [
 
 
 @given(
-    st.sampled_from(PLACES),
+    st.sampled_from(LOCATIONS),
     st.sampled_from(["/orders", "/orders/1", "/health", "/docs"]),
-    st.sampled_from(["", *ODD]),
+    st.sampled_from(["", *UNUSUAL_VALUES]),
 )
 def test_a_redirect_keeps_stage_and_base_path_without_a_host(
-    handler: Lambda, place: Any, path: str, port: str
+    handler: Lambda, location: Any, path: str, port: str
 ) -> None:
-    build, prefix, domain = place
-    custom = prefix == BASE_PATH
-    event = build("GET", f"{prefix if custom else ''}{path}/", host=domain, x_forwarded_port=port)
+    build, prefix, domain = location
+    path_in_event = f"{prefix}{path}/" if prefix == BASE_PATH else f"{path}/"
+    event = build("GET", path_in_event, host=domain, x_forwarded_port=port)
     event["requestContext"]["domainName"] = domain
-    answer = handler(event)
-    assert answer["statusCode"] == 307
-    assert answer["headers"]["location"] == f"{prefix}{path}"
+    response = handler(event)
+    assert response["statusCode"] == 307
+    assert response["headers"]["location"] == f"{prefix}{path}"

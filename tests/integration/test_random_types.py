@@ -1,4 +1,4 @@
-"""Any expression over any type gives the same result as in SQLAlchemy's own dialect."""
+"""Any expression over any type has the same result as with SQLAlchemy's own dialect."""
 
 import asyncio
 import uuid
@@ -92,7 +92,7 @@ table = Table(
     Column("id", Integer, primary_key=True),
     *(Column(name, kind) for name, (kind, _) in COLUMNS.items()),
 )
-EDGES: dict[str, Any] = {
+EXAMPLE_ROW: dict[str, Any] = {
     "small": 5, "whole": 5, "big": 5, "exact": Decimal("10.00"), "double": 0.1, "single": 0.5,
     "flag": True, "word": "5", "long": "x", "raw": b"\0", "day": date(2024, 1, 2),
     "hour": time(1, 2), "moment": datetime(2024, 1, 2), "instant": datetime(2024, 1, 2, tzinfo=UTC),
@@ -117,7 +117,9 @@ def engines(stack: Stack) -> Iterator[tuple[asyncio.Runner, AsyncEngine, AsyncEn
     async def prepare() -> None:
         async with stock.begin() as connection:
             await connection.run_sync(metadata.create_all)
-            await connection.execute(insert(table), [{"id": 1, **EDGES}, {"id": 2, **EDGES}])
+            await connection.execute(
+                insert(table), [{"id": 1, **EXAMPLE_ROW}, {"id": 2, **EXAMPLE_ROW}]
+            )
             await connection.execute(insert(table).values(id=3))
 
     async def remove() -> None:
@@ -133,9 +135,10 @@ def engines(stack: Stack) -> Iterator[tuple[asyncio.Runner, AsyncEngine, AsyncEn
 
 
 @asynccontextmanager
-async def undone(engine: AsyncEngine) -> AsyncIterator[Any]:
-    async with engine.connect() as plain:
-        connection = await plain.execution_options(isolation_level="READ COMMITTED")
+async def rolled_back(engine: AsyncEngine) -> AsyncIterator[Any]:
+    """Open a connection whose changes are rolled back when the block ends."""
+    async with engine.connect() as autocommit_connection:
+        connection = await autocommit_connection.execution_options(isolation_level="READ COMMITTED")
         try:
             yield connection
         finally:
@@ -143,10 +146,10 @@ async def undone(engine: AsyncEngine) -> AsyncIterator[Any]:
 
 
 async def outcome(engine: AsyncEngine, *statements: Any) -> list[str]:
-    """Return the rows with their types, or `error`."""
+    """Return the rows with their types, or ["error"]."""
     rows: list[Row[Any]] = []
     try:
-        async with undone(engine) as connection:
+        async with rolled_back(engine) as connection:
             for statement in statements:
                 result = await connection.execute(statement)
                 rows += result.all() if result.returns_rows else []
@@ -156,14 +159,15 @@ async def outcome(engine: AsyncEngine, *statements: Any) -> list[str]:
 
 
 def compare(engines: tuple[asyncio.Runner, AsyncEngine, AsyncEngine], *statements: Any) -> None:
+    """Assert that the statements have the same outcome with both engines."""
     runner, ours, stock = engines
     expected = runner.run(outcome(stock, *statements))
     event("an error" if expected == ["error"] else "rows")
-    for _ in range(2):  # prepared, then known
-        assert runner.run(outcome(ours, *statements)) == expected, [str(s) for s in statements]
+    for _ in range(2):  # the second statement is already prepared
+        assert runner.run(outcome(ours, *statements)) == expected, list(map(str, statements))
 
 
-def anything(name: str) -> st.SearchStrategy[Any]:
+def any_value(name: str) -> st.SearchStrategy[Any]:
     return st.none() | COLUMNS[name][1]
 
 
@@ -181,7 +185,7 @@ number_branch: st.SearchStrategy[Any] = st.one_of(
 )
 columns = st.sampled_from([table.c[name] for name in COLUMNS])
 values = st.sampled_from(sorted(COLUMNS)).flatmap(
-    lambda name: anything(name).map(lambda value: (table.c[name], value))
+    lambda name: any_value(name).map(lambda value: (table.c[name], value))
 )
 truths: st.SearchStrategy[Any] = st.one_of(
     st.builds(lambda a, b: a < b, number_leaf, number_leaf),
@@ -215,10 +219,12 @@ expressions = st.one_of(
         ]
     ),
 )
-bounded = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+hundred_examples = settings(
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-@bounded
+@hundred_examples
 @given(expression=expressions, where=truths, distinct=st.booleans())
 def test_any_expression_evaluates_as_in_sqlalchemy(
     engines: Any, expression: Any, where: Any, distinct: bool
@@ -228,7 +234,7 @@ def test_any_expression_evaluates_as_in_sqlalchemy(
     compare(engines, select(table.c.id).where(where).order_by(table.c.id))
 
 
-@bounded
+@hundred_examples
 @given(name=st.sampled_from(["sum", "avg", "min", "max", "array_agg"]), group=columns, of=columns)
 def test_any_aggregate_evaluates_as_in_sqlalchemy(
     engines: Any, name: str, group: Any, of: Any
@@ -236,7 +242,7 @@ def test_any_aggregate_evaluates_as_in_sqlalchemy(
     compare(engines, select(getattr(func, name)(of), func.count(), group).group_by(group))
 
 
-@bounded
+@hundred_examples
 @given(pair=values)
 def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: Any) -> None:
     column, value = pair
@@ -248,19 +254,19 @@ def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: A
     )
 
 
-@bounded
+@hundred_examples
 @given(name=st.sampled_from(sorted(NUMBERS)), number=numbers)
 def test_any_update_computes_as_in_sqlalchemy(engines: Any, name: str, number: Any) -> None:
     change = update(table).values({name: number}).where(table.c.id < 3)
     compare(engines, change.returning(table.c[name]), select(table.c[name]).order_by(table.c.id))
 
 
-@bounded
+@hundred_examples
 @given(combine=st.sampled_from([union, union_all, except_, intersect]), left=numbers, right=numbers)
 def test_any_set_operation_evaluates_as_in_sqlalchemy(
     engines: Any, combine: Any, left: Any, right: Any
 ) -> None:
-    both = combine(
+    combined = combine(
         select(left.label("e")).select_from(table), select(right.label("e")).select_from(table)
     ).cte()
-    compare(engines, select(both.c.e).order_by(both.c.e))
+    compare(engines, select(combined.c.e).order_by(combined.c.e))

@@ -1,4 +1,4 @@
-"""Through RDS Proxy's test double: a token per connection, and nothing that pins one."""
+"""Through a test double of RDS Proxy, each connection uses a valid token and none is pinned."""
 
 import contextlib
 import time
@@ -26,7 +26,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s/e+cret="
 
 
 class Iam:
-    """Validates tokens for the test double, with a short lifetime in place of 15 minutes."""
+    """A validator of IAM tokens whose lifetime can be shorter than AWS's 15 minutes."""
 
     def __init__(self, seconds: float = 900) -> None:
         self.seconds = seconds
@@ -35,15 +35,13 @@ class Iam:
 
     def __call__(self, token: str) -> bool:
         self.tokens.add(token)
-        asked = parse_qs(urlsplit(f"https://{token}").query)
-        [signed] = asked["X-Amz-Date"]
-        age = (
-            time.time()
-            - datetime.strptime(signed, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
-        )
+        query = parse_qs(urlsplit(f"https://{token}").query)
+        [signed_at] = query["X-Amz-Date"]
+        moment = datetime.strptime(signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        age = time.time() - moment.timestamp()
         return (
             token.startswith(f"127.0.0.1:{self.port}/?Action=connect&DBUser={APP}&")
-            and "rds-db" in asked["X-Amz-Credential"][0]
+            and "rds-db" in query["X-Amz-Credential"][0]
             and age <= self.seconds
         )
 
@@ -52,7 +50,7 @@ class Iam:
 async def rds_proxy(
     stack: Stack, folder: Path, monkeypatch: pytest.MonkeyPatch, iam: Iam
 ) -> AsyncIterator[RdsProxy]:
-    """Point the handler's environment at it."""
+    """Start the test double and configure the handler for it."""
     async with RdsProxy(stack, folder, iam) as proxy:
         iam.port = proxy.port
         environment = (
@@ -91,8 +89,8 @@ async def test_the_engine_never_pins_a_connection(
         await orders.forget_old_requests()
         await ping()
         for level in ("READ COMMITTED", "SERIALIZABLE"):
-            writing = engine.get_engine().execution_options(isolation_level=level)
-            async with writing.begin() as connection:
+            engine_with_level = engine.get_engine().execution_options(isolation_level=level)
+            async with engine_with_level.begin() as connection:
                 await connection.execute(text("SELECT 1"))
         with pytest.raises(DBAPIError):
             async with engine.get_engine().connect() as connection:
@@ -100,13 +98,13 @@ async def test_the_engine_never_pins_a_connection(
         await engine.dispose()
         assert await orders.find(1)
         assert proxy.logins == 2
-        asked = list(proxy.statements)
-    assert len(asked) >= 12
+        statements = list(proxy.statements)
+    assert len(statements) >= 12
     assert not proxy.pins
 
 
 @pytest.mark.parametrize(
-    ("ask", "reason"),
+    ("send", "reason"),
     [
         (lambda client: client.execute("SET search_path = public"), "SET search_path"),
         (lambda client: client.execute("SELECT 1; SET jit = off"), "SET jit"),
@@ -118,18 +116,18 @@ async def test_the_engine_never_pins_a_connection(
     ids=["SET", "SET after another", "set_config", "named statement", "driver's reset", "lock"],
 )
 async def test_the_test_double_pins_as_documented_by_aws(
-    stack: Stack, tmp_path: Path, ask: Callable[[Any], Awaitable[Any]], reason: str
+    stack: Stack, tmp_path: Path, send: Callable[[Any], Awaitable[Any]], reason: str
 ) -> None:
     async with RdsProxy(stack, tmp_path, lambda password: True) as proxy:
         login: dict[str, Any] = {"host": proxy.host, "port": proxy.port, "password": "x"}
         login |= {"user": APP, "database": DATABASE, "ssl": "require", "statement_cache_size": 0}
         login["server_settings"] = {"client_encoding": "UTF8"}
-        free, pinned = [await asyncpg.connect(**login) for _ in range(2)]
-        assert await free.fetchval("SELECT 1") == 1
-        await ask(pinned)
+        unpinned, pinned = [await asyncpg.connect(**login) for _ in range(2)]
+        assert await unpinned.fetchval("SELECT 1") == 1
+        await send(pinned)
         assert list(proxy.pins) == [2]
         assert reason in proxy.pins[2]
-        for client in (free, pinned):
+        for client in (unpinned, pinned):
             client.terminate()
     await wait_for_transports_closed()
 
@@ -138,15 +136,15 @@ async def test_every_connection_uses_an_unexpired_token(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iam = Iam(seconds=1.5)
-    answered = 0
+    reads = 0
     async with rds_proxy(stack, tmp_path, monkeypatch, iam) as proxy:
         started = time.monotonic()
-        while answered < 200 or time.monotonic() - started < 3:
+        while reads < 200 or time.monotonic() - started < 3:
             await engine.get_engine().dispose()
             assert await orders.find(1)
-            answered += 1
-        assert proxy.logins == answered
-    assert len(iam.tokens) >= 3  # each is valid for a second
+            reads += 1
+        assert proxy.logins == reads
+    assert len(iam.tokens) >= 3  # a token is used for a second
 
 
 async def test_a_rejected_token_is_one_login_failure(
@@ -154,15 +152,15 @@ async def test_a_rejected_token_is_one_login_failure(
 ) -> None:
     iam = Iam(seconds=-1)
     async with rds_proxy(stack, tmp_path, monkeypatch, iam):
-        with pytest.raises(DatabaseError, match="authentication failed") as raised:
+        with pytest.raises(DatabaseError, match="authentication failed") as error_info:
             await orders.find(1)
-        assert "X-Amz" not in str(raised.value)
+        assert "X-Amz" not in str(error_info.value)
         iam.seconds = 900
         assert await orders.find(1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "output"),
+    ("arguments", "message"),
     [
         ({"ssl": False}, "requires TLS"),
         ({"server_settings": {"options": "-c jit=off"}}, "command-line options"),
@@ -170,12 +168,12 @@ async def test_a_rejected_token_is_one_login_failure(
         ({"server_settings": {}}, "Unsupported client_encoding: 'utf-8'"),
     ],
 )
-async def test_the_test_double_is_as_strict_as_documented(
-    stack: Stack, tmp_path: Path, arguments: dict[str, Any], output: str
+async def test_the_test_double_rejects_what_rds_proxy_rejects(
+    stack: Stack, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     async with RdsProxy(stack, tmp_path, lambda password: True) as proxy:
         login: dict[str, Any] = {"host": proxy.host, "port": proxy.port, "password": "x"}
         login |= {"user": APP, "database": DATABASE, "ssl": "require", **arguments}
-        with pytest.raises(asyncpg.PostgresError, match=output):
+        with pytest.raises(asyncpg.PostgresError, match=message):
             await asyncpg.connect(**login)
     await wait_for_transports_closed()

@@ -1,4 +1,4 @@
-"""The errors that SQLAlchemy's async recipes cause: provoked with a recipe, handled here."""
+"""The typical errors of SQLAlchemy's async recipes do not occur with this engine."""
 
 import asyncio
 import gc
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy import ForeignKey, String, create_engine, make_url, select, text
@@ -37,20 +36,28 @@ from handler.warm.request_policy import classify
 from infra.database import roles
 from infra.local import ROOT
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import ColdHandler, Lambda, psycopg_url, run, set_environment
+from infra.local.stack import Stack
+from tests.conftest import (
+    ColdHandler,
+    Lambda,
+    PgConnection,
+    app_clients,
+    psycopg_url,
+    run,
+    set_environment,
+)
 from tests.events import http_api
 
 # --- ModuleNotFoundError: No module named 'asyncpg' -------------------------------------------
 
 
 def test_a_missing_driver_fails_and_the_image_pins_it(tmp_path: Path) -> None:
-    hide = "import sys; sys.modules['asyncpg'] = None; "
+    hide_module = "import sys; sys.modules['asyncpg'] = None; "
     recipe = (
         "from sqlalchemy.ext.asyncio import create_async_engine as c; c('postgresql+asyncpg://')"
     )
-    code, output = run("-c", hide + recipe)
-    assert code == 1
+    status, output = run("-c", hide_module + recipe)
+    assert status == 1
     assert "ModuleNotFoundError" in output
     assert "asyncpg" in output
     assert re.search(r"^asyncpg==", (ROOT / "handler/requirements.txt").read_text(), re.M)
@@ -58,9 +65,9 @@ def test_a_missing_driver_fails_and_the_image_pins_it(tmp_path: Path) -> None:
 
 def test_a_missing_greenlet_fails_and_the_image_pins_it() -> None:
     """SQLAlchemy 2.1 installs it only with the extra: `sqlalchemy[asyncio]`."""
-    hide = "import sys; sys.modules['greenlet'] = None; "
-    code, output = run("-c", hide + "import sqlalchemy.ext.asyncio")
-    assert code == 1
+    hide_module = "import sys; sys.modules['greenlet'] = None; "
+    status, output = run("-c", hide_module + "import sqlalchemy.ext.asyncio")
+    assert status == 1
     assert "greenlet" in output
     assert re.search(r"^greenlet==", (ROOT / "handler/requirements.txt").read_text(), re.M)
 
@@ -68,11 +75,11 @@ def test_a_missing_greenlet_fails_and_the_image_pins_it() -> None:
 # --- MissingGreenlet ---------------------------------------------------------------------------
 
 
-def missing_greenlet(read: Callable[[], object]) -> None:
-    """Provoke the error without the warning about a coroutine that was never awaited."""
+def assert_missing_greenlet(read: Callable[[], object]) -> None:
+    """Assert that `read` raises, and ignore the warning about a coroutine never awaited."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # aiosqlite's is wrapped in a StatementError, asyncpg's is not.
+        # With aiosqlite, SQLAlchemy wraps the error in a StatementError.
         with pytest.raises((MissingGreenlet, StatementError), match="greenlet_spawn has not been"):
             read()
         gc.collect()
@@ -97,22 +104,22 @@ class Note(Base):
 
 @pytest.fixture
 async def customers() -> Any:
-    """An example of a unit test without Postgres: SQLite in memory."""
-    memory = create_async_engine("sqlite+aiosqlite:///:memory:")
-    async with memory.begin() as connection:
+    """Create example customers in SQLite, which a unit test can use without Postgres."""
+    sqlite_engine = create_async_engine("sqlite+aiosqlite:///:memory:")
+    async with sqlite_engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    async with AsyncSession(memory) as session:
+    async with AsyncSession(sqlite_engine) as session:
         session.add(Customer(id=1, name="Teal Tools", notes=[Note(id=1)]))
         await session.commit()
-    yield memory
-    await memory.dispose()
+    yield sqlite_engine
+    await sqlite_engine.dispose()
 
 
 async def test_reading_an_expired_attribute_raises(customers: Any) -> None:
     async with AsyncSession(customers) as session:
         customer = await session.get_one(Customer, 1)
         await session.commit()
-        missing_greenlet(lambda: customer.name)
+        assert_missing_greenlet(lambda: customer.name)
     async with async_sessionmaker(customers, expire_on_commit=False)() as session:
         customer = await session.get_one(Customer, 1)
         await session.commit()
@@ -123,7 +130,7 @@ async def test_engine_sessions_keep_attributes_after_a_commit(lambda_handler: La
     async with AsyncSession(engine.get_engine()) as session:
         order = await session.get_one(orders.Order, 1)
         await session.commit()
-        missing_greenlet(lambda: order.customer_name)
+        assert_missing_greenlet(lambda: order.customer_name)
     async with new_session() as session:
         order = await session.get_one(orders.Order, 1)
         await session.commit()
@@ -134,10 +141,10 @@ async def test_engine_sessions_keep_attributes_after_a_commit(lambda_handler: La
 async def test_loading_a_relationship_lazily_raises(customers: Any) -> None:
     async with AsyncSession(customers) as session:
         customer = await session.get_one(Customer, 1)
-        missing_greenlet(lambda: customer.notes)
+        assert_missing_greenlet(lambda: customer.notes)
     async with AsyncSession(customers) as session:
-        loaded = select(Customer).options(selectinload(Customer.notes))
-        customer = (await session.scalars(loaded)).one()
+        query = select(Customer).options(selectinload(Customer.notes))
+        customer = (await session.scalars(query)).one()
         assert [note.id for note in customer.notes] == [1]
 
 
@@ -159,32 +166,30 @@ def test_a_password_in_a_url_must_be_percent_encoded() -> None:
 
 
 async def test_any_password_works_without_a_url(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, own_admin: PgConnection
 ) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     for password in PASSWORDS:
-        await roles.set_password(admin, roles.APP, password)
+        await roles.set_password(own_admin, roles.APP, password)
         environment = own_stack.environment() | {"DB_PASS": password}
         set_environment(monkeypatch, environment)
         with ColdHandler() as invoke:
-            answer = await asyncio.to_thread(invoke, http_api("GET", "/orders/1"))
-            assert answer["statusCode"] == 200, password
-    await admin.close()
+            response = await asyncio.to_thread(invoke, http_api("GET", "/orders/1"))
+            assert response["statusCode"] == 200, password
 
 
 # --- QueuePool limit … timed out ---------------------------------------------------------------
 
 
 async def test_a_fully_checked_out_pool_times_out(stack: Stack) -> None:
-    exhausted = engine.create_engine(stack.settings(pool_timeout=0.1))
+    small_engine = engine.create_engine(stack.settings(pool_timeout=0.1))
     try:
-        async with exhausted.connect():
+        async with small_engine.connect():
             with pytest.raises(PoolTimeout, match=r"QueuePool limit of size 1 overflow 0 reached"):
-                await exhausted.connect()
-        async with exhausted.connect() as connection:
+                await small_engine.connect()
+        async with small_engine.connect() as connection:
             assert await connection.scalar(text("SELECT 1")) == 1
     finally:
-        await exhausted.dispose()
+        await small_engine.dispose()
 
 
 def test_an_exhausted_pool_is_503_with_retry_after(
@@ -192,15 +197,15 @@ def test_an_exhausted_pool_is_503_with_retry_after(
 ) -> None:
     set_environment(monkeypatch, stack.environment() | {"DB_POOL_TIMEOUT": "0.1"})
 
-    async def find_while_all_are_out(order_id: int) -> Any:
+    async def find_with_exhausted_pool(order_id: int) -> Any:
         async with engine.get_engine().connect():
             return await find(order_id)
 
     find = orders.find
     with ColdHandler() as invoke:
-        monkeypatch.setattr(orders, "find", find_while_all_are_out)
-        answer = invoke(http_api("GET", "/orders/1"))
-        assert (answer["statusCode"], answer["headers"]["retry-after"]) == (503, "1")
+        monkeypatch.setattr(orders, "find", find_with_exhausted_pool)
+        response = invoke(http_api("GET", "/orders/1"))
+        assert (response["statusCode"], response["headers"]["retry-after"]) == (503, "1")
         monkeypatch.setattr(orders, "find", find)
         assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
 
@@ -214,78 +219,77 @@ async def test_a_refused_connection_is_503_and_the_next_request_succeeds(
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer)) as fleet:
             bouncer.stop()
-            refused = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert refused.payload["statusCode"] == 503
-            assert refused.payload["headers"]["retry-after"] == "1"
+            rejected = await fleet.invoke(http_api("GET", "/orders/1"))
+            assert rejected.payload["statusCode"] == 503
+            assert rejected.payload["headers"]["retry-after"] == "1"
             bouncer.start()
             served = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert (served.payload["statusCode"], served.pid) == (200, refused.pid)
+            assert (served.payload["statusCode"], served.pid) == (200, rejected.pid)
 
 
-async def test_a_closed_connection_raises_and_is_replaced(stack: Stack) -> None:
-    runtime = engine.create_engine(stack.settings())
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def test_a_closed_connection_raises_and_is_replaced(
+    stack: Stack, admin: PgConnection
+) -> None:
+    async_engine = engine.create_engine(stack.settings())
     try:
-        async with runtime.connect() as connection:
+        async with async_engine.connect() as connection:
             pid = await connection.scalar(text("SELECT pg_backend_pid()"))
             await admin.execute("SELECT pg_terminate_backend($1, 5000)", pid)
-            # Which of the two depends on how much of the server's message the loop has read by
-            # then.
+            # The message depends on how much of the server's message was already read.
             with pytest.raises(
                 DBAPIError, match=r"closed|another operation .* in progress"
-            ) as raised:
+            ) as error_info:
                 await connection.execute(text("SELECT 1"))
-            assert classify(raised.value).retryable
-        async with runtime.connect() as connection:
+            assert classify(error_info.value).retryable
+        async with async_engine.connect() as connection:
             assert await connection.scalar(text("SELECT pg_backend_pid()")) != pid
     finally:
-        await admin.close()
-        await runtime.dispose()
+        await async_engine.dispose()
 
 
-async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(stack: Stack) -> None:
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
+async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(
+    stack: Stack, admin: PgConnection
+) -> None:
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer)) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
             [server] = [row for row in bouncer.show("SERVERS") if row["user"] == roles.APP]
             await admin.execute("SELECT pg_terminate_backend($1, 5000)", server["remote_pid"])
-            answer = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert answer.payload["statusCode"] == 200
-    await admin.close()
+            result = await fleet.invoke(http_api("GET", "/orders/1"))
+            assert result.payload["statusCode"] == 200
 
 
 # --- Common questions ----------------------------------------------------------------------------
 
 
-async def test_a_synchronous_engine_shares_nothing_with_this_one(stack: Stack) -> None:
-    runtime = engine.create_engine(stack.settings())
-    blocking = create_engine(psycopg_url(stack.settings()))
+async def test_a_synchronous_engine_shares_nothing_with_the_async_one(stack: Stack) -> None:
+    async_engine = engine.create_engine(stack.settings())
+    sync_engine = create_engine(psycopg_url(stack.settings()))
     try:
-        with blocking.connect() as connection:
-            theirs = connection.scalar(text("SELECT pg_backend_pid()"))
-        async with runtime.connect() as ours:
-            assert await ours.scalar(text("SELECT pg_backend_pid()")) != theirs
-        assert blocking.pool is not runtime.pool
+        with sync_engine.connect() as sync_connection:
+            sync_pid = sync_connection.scalar(text("SELECT pg_backend_pid()"))
+        async with async_engine.connect() as connection:
+            assert await connection.scalar(text("SELECT pg_backend_pid()")) != sync_pid
+        assert sync_engine.pool is not async_engine.pool
     finally:
-        blocking.dispose()
-        await runtime.dispose()
+        sync_engine.dispose()
+        await async_engine.dispose()
 
 
 async def test_echo_logs_customer_data_and_this_engine_does_not(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    verbose = create_async_engine(
+    stock_engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=connector(stack.settings()), echo=True
     )
-    ours = engine.create_engine(stack.settings(), echo=True)
+    engine_under_test = engine.create_engine(stack.settings(), echo=True)
     query, value = text("SELECT CAST(:value AS text)"), {"value": "Crimson Candles"}
-    for each in (verbose, ours):
+    for engine_to_check in (stock_engine, engine_under_test):
         caplog.clear()
-        async with each.connect() as connection:
+        async with engine_to_check.connect() as connection:
             await connection.execute(query, value)
-        assert ("Crimson Candles" in caplog.text) == (each is verbose)
-        await each.dispose()
+        assert ("Crimson Candles" in caplog.text) == (engine_to_check is stock_engine)
+        await engine_to_check.dispose()
 
 
 # --- Prewarming ----------------------------------------------------------------------------------
@@ -295,11 +299,10 @@ async def test_all_pool_connections_are_opened_at_startup(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
-        wanted = {"DB_PREWARM": "required", "DB_POOL_SIZE": "5"}
-        set_environment(monkeypatch, stack.environment(bouncer) | wanted)
+        settings = {"DB_PREWARM": "required", "DB_POOL_SIZE": "5"}
+        set_environment(monkeypatch, stack.environment(bouncer) | settings)
         with ColdHandler():
-            clients = [row for row in bouncer.show("CLIENTS") if row["user"] == roles.APP]
-            assert len(clients) == 5
+            assert len(app_clients(bouncer)) == 5
             assert engine.get_engine().pool.checkedin() == 5  # type: ignore[attr-defined]  # it is a QueuePool
 
 
@@ -318,8 +321,8 @@ async def test_a_failed_prewarm_is_logged_or_stops_the_start(
             assert first.payload["statusCode"] == 200
             assert "pre-warm failed" in (tmp_path / "sandbox-1.log").read_text()
             bouncer.start()
-            again = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert again.payload["statusCode"] == 200
+            second = await fleet.invoke(http_api("GET", "/orders/1"))
+            assert second.payload["statusCode"] == 200
 
 
 # --- As a long-running service -------------------------------------------------------------------
@@ -349,24 +352,21 @@ async def test_uvicorn_serves_the_app_and_closes_the_pool_at_exit(stack: Stack) 
             text=True,
         )
 
-        def clients() -> int:
-            return len([row for row in bouncer.show("CLIENTS") if row["user"] == roles.APP])
-
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 assert (await client.get("/health")).status_code == 200
-                assert clients() == 10  # before any query
-                answers = await asyncio.gather(*(client.get("/orders/1") for _ in range(100)))
-                assert {answer.status_code for answer in answers} == {200}
-                assert 10 <= clients() <= 15
+                assert len(app_clients(bouncer)) == 10  # before any query
+                responses = await asyncio.gather(*(client.get("/orders/1") for _ in range(100)))
+                assert {response.status_code for response in responses} == {200}
+                assert 10 <= len(app_clients(bouncer)) <= 15
         finally:
             service.terminate()
             output, _ = service.communicate(timeout=20)
         assert "Traceback" not in output
-        assert clients() == 0
+        assert not app_clients(bouncer)
         closed = [
             line for line in bouncer.log_since_start().splitlines() if f"/{roles.APP}@" in line
         ]
         assert not [line for line in closed if "unexpected eof" in line]
         assert [line for line in closed if "client close request" in line]
-        assert json.loads(answers[0].text)["id"] == 1
+        assert json.loads(responses[0].text)["id"] == 1

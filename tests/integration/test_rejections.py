@@ -1,4 +1,4 @@
-"""A database that rejects requests, from overload or misconfiguration, is answered by the table."""
+"""Requests that the database rejects have the documented status, and the service recovers."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from infra.local.fleet import Fleet
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import administrator, log_lines
+from tests.conftest import PgConnection, administrator, log_lines
 from tests.events import http_api
 from tests.integration.failing_fleet import READ, LoggedFleet, outcome, write
 
@@ -51,16 +51,15 @@ async def test_a_full_pgbouncer_is_503_without_a_retry(
     stack: Stack, tmp_path: Path, settings: dict[str, str | int], cause: str, retry_after: str
 ) -> None:
     with stack.another_pgbouncer(settings=settings) as bouncer:
-        busy = await connector(stack.settings(through=bouncer))()
+        other_client = await connector(stack.settings(through=bouncer))()
         async with LoggedFleet(stack.environment(bouncer), tmp_path) as fleet:
-            # A cold start on a busy machine takes longer than the limits of the other client's
-            # transaction.
+            # A cold start during the other client's transaction could outlast that transaction.
             assert outcome(await fleet.invoke(HEALTH)) == (200, None)
-            async with busy.transaction():
-                await busy.execute("SELECT 1")
-                answer = await fleet.invoke(READ)
-            await busy.close()
-            assert outcome(answer) == (503, retry_after)
+            async with other_client.transaction():
+                await other_client.execute("SELECT 1")
+                result = await fleet.invoke(READ)
+            await other_client.close()
+            assert outcome(result) == (503, retry_after)
             assert fleet.attempts == 1
             assert cause in fleet.last["cause"]
             assert await fleet.recovers()
@@ -70,14 +69,14 @@ async def test_a_postgres_out_of_connections_is_503_without_a_retry(
     own_stack: Stack, tmp_path: Path
 ) -> None:
     direct = {"DB_PORT": str(own_stack.postgres.port), "DB_SSLMODE": "disable"}
-    # The application's own limit is lower.
+    # As the owner, because the application role has a lower connection limit.
     password = own_stack.settings(user=roles.OWNER).password.get_secret_value()
     owner = {"user": roles.OWNER, "password": password, "database": DATABASE}
     login = {**own_stack.postgres.admin, **owner}
     holders = [await asyncpg.connect(**login) for _ in range(17)]
     async with LoggedFleet(own_stack.environment() | direct, tmp_path) as fleet:
-        answer = await fleet.invoke(READ)
-        assert outcome(answer) == (503, "2")
+        result = await fleet.invoke(READ)
+        assert outcome(result) == (503, "2")
         assert fleet.attempts == 1
         assert fleet.last["sqlstate"] == "53300"
         for holder in holders:
@@ -98,14 +97,14 @@ async def test_a_stopped_postgres_behind_pgbouncer_is_503_without_a_retry(
         assert fleet.last["cause"] == "PgBouncer cannot reach Postgres"
         own_stack.postgres.start()
         async with asyncio.timeout(5):
-            while not await fleet.recovers():  # server_login_retry
+            while not await fleet.recovers():  # PgBouncer waits for server_login_retry
                 pass
 
 
 async def test_a_standby_in_place_of_the_primary_serves_reads_only(
     own_stack: Stack, tmp_path: Path
 ) -> None:
-    """As between a failover and the DNS update."""
+    """This happens between a failover and the update of the DNS name."""
     postgres = own_stack.postgres
     postgres.stop()
     postgres.account.write(postgres.data / "standby.signal", "")
@@ -124,21 +123,20 @@ async def test_a_standby_in_place_of_the_primary_serves_reads_only(
 # --- Rejected logins -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "through PgBouncer"])
+@pytest.mark.parametrize("path", ["direct", "through PgBouncer"])
 async def test_a_wrong_password_is_503_without_a_retry_until_fixed(
-    own_stack: Stack, tmp_path: Path, way: str
+    own_stack: Stack, tmp_path: Path, path: str
 ) -> None:
     direct = {"DB_PORT": str(own_stack.postgres.port), "DB_SSLMODE": "disable"}
-    environment = own_stack.environment() | (direct if way == "direct" else {})
+    environment = own_stack.environment() | (direct if path == "direct" else {})
     async with LoggedFleet(environment | {"DB_PASS": "the new one"}, tmp_path) as fleet:
-        answer = await fleet.invoke(READ)
-        assert outcome(answer) == (503, "1")
+        result = await fleet.invoke(READ)
+        assert outcome(result) == (503, "1")
         assert fleet.attempts == 1
-        assert fleet.last["sqlstate"] == ("28P01" if way == "direct" else "08P01")
+        assert fleet.last["sqlstate"] == ("28P01" if path == "direct" else "08P01")
         assert "the new one" not in json.dumps(fleet.last)
-        admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-        await roles.set_password(admin, APP, "the new one")
-        await admin.close()
+        async with administrator(own_stack) as admin:
+            await roles.set_password(admin, APP, "the new one")
         assert await fleet.recovers()
 
 
@@ -178,20 +176,20 @@ async def test_an_invalid_certificate_is_503_without_a_retry_until_fixed(
         OUR_CA.cert_pem.write_to_path(str(tmp_path / "ours.pem"))
         environment = stack.environment(bouncer) | {"DB_SSLROOTCERT": str(tmp_path / "ours.pem")}
         async with LoggedFleet(environment, tmp_path) as fleet:
-            await present(bouncer, certificate)
-            answer = await fleet.invoke(READ)
-            assert outcome(answer) == (503, "1")
-            assert answer.payload["headers"]["content-type"] == PROBLEM
+            await use_certificate(bouncer, certificate)
+            result = await fleet.invoke(READ)
+            assert outcome(result) == (503, "1")
+            assert result.payload["headers"]["content-type"] == PROBLEM
             assert fleet.attempts == 1
             assert re.match(f"TLS with the server failed: .*{cause}", fleet.last["cause"])
             assert hint in fleet.last["hint"]
             assert len((tmp_path / "sandbox-1.log").read_text().splitlines()) == 1
-            await present(bouncer, OUR_CA.issue_cert("127.0.0.1"))
+            await use_certificate(bouncer, OUR_CA.issue_cert("127.0.0.1"))
             assert await fleet.recovers()
 
 
-async def present(bouncer: PgBouncer, certificate: trustme.LeafCert | None) -> None:
-    """Make it present `certificate`, or a self-signed one."""
+async def use_certificate(bouncer: PgBouncer, certificate: trustme.LeafCert | None) -> None:
+    """Restart PgBouncer with `certificate`, or with a self-signed one."""
     if certificate is None:
         chain, key = OTHER_CA.cert_pem, OTHER_CA.private_key_pem
     else:
@@ -221,14 +219,14 @@ async def test_a_failed_password_lookup_is_named_as_the_cause(
 async def test_every_cold_sandbox_gets_503_while_postgres_is_down(
     own_stack: Stack, tmp_path: Path
 ) -> None:
-    """The first waits while PgBouncer connects, and gives up before it reports the failure."""
+    """The first sandbox gives up before PgBouncer reports that it cannot connect."""
     logs = [tmp_path / f"sandbox-{number}.log" for number in (1, 2, 3)]
     with own_stack.another_pgbouncer() as bouncer:
         own_stack.postgres.stop()
         async with Fleet(own_stack.environment(bouncer), concurrency=3, logs=tmp_path) as fleet:
-            answers = await asyncio.gather(*(fleet.invoke(READ) for _ in range(3)))
-        assert {answer.payload["statusCode"] for answer in answers} == {503}
-        lines = [line for log in logs for line in log_lines(log.read_text())]
+            results = await asyncio.gather(*(fleet.invoke(READ) for _ in range(3)))
+        assert {result.payload["statusCode"] for result in results} == {503}
+        lines = [line for path in logs for line in log_lines(path.read_text())]
         assert len(lines) == 3
         assert all("Postgres" in line["hint"] for line in lines), lines
 
@@ -243,8 +241,8 @@ async def test_a_value_the_driver_cannot_send_is_500_and_releases_its_connection
     with stack.another_pgbouncer(settings={"default_pool_size": 1}) as bouncer:
         function = "tests.runtime.functions.unbounded"
         async with LoggedFleet(stack.environment(bouncer), tmp_path, handler=function) as fleet:
-            bad = await fleet.invoke(http_api("GET", "/orders/2"))
-            assert outcome(bad) == (500, None)
+            result = await fleet.invoke(http_api("GET", "/orders/2"))
+            assert outcome(result) == (500, None)
             assert fleet.attempts == 1
             assert fleet.last["sqlstate"] == "22000"
             [pool] = [row for row in bouncer.show("POOLS") if row["user"] == APP]
@@ -259,36 +257,35 @@ async def test_an_exhausted_pool_is_503_without_a_retry(stack: Stack, tmp_path: 
     environment = stack.environment() | {"DB_POOL_TIMEOUT": "0.2"}
     function = "tests.runtime.functions.greedy"
     async with LoggedFleet(environment, tmp_path, handler=function) as fleet:
-        answer = await fleet.invoke(http_api("GET", "/orders/2"))
-        assert outcome(answer) == (503, "1")
+        result = await fleet.invoke(http_api("GET", "/orders/2"))
+        assert outcome(result) == (503, "1")
         assert fleet.attempts == 1
         assert "DB_POOL_SIZE" in fleet.last["hint"]
         assert await fleet.recovers()
 
 
 async def test_two_hundred_orders_are_created_once_each_while_pgbouncer_restarts(
-    own_stack: Stack, tmp_path: Path
+    own_stack: Stack, tmp_path: Path, own_admin: PgConnection
 ) -> None:
     keys = [f"ledger-{number}" for number in range(200)]
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    before = await admin.fetchval("SELECT count(*) FROM orders")
+    before = await own_admin.fetchval("SELECT count(*) FROM orders")
     sent: list[str] = []
-    answered: dict[str, Any] = {}
+    order_ids: dict[str, Any] = {}
 
     async def place(fleet: Fleet, key: str) -> bool:
         sent.append(key)
-        answer = await fleet.invoke(write(key))
-        if outcome(answer) == (503, "1"):
+        result = await fleet.invoke(write(key))
+        if outcome(result) == (503, "1"):
             await asyncio.sleep(0.2)  # a caller's backoff
             return False
-        assert outcome(answer) == (201, None)
-        answered[key] = json.loads(answer.payload["body"])["id"]
+        assert outcome(result) == (201, None)
+        order_ids[key] = json.loads(result.payload["body"])["id"]
         return True
 
-    async def interfere() -> None:
+    async def restart_repeatedly() -> None:
         bouncer = own_stack.pgbouncer
-        for wanted in (20, 50, 80, 110, 140):
-            while len(sent) < wanted:
+        for count in (20, 50, 80, 110, 140):
+            while len(sent) < count:
                 await asyncio.sleep(0.002)
             assert bouncer.process is not None
             os.kill(bouncer.process.pid, signal.SIGKILL)
@@ -297,19 +294,18 @@ async def test_two_hundred_orders_are_created_once_each_while_pgbouncer_restarts
             await asyncio.to_thread(bouncer.start)
 
     async with Fleet(own_stack.environment(), concurrency=4, logs=tmp_path) as fleet:
-        disturbing = asyncio.create_task(interfere())
-        rest = iter(keys)
+        restarts = asyncio.create_task(restart_repeatedly())
+        remaining_keys = iter(keys)
 
-        async def work() -> None:
-            for key in rest:
+        async def place_remaining() -> None:
+            for key in remaining_keys:
                 await place(fleet, key)
 
-        await asyncio.gather(*(work() for _ in range(4)))
-        await asyncio.wait_for(disturbing, 30)
-        for key in [key for key in keys if key not in answered]:
+        await asyncio.gather(*(place_remaining() for _ in range(4)))
+        await asyncio.wait_for(restarts, 30)
+        for key in [key for key in keys if key not in order_ids]:
             assert await place(fleet, key), key
-    rows = await admin.fetch("SELECT order_id FROM order_requests WHERE key LIKE 'ledger-%'")
-    assert sorted(row["order_id"] for row in rows) == sorted(answered.values())
-    assert len(set(answered.values())) == len(keys)
-    assert await admin.fetchval("SELECT count(*) FROM orders") == before + len(keys)
-    await admin.close()
+    rows = await own_admin.fetch("SELECT order_id FROM order_requests WHERE key LIKE 'ledger-%'")
+    assert sorted(row["order_id"] for row in rows) == sorted(order_ids.values())
+    assert len(set(order_ids.values())) == len(keys)
+    assert await own_admin.fetchval("SELECT count(*) FROM orders") == before + len(keys)

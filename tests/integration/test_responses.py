@@ -1,4 +1,4 @@
-"""An error in the application is a 500 with a log line, and responses are encoded correctly."""
+"""An application error has status 500 and a log line, and responses are encoded correctly."""
 
 import asyncio
 import json
@@ -75,21 +75,21 @@ async def not_utf_8(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def invoke(app: Any, event: dict[str, Any]) -> dict[str, Any]:
-    """Run it on a thread with its own loop, as on Lambda."""
-    function = LambdaHandler(app)
+    """Invoke a new handler for the app, and close its event loop."""
+    handler = LambdaHandler(app)
     try:
-        return dict(function(event, None))
+        return dict(handler(event, None))
     finally:
-        function.loop.close()
+        handler.loop.close()
         asyncio.set_event_loop(None)
 
 
-services = pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.__name__)
+each_service = pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
 
 
-@services
+@each_service
 @pytest.mark.parametrize(
-    ("app", "path", "named"),
+    ("app", "path", "error_name"),
     [
         (app, "/not-latin-1", "UnicodeEncodeError"),
         (app, "/half", "LookupError"),
@@ -102,24 +102,26 @@ services = pytest.mark.parametrize("event", events.ALL, ids=lambda build: build.
     ],
 )
 def test_an_application_error_is_500_and_logged(
-    event: Callable[..., dict[str, Any]],
+    build: Callable[..., dict[str, Any]],
     app: Any,
     path: str,
-    named: str,
+    error_name: str,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer = invoke(app, event("GET", path))
-    assert answer["statusCode"] == 500
-    assert json.loads(answer["body"])["detail"] == "An internal error occurred."
-    assert "application/problem+json" in str(answer.get("headers") or answer["multiValueHeaders"])
-    assert "secret" not in str(answer)
+    response = invoke(app, build("GET", path))
+    assert response["statusCode"] == 500
+    assert json.loads(response["body"])["detail"] == "An internal error occurred."
+    assert "application/problem+json" in str(
+        response.get("headers") or response["multiValueHeaders"]
+    )
+    assert "secret" not in str(response)
     [line] = log_lines(capsys.readouterr().out)
-    assert (line["outcome"], line["status"], line["cause"]) == ("failed", 500, named)
-    assert named in caplog.text  # with its traceback
+    assert (line["outcome"], line["status"], line["cause"]) == ("failed", 500, error_name)
+    assert error_name in caplog.text  # with its traceback
 
 
-def test_an_error_without_problem_documents_is_logged_too(
+def test_an_error_is_logged_without_problem_documents(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = FastAPI()
@@ -130,25 +132,25 @@ def test_an_error_without_problem_documents_is_logged_too(
     assert "ValueError" in caplog.text
 
 
-@services
-def test_a_latin_1_header_is_preserved(event: Callable[..., dict[str, Any]]) -> None:
-    answer = invoke(app, event("GET", "/latin-1"))
-    assert answer["statusCode"] == 200
-    headers = answer.get("headers") or answer["multiValueHeaders"]
+@each_service
+def test_a_latin_1_header_is_preserved(build: Callable[..., dict[str, Any]]) -> None:
+    response = invoke(app, build("GET", "/latin-1"))
+    assert response["statusCode"] == 200
+    headers = response.get("headers") or response["multiValueHeaders"]
     assert headers["x-name"] in ("Zoë", ["Zoë"])
 
 
 def test_an_error_after_the_response_keeps_it_and_is_logged(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = invoke(app, events.http_api("GET", "/afterwards"))
-    assert (answer["statusCode"], answer["body"]) == (200, "done")
+    response = invoke(app, events.http_api("GET", "/afterwards"))
+    assert (response["statusCode"], response["body"]) == (200, "done")
     [line] = log_lines(capsys.readouterr().out)
     assert line["cause"] == "LookupError"
     assert "LookupError" in caplog.text
 
 
-TEXT = [
+TEXT_MEDIA_TYPES = [
     *("text/html", "text/plain; charset=utf-8", "text/csv", "application/json"),
     *("application/javascript", "application/xml", "application/vnd.api+json"),
     *("application/vnd.oai.openapi", "application/problem+json", "application/hal+json"),
@@ -156,24 +158,24 @@ TEXT = [
 ]
 
 
-@services
-@pytest.mark.parametrize("kind", TEXT)
-def test_text_is_not_base64(event: Callable[..., dict[str, Any]], kind: str) -> None:
-    async def says(scope: Scope, receive: Receive, send: Send) -> None:
-        await Response("Grün", media_type=kind)(scope, receive, send)
+@each_service
+@pytest.mark.parametrize("media_type", TEXT_MEDIA_TYPES)
+def test_text_is_not_base64_encoded(build: Callable[..., dict[str, Any]], media_type: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("Grün", media_type=media_type)(scope, receive, send)
 
-    answer = invoke(says, event("GET", "/"))
-    assert (answer["body"], answer["isBase64Encoded"]) == ("Grün", False)
+    response = invoke(app, build("GET", "/"))
+    assert (response["body"], response["isBase64Encoded"]) == ("Grün", False)
 
 
-@services
-@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
-def test_bytes_are_base64(event: Callable[..., dict[str, Any]], kind: str) -> None:
-    async def says(scope: Scope, receive: Receive, send: Send) -> None:
-        await Response(b"\xff\x00", media_type=kind)(scope, receive, send)
+@each_service
+@pytest.mark.parametrize("media_type", ["image/png", "application/octet-stream", "text/plain"])
+def test_bytes_are_base64_encoded(build: Callable[..., dict[str, Any]], media_type: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"\xff\x00", media_type=media_type)(scope, receive, send)
 
-    answer = invoke(says, event("GET", "/"))
-    assert (answer["body"], answer["isBase64Encoded"]) == ("/wA=", True)
+    response = invoke(app, build("GET", "/"))
+    assert (response["body"], response["isBase64Encoded"]) == ("/wA=", True)
 
 
 def test_mangum_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""What each role cannot do or keep, tried by someone who knows its password."""
+"""Someone who knows a role's password cannot exceed the role's rights or change its settings."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import pytest
 from handler.warm.database.connection import connector
 from infra.database import check, roles
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import administrator, wait_for_transports_closed
-from tests.integration.test_roles import connect, through_pooler
+from tests.conftest import PgConnection, administrator, wait_for_transports_closed
+from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 #: PgBouncer's message for a login without a verifier.
-REFUSED = r"authentication failed|no such user"
+LOGIN_REJECTED = r"authentication failed|no such user"
 
 
 async def differences(stack: Stack) -> list[str]:
@@ -20,22 +20,22 @@ async def differences(stack: Stack) -> list[str]:
 
 
 async def bootstrap_again(stack: Stack) -> None:
-    each = (roles.OWNER, roles.APP, roles.LOOKUP)
-    passwords = {role: stack.settings(user=role).password.get_secret_value() for role in each}
+    names = (roles.OWNER, roles.APP, roles.LOOKUP)
+    passwords = {role: stack.settings(user=role).password.get_secret_value() for role in names}
     await roles.bootstrap(stack.postgres.admin, DATABASE, passwords)
 
 
-async def application(stack: Stack, **more: Any) -> "asyncpg.Connection[Any]":
+async def connect_directly(stack: Stack, **options: Any) -> PgConnection:
     password = stack.settings().password.get_secret_value()
     login = {**stack.postgres.admin, "user": roles.APP, "password": password, "database": DATABASE}
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(**{**login, **more})
+    connection: PgConnection = await asyncpg.connect(**{**login, **options})
     return connection
 
 
 # --- Role settings -------------------------------------------------------------------------------
 
 
-async def test_the_roles_of_a_new_stack_are_as_installed(stack: Stack) -> None:
+async def test_the_roles_of_a_new_stack_have_no_differences(stack: Stack) -> None:
     assert await differences(stack) == []
 
 
@@ -76,7 +76,7 @@ async def test_roles_connect_only_to_the_database_their_settings_apply_to(
 ) -> None:
     password = stack.settings(user=role).password.get_secret_value()
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await application(stack, user=role, password=password, database=database)
+        await connect_directly(stack, user=role, password=password, database=database)
     await wait_for_transports_closed()
 
 
@@ -98,29 +98,24 @@ async def test_roles_connect_only_to_the_database_their_settings_apply_to(
     ],
 )
 async def test_the_application_role_has_no_other_rights(stack: Stack, statement: str) -> None:
-    connection = await connect(stack, roles.APP)
-    try:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(statement)
-    finally:
-        await connection.close()
+    await assert_forbidden(stack, roles.APP, statement)
 
 
 async def test_the_application_cannot_use_every_connection(own_stack: Stack) -> None:
-    """One client takes every connection it can; a migration and an administrator still connect."""
-    held: list[asyncpg.Connection[Any]] = []
+    """The owner and an administrator can still connect when the application uses its limit."""
+    connections: list[PgConnection] = []
 
-    async def take_all() -> None:
+    async def use_all_connections() -> None:
         while True:
-            held.append(await application(own_stack))
+            connections.append(await connect_directly(own_stack))
 
     with pytest.raises(asyncpg.TooManyConnectionsError):
-        await take_all()
-    others = [await connect(own_stack, roles.OWNER) for _ in range(roles.OTHERS)]
+        await use_all_connections()
+    owner_connections = [await connect(own_stack, roles.OWNER) for _ in range(roles.OTHERS)]
     async with administrator(own_stack) as admin:
-        assert len(held) == await roles.connection_limit(admin)
-    for each in [*held, *others]:
-        await each.close()
+        assert len(connections) == await roles.connection_limit(admin)
+    for connection in [*connections, *owner_connections]:
+        await connection.close()
     await wait_for_transports_closed()
 
 
@@ -135,7 +130,7 @@ async def test_a_role_without_login_cannot_connect_through_the_pooler(
     assert await through_pooler(own_stack, password) == roles.APP
     async with administrator(own_stack) as admin:
         await admin.execute(f"ALTER ROLE {roles.APP} {change}")
-        with pytest.raises(asyncpg.PostgresError, match=REFUSED):
+        with pytest.raises(asyncpg.PostgresError, match=LOGIN_REJECTED):
             await through_pooler(own_stack, password)
         await admin.execute(f"ALTER ROLE {roles.APP} LOGIN VALID UNTIL 'infinity'")
     assert await through_pooler(own_stack, password) == roles.APP
@@ -153,7 +148,7 @@ async def test_the_runbook_command_disconnects_connected_clients(own_stack: Stac
         console.execute(f"RESUME {DATABASE}")
     with pytest.raises((asyncpg.PostgresError, OSError, asyncpg.InterfaceError)):
         await connection.fetchval("SELECT 1")
-    with pytest.raises(asyncpg.PostgresError, match=REFUSED):
+    with pytest.raises(asyncpg.PostgresError, match=LOGIN_REJECTED):
         await connector(settings)()
     await wait_for_transports_closed()
 
@@ -168,8 +163,8 @@ async def test_a_database_name_cannot_inject_sql(own_stack: Stack, name: str) ->
     passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "p")
     async with administrator(own_stack) as admin:
         for role in passwords:
-            ours = roles.literal(f"warm-engine: {name}")
-            await admin.execute(f"COMMENT ON ROLE {role} IS {ours}")
+            comment = roles.literal(f"warm-engine: {name}")
+            await admin.execute(f"COMMENT ON ROLE {role} IS {comment}")
         await roles.bootstrap(own_stack.postgres.admin, name, passwords)
         assert await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name)
         assert not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = 'mallory'")

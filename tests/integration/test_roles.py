@@ -1,28 +1,12 @@
-"""Each role has exactly the rights it needs; the pooler stores no password but its own."""
-
-from typing import Any
+"""Each role has exactly the rights it needs, and the pooler stores only its own password."""
 
 import asyncpg
 import pytest
 
-from handler.warm.database.connection import connector
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import wait_for_transports_closed
-
-
-async def connect(stack: Stack, role: str) -> "asyncpg.Connection[Any]":
-    return await connector(stack.settings(user=role))()
-
-
-async def through_pooler(stack: Stack, password: str) -> str:
-    """Log in with `password` and return the user name."""
-    settings = stack.settings(through=stack.pgbouncer, password=password)
-    connection = await connector(settings)()
-    try:
-        return str(await connection.fetchval("SELECT current_user"))
-    finally:
-        await connection.close()
+from tests.conftest import PgConnection, wait_for_transports_closed
+from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 
 @pytest.mark.parametrize(
@@ -56,20 +40,15 @@ async def through_pooler(stack: Stack, password: str) -> str:
 async def test_no_role_has_more_rights_than_it_needs(
     stack: Stack, role: str, statement: str
 ) -> None:
-    connection = await connect(stack, role)
-    try:
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute(statement)
-    finally:
-        await connection.close()
+    await assert_forbidden(stack, role, statement)
 
 
 async def test_the_password_lookup_returns_one_verifier_and_no_administrator(stack: Stack) -> None:
     connection = await connect(stack, roles.LOOKUP)
     try:
-        found = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
-        assert len(found) == 1
-        assert found[0]["verifier"].startswith("SCRAM-SHA-256$4096:")
+        verifiers = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
+        assert len(verifiers) == 1
+        assert verifiers[0]["verifier"].startswith("SCRAM-SHA-256$4096:")
         for role in ("postgres", roles.OWNER, roles.LOOKUP, "nobody"):
             assert not await connection.fetch("SELECT * FROM pooler.lookup($1)", role)
     finally:
@@ -85,20 +64,20 @@ async def test_the_application_password_is_not_stored_on_the_pooler(stack: Stack
     assert password not in stack.pgbouncer.log_since_start() + stack.postgres.log_since_start()
 
 
-async def test_a_new_password_takes_effect_at_once(own_stack: Stack) -> None:
+async def test_a_new_password_takes_effect_at_once(
+    own_stack: Stack, own_admin: PgConnection
+) -> None:
     old = own_stack.settings().password.get_secret_value()
     assert await through_pooler(own_stack, old) == roles.APP
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
     try:
         for new in ("plain", "p@ss/w:rd#%20'\"\\? &=", "grün€\N{SNOWMAN}", "s" * 200):
-            await roles.set_password(admin, roles.APP, new)
+            await roles.set_password(own_admin, roles.APP, new)
             assert await through_pooler(own_stack, new) == roles.APP
             with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
                 await through_pooler(own_stack, old)
             assert new not in own_stack.postgres.log_since_start()
             old = new
     finally:
-        await admin.close()
         await wait_for_transports_closed()
 
 
@@ -123,14 +102,14 @@ async def test_a_second_database_is_rejected_without_harming_the_first(own_stack
 
 
 async def test_the_administrator_need_not_be_a_superuser(own_stack: Stack) -> None:
-    """As on a managed Postgres: an account that may create roles and databases, and no more."""
+    """On a managed Postgres the administrator may create roles and databases, but nothing else."""
     superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
     await superuser.execute("CREATE ROLE master LOGIN CREATEROLE CREATEDB PASSWORD 'm'")
-    # No longer granted to PUBLIC.
+    # CONNECT is no longer granted to PUBLIC.
     await superuser.execute("GRANT CONNECT ON DATABASE postgres TO master")
     for statement in (
         f"DROP DATABASE {DATABASE} WITH (FORCE)",
-        *[f"DROP ROLE {r}" for r in (roles.APP, roles.LOOKUP, roles.OWNER)],
+        *[f"DROP ROLE {role}" for role in (roles.APP, roles.LOOKUP, roles.OWNER)],
     ):
         await superuser.execute(statement)
     await superuser.close()

@@ -1,4 +1,4 @@
-"""Secrets appear in no log, object or process list, and caller input is never SQL."""
+"""Secrets appear in no log, object or process list, and caller input is never executed as SQL."""
 
 import json
 import logging
@@ -9,18 +9,18 @@ import boto3
 import psutil
 import pytest
 
-from handler.warm.database import engine
 from infra.database import roles
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
 from tests.conftest import Lambda
 from tests.events import http_api
+from tests.integration.engines import handler_engine
 from tests.integration.failing_fleet import READ, LoggedFleet, outcome
 
-WRONG = "Zq9~Xw'\"\\ /@%41"
-#: The most verbose loggers that Lambda's own client can be configured for.
-EVERYTHING = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
-ACCOUNT = {
+WRONG_PASSWORD = "Zq9~Xw'\"\\ /@%41"
+#: The most verbose configuration of Lambda's runtime interface client.
+DEBUG_LOGGING = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
+AWS_KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "s-e-c-r-e-t",
     "AWS_SESSION_TOKEN": "t-o-k-e-n",
@@ -28,28 +28,32 @@ ACCOUNT = {
 
 
 def passwords(stack: Stack) -> list[str]:
-    each = (roles.OWNER, roles.APP, roles.LOOKUP)
-    found = [stack.settings(user=role).password.get_secret_value() for role in each]
-    return [*found, stack.postgres.password]
+    """Return the passwords of all roles."""
+    names = (roles.OWNER, roles.APP, roles.LOOKUP)
+    of_roles = [stack.settings(user=role).password.get_secret_value() for role in names]
+    return [*of_roles, stack.postgres.password]
 
 
 # --- Logs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["direct", "through PgBouncer"])
+@pytest.mark.parametrize("path", ["direct", "through PgBouncer"])
 async def test_a_failed_login_is_logged_without_the_password_at_any_level(
-    own_stack: Stack, tmp_path: Path, way: str
+    own_stack: Stack, tmp_path: Path, path: str
 ) -> None:
-    """Neither on the other side, at any verbosity."""
+    """The logs of PgBouncer and Postgres do not contain it either."""
     with own_stack.another_pgbouncer(settings={"verbose": 3}) as bouncer:
-        login = own_stack.environment(bouncer, direct=way == "direct") | {"DB_PASS": WRONG}
-        async with LoggedFleet(login | EVERYTHING, tmp_path) as fleet:
+        login = own_stack.environment(bouncer, direct=path == "direct") | {
+            "DB_PASS": WRONG_PASSWORD
+        }
+        async with LoggedFleet(login | DEBUG_LOGGING, tmp_path) as fleet:
             assert outcome(await fleet.invoke(READ)) == (503, "1")
             assert fleet.last["cause"] == "authentication failed"
         log = (tmp_path / "sandbox-1.log").read_text()
         assert '"level": "DEBUG"' in log
         assert (
-            WRONG[:6] not in log + bouncer.log_since_start() + own_stack.postgres.log_since_start()
+            WRONG_PASSWORD[:6]
+            not in log + bouncer.log_since_start() + own_stack.postgres.log_since_start()
         )
 
 
@@ -59,15 +63,17 @@ async def test_an_aws_credential_is_never_logged_at_any_level(
 ) -> None:
     """botocore's DEBUG lines quote whole responses and the signatures of tokens."""
     arn = boto3.client("secretsmanager").create_secret(
-        Name="app", SecretString=json.dumps({"password": WRONG})
+        Name="app", SecretString=json.dumps({"password": WRONG_PASSWORD})
     )["ARN"]
     login = {"DB_AUTH": auth, "DB_SECRET_ARN": arn, "AWS_ENDPOINT_URL": aws}
-    async with LoggedFleet(stack.environment() | ACCOUNT | EVERYTHING | login, tmp_path) as fleet:
+    async with LoggedFleet(
+        stack.environment() | AWS_KEYS | DEBUG_LOGGING | login, tmp_path
+    ) as fleet:
         assert outcome(await fleet.invoke(READ)) == (503, "1")
         assert fleet.last["cause"] == "authentication failed"
     log = (tmp_path / "sandbox-1.log").read_text()
     assert '"level": "DEBUG"' in log
-    for secret in (WRONG[:6], ACCOUNT["AWS_SECRET_ACCESS_KEY"], "t-o-k-e-n", "Signature"):
+    for secret in (WRONG_PASSWORD[:6], AWS_KEYS["AWS_SECRET_ACCESS_KEY"], "t-o-k-e-n", "Signature"):
         assert secret not in log, secret
 
 
@@ -80,15 +86,19 @@ async def test_the_engine_and_its_objects_reveal_no_password(
     caplog.set_level(logging.DEBUG, "sqlalchemy")  # its pool logs each connection
     settings = stack.settings()
     password = settings.password.get_secret_value()
-    runtime = engine.create_engine(settings, isolation_level="AUTOCOMMIT")
-    try:
-        async with runtime.connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-            for each in (settings, runtime, runtime.url, runtime.pool, connection, raw):
-                assert password not in f"{each!r}{each}"
-        assert password not in runtime.url.render_as_string(hide_password=False)
-    finally:
-        await runtime.dispose()
+    async with handler_engine(settings) as warm_engine:
+        async with warm_engine.connect() as connection:
+            driver_connection = (await connection.get_raw_connection()).driver_connection
+            for item in (
+                settings,
+                warm_engine,
+                warm_engine.url,
+                warm_engine.pool,
+                connection,
+                driver_connection,
+            ):
+                assert password not in f"{item!r}{item}"
+        assert password not in warm_engine.url.render_as_string(hide_password=False)
     assert "Created new connection" in caplog.text
     assert password not in caplog.text
 
@@ -97,18 +107,21 @@ async def test_the_engine_and_its_objects_reveal_no_password(
 
 
 async def test_no_process_has_a_password_on_its_command_line(stack: Stack) -> None:
-    """Every user of the machine can read it. The servers' environments have none either."""
+    """Every user can read command lines. The servers' environments contain no password either."""
     async with Fleet(stack.environment(), concurrency=2) as fleet:
-        answer = await fleet.invoke(READ)
-        assert answer.payload["statusCode"] == 200
-        seen = {each.pid: str(each.info["cmdline"]) for each in psutil.process_iter(["cmdline"])}
+        result = await fleet.invoke(READ)
+        assert result.payload["statusCode"] == 200
+        command_lines = {
+            process.pid: str(process.info["cmdline"])
+            for process in psutil.process_iter(["cmdline"])
+        }
     assert stack.postgres.process
     assert stack.pgbouncer.process
     servers = [stack.postgres.process.pid, stack.pgbouncer.process.pid]
-    assert {*servers, answer.pid} <= seen.keys()
+    assert {*servers, result.pid} <= command_lines.keys()
     environments = [str(psutil.Process(pid).environ()) for pid in servers]
     for password in passwords(stack):
-        assert password not in "".join([*seen.values(), *environments])
+        assert password not in "".join([*command_lines.values(), *environments])
 
 
 # --- Values are never SQL ------------------------------------------------------------------------
@@ -125,10 +138,10 @@ NAMES = [
 def test_text_that_looks_like_sql_is_stored_unchanged(lambda_handler: Lambda, name: str) -> None:
     key, status = f"{name[:20]}{uuid.uuid4()}", name[:32]
     body = json.dumps({"customer_name": name, "status": status})
-    for _ in range(2):  # the second finds its key
-        placed = lambda_handler(http_api("POST", "/orders", body=body, idempotency_key=key))
-        assert placed["statusCode"] == 201
-    order = json.loads(placed["body"])
+    for _ in range(2):  # the second request is a replay
+        created = lambda_handler(http_api("POST", "/orders", body=body, idempotency_key=key))
+        assert created["statusCode"] == 201
+    order = json.loads(created["body"])
     read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
     assert json.loads(read["body"]) == order
     assert (order["customer_name"], order["status"]) == (name, status)
@@ -137,5 +150,5 @@ def test_text_that_looks_like_sql_is_stored_unchanged(lambda_handler: Lambda, na
 async def test_a_status_that_looks_like_sql_selects_only_that_status(
     lambda_handler: Lambda,
 ) -> None:
-    answer = lambda_handler(http_api("GET", "/orders", "status=%27+OR+%271%27%3D%271"))
-    assert {each["status"] for each in json.loads(answer["body"])["orders"]} <= {NAMES[1]}
+    response = lambda_handler(http_api("GET", "/orders", "status=%27+OR+%271%27%3D%271"))
+    assert {order["status"] for order in json.loads(response["body"])["orders"]} <= {NAMES[1]}

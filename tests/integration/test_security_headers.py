@@ -1,4 +1,4 @@
-"""Security headers of every response, and redirects that ignore caller input."""
+"""Every response has security headers, and redirects ignore caller input."""
 
 import json
 import re
@@ -25,64 +25,64 @@ from tests.events import http_api
 def test_responses_disable_sniffing_and_caching(
     lambda_handler: Lambda, method: str, path: str, body: str, status: int
 ) -> None:
-    answer = lambda_handler(http_api(method, path, body=body, idempotency_key="browsers"))
-    assert answer["statusCode"] == status
-    assert answer["headers"]["x-content-type-options"] == "nosniff"
-    assert answer["headers"]["cache-control"] == "no-store"
+    response = lambda_handler(http_api(method, path, body=body, idempotency_key="browsers"))
+    assert response["statusCode"] == status
+    assert response["headers"]["x-content-type-options"] == "nosniff"
+    assert response["headers"]["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("claimed", ["20000", "99999999999", None])
+@pytest.mark.parametrize("content_length", ["20000", "99999999999", None])
 def test_an_oversized_body_gets_a_problem_document_despite_a_false_length(
-    lambda_handler: Lambda, claimed: str | None
+    lambda_handler: Lambda, content_length: str | None
 ) -> None:
     event = http_api("POST", "/orders", body="x" * 20_000, idempotency_key="large")
-    if claimed is not None:
-        event["headers"]["content-length"] = claimed
-    answer = lambda_handler(event)
-    assert answer["statusCode"] == 413
-    assert answer["headers"]["content-type"] == "application/problem+json"
-    assert json.loads(answer["body"])["status"] == 413
+    if content_length is not None:
+        event["headers"]["content-length"] = content_length
+    response = lambda_handler(event)
+    assert response["statusCode"] == 413
+    assert response["headers"]["content-type"] == "application/problem+json"
+    assert json.loads(response["body"])["status"] == 413
 
 
 @pytest.mark.parametrize("path", ["/orders/", "/orders/1/", "/health/", "//evil.example/"])
 def test_redirects_ignore_caller_supplied_host_headers(lambda_handler: Lambda, path: str) -> None:
-    answer = lambda_handler(
+    response = lambda_handler(
         http_api("GET", path, host="evil.example", x_forwarded_proto="javascript")
     )
-    assert answer["statusCode"] in (307, 404)
-    location = answer["headers"].get("location", "/")
+    assert response["statusCode"] in (307, 404)
+    location = response["headers"].get("location", "/")
     assert location.startswith("/")
     assert not location.startswith("//")
 
 
-@pytest.mark.parametrize(("requested", "status"), [({}, 404), ({"API_DOCS": "on"}, 200)])
+@pytest.mark.parametrize(("variables", "status"), [({}, 404), ({"API_DOCS": "on"}, 200)])
 async def test_on_lambda_documentation_pages_are_off_by_default(
-    stack: Stack, requested: dict[str, str], status: int
+    stack: Stack, variables: dict[str, str], status: int
 ) -> None:
-    async with Fleet(stack.environment() | requested) as fleet:
+    async with Fleet(stack.environment() | variables) as fleet:
         for path in ("/docs", "/redoc"):
-            answer = await fleet.invoke(http_api("GET", path))
-            assert answer.payload["statusCode"] == status
+            result = await fleet.invoke(http_api("GET", path))
+            assert result.payload["statusCode"] == status
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 def test_documentation_pages_pin_cdn_scripts_by_hash(lambda_handler: Lambda, path: str) -> None:
     page = lambda_handler(http_api("GET", path))["body"]
-    loaded = re.findall(r"<(?:script|link)\b[^>]*(?:src|href)=\"https?:[^>]*>", page)
-    assert len(loaded) == (2 if path == "/docs" else 1)
-    for tag in loaded:
+    tags = re.findall(r"<(?:script|link)\b[^>]*(?:src|href)=\"https?:[^>]*>", page)
+    assert len(tags) == (2 if path == "/docs" else 1)
+    for tag in tags:
         assert re.search(r"@\d+\.\d+\.\d+/", tag), tag
         assert re.search(r'integrity="sha384-[A-Za-z0-9+/]{64}" crossorigin="anonymous"', tag), tag
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["headers", "multi-value headers"])
+@pytest.mark.parametrize("multi_value", [False, True], ids=["headers", "multi-value headers"])
 def test_responses_without_a_route_disable_sniffing_and_caching(
-    lambda_handler: Lambda, several: bool
+    lambda_handler: Lambda, multi_value: bool
 ) -> None:
     event = {"requestContext": {"connectionId": "c", "eventType": "CONNECT", "apiId": "a"}}
-    answer = lambda_handler(event | ({"multiValueHeaders": {}} if several else {}))
-    assert answer["statusCode"] == 400
-    assert answer["headers"]["x-content-type-options"] == "nosniff"
-    assert answer["headers"]["cache-control"] == "no-store"
-    if several:
-        assert answer["multiValueHeaders"]["x-content-type-options"] == ["nosniff"]
+    response = lambda_handler(event | ({"multiValueHeaders": {}} if multi_value else {}))
+    assert response["statusCode"] == 400
+    assert response["headers"]["x-content-type-options"] == "nosniff"
+    assert response["headers"]["cache-control"] == "no-store"
+    if multi_value:
+        assert response["multiValueHeaders"]["x-content-type-options"] == ["nosniff"]

@@ -1,9 +1,9 @@
-"""Spans for connections and statements, in Lambda's trace and without values, if an SDK is
-configured."""
+"""With an OpenTelemetry SDK, connections and statements have spans, which contain no values."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -25,8 +25,6 @@ from tests.integration.failing_fleet import BLOCKED
 READ = http_api("GET", "/orders/1")
 SEGMENT = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
 TRACE, PARENT = int("5759e988bd862e3fe1be46a994272793", 16), int("53995c3f42cd8ad8", 16)
-#: Blocks every read until its transaction ends.
-LOCK = "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"
 
 
 class Context:
@@ -40,7 +38,7 @@ class Context:
 
 
 class TracedRuntime(ColdHandler):
-    """The handler with an SDK whose spans stay in memory."""
+    """The handler with an SDK that keeps its spans in memory."""
 
     def __init__(self, exporter: InMemorySpanExporter) -> None:
         self._exporter = exporter
@@ -50,16 +48,16 @@ class TracedRuntime(ColdHandler):
 
     def spans(self) -> list[ReadableSpan]:
         """Return the spans that ended since the last call, by start time."""
-        found = sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+        result = sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
         self._exporter.clear()
-        return found
+        return result
 
 
 @pytest.fixture
 def runtime(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[TracedRuntime]:
-    """`request.param`: additional environment variables."""
+    """Start a handler with an SDK. The parameter is a dictionary of environment variables."""
     trace_header = {"_X_AMZN_TRACE_ID": SEGMENT}
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -71,20 +69,20 @@ def runtime(
     provider.shutdown()
 
 
-def database(spans: list[ReadableSpan]) -> list[ReadableSpan]:
+def database_spans(spans: list[ReadableSpan]) -> list[ReadableSpan]:
     return [span for span in spans if span.kind is SpanKind.CLIENT]
 
 
 def is_of_lambda(span: ReadableSpan) -> bool:
-    """Return whether its parent is Lambda's own segment."""
+    """Return whether the span's parent is Lambda's own segment."""
     parent = span.parent
     return parent is not None and (parent.trace_id, parent.span_id) == (TRACE, PARENT)
 
 
-def is_below(span: ReadableSpan, above: ReadableSpan, spans: list[ReadableSpan]) -> bool:
-    """Return whether `above` is its parent or grandparent in the same trace."""
-    by_id = {each.context.span_id: each for each in [above, *spans] if each.context}
-    while span is not above:
+def is_below(span: ReadableSpan, ancestor: ReadableSpan, spans: list[ReadableSpan]) -> bool:
+    """Return whether `ancestor` is above the span in the same trace."""
+    by_id = {other.context.span_id: other for other in [ancestor, *spans] if other.context}
+    while span is not ancestor:
         if span.parent is None or span.parent.trace_id != TRACE:
             return False
         span = by_id[span.parent.span_id]
@@ -106,17 +104,17 @@ def test_a_cold_read_has_connect_and_select_spans_in_the_lambda_trace(
     spans = runtime.spans()
     assert spans[0].name == "GET /orders/{order_id}"
     assert is_of_lambda(spans[0])
-    connect, select = database(spans)
+    connect, select = database_spans(spans)
     assert (connect.name, select.name) == ("connect", f"SELECT {DATABASE}")
     for span in (connect, select):
         assert is_below(span, spans[0], spans)
         assert span.status.status_code is StatusCode.UNSET
-        found = attributes(span)
-        assert found["db.system.name"] == "postgresql"
-        assert found["db.namespace"] == DATABASE
-        assert found["server.address"] == stack.pgbouncer.host
-        assert found["server.port"] == stack.pgbouncer.port
-        assert found["warm_engine.retries"] == 0
+        values = attributes(span)
+        assert values["db.system.name"] == "postgresql"
+        assert values["db.namespace"] == DATABASE
+        assert values["server.address"] == stack.pgbouncer.host
+        assert values["server.port"] == stack.pgbouncer.port
+        assert values["warm_engine.retries"] == 0
     assert attributes(select)["db.operation.name"] == "SELECT"
     statement = attributes(select)["db.query.text"]
     assert statement.startswith("SELECT orders.id, ")
@@ -129,13 +127,13 @@ def test_a_warm_read_has_one_statement_span(runtime: TracedRuntime) -> None:
     runtime.spans()
     runtime(READ)
     request, *others = runtime.spans()
-    [select] = database(others)
+    [select] = database_spans(others)
     assert is_below(select, request, others)
     assert attributes(select)["warm_engine.pool_wait_ms"] >= 0
 
 
-async def blocked(admin: Any) -> int:
-    """Wait for the backend that waits for the lock."""
+async def pid_of_blocked_backend(admin: Any) -> int:
+    """Wait until a backend waits for the lock, and return its process id."""
     pids = BLOCKED.replace("count(*)", "max(pid)")
     async with asyncio.timeout(5):
         while not (pid := await admin.fetchval(pids, APP)):
@@ -143,17 +141,24 @@ async def blocked(admin: Any) -> int:
     return int(pid)
 
 
-async def test_a_retried_read_is_marked_in_its_span(
-    runtime: TracedRuntime, admin: Any, locker: Any
-) -> None:
+@asynccontextmanager
+async def locked_orders(runtime: TracedRuntime, locker: Any) -> AsyncIterator[None]:
+    """Warm the runtime up, discard its spans and lock the orders for the duration of the block."""
     await asyncio.wrap_future(runtime.begin(READ))
     runtime.spans()
     async with locker.transaction():
-        await locker.execute(LOCK)
-        answer = runtime.begin(READ)
-        await admin.execute("SELECT pg_terminate_backend($1)", await blocked(admin))
-    assert (await asyncio.wrap_future(answer))["statusCode"] == 200
-    first, *others = database(runtime.spans())
+        await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def test_a_retried_read_is_marked_in_its_span(
+    runtime: TracedRuntime, admin: Any, locker: Any
+) -> None:
+    async with locked_orders(runtime, locker):
+        invocation = runtime.begin(READ)
+        await admin.execute("SELECT pg_terminate_backend($1)", await pid_of_blocked_backend(admin))
+    assert (await asyncio.wrap_future(invocation))["statusCode"] == 200
+    first, *others = database_spans(runtime.spans())
     assert first.status.status_code is StatusCode.ERROR
     assert attributes(first)["error.type"]
     assert attributes(first)["warm_engine.retries"] == 0
@@ -165,14 +170,11 @@ async def test_a_retried_read_is_marked_in_its_span(
 async def test_a_504_ends_the_statement_span_with_an_error(
     runtime: TracedRuntime, admin: Any, locker: Any
 ) -> None:
-    await asyncio.wrap_future(runtime.begin(READ))
-    runtime.spans()
-    async with locker.transaction():
-        await locker.execute(LOCK)
-        answer = await asyncio.wrap_future(runtime.begin(READ, Context(1)))
-    assert answer["statusCode"] == 504
+    async with locked_orders(runtime, locker):
+        response = await asyncio.wrap_future(runtime.begin(READ, Context(1)))
+    assert response["statusCode"] == 504
     spans = runtime.spans()
-    [select] = database(spans)
+    [select] = database_spans(spans)
     assert select.status.status_code is StatusCode.ERROR
     assert attributes(select)["error.type"] == "CancelledError"
     [request] = [span for span in spans if span.kind is SpanKind.SERVER]
@@ -182,7 +184,7 @@ async def test_a_504_ends_the_statement_span_with_an_error(
 @pytest.mark.parametrize("runtime", [{"DB_PASS": "hunter2"}], indirect=True)
 def test_a_rejected_login_ends_the_connect_span_with_its_sqlstate(runtime: TracedRuntime) -> None:
     assert runtime(READ)["statusCode"] == 503
-    [connect] = database(runtime.spans())
+    [connect] = database_spans(runtime.spans())
     assert connect.status.status_code is StatusCode.ERROR
     assert attributes(connect)["db.response.status_code"] == "08P01"
     assert "hunter2" not in connect.to_json()
@@ -196,8 +198,8 @@ def test_statements_of_a_scheduled_event_are_in_the_lambda_trace(runtime: Traced
 
 
 def test_the_lambda_trace_takes_precedence_over_the_caller_trace(runtime: TracedRuntime) -> None:
-    theirs = f"00-{'1' * 32}-{'2' * 16}-01"
-    runtime(http_api("GET", "/health", traceparent=theirs, TraceParent=theirs))
+    traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
+    runtime(http_api("GET", "/health", traceparent=traceparent, TraceParent=traceparent))
     assert is_of_lambda(runtime.spans()[0])
 
 
@@ -207,11 +209,11 @@ def test_an_invalid_trace_header_fails_no_request(
 ) -> None:
     monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
     assert runtime(READ)["statusCode"] == 200
-    assert len(database(runtime.spans())) == 2
+    assert len(database_spans(runtime.spans())) == 2
 
 
 def test_spans_contain_no_values(runtime: TracedRuntime) -> None:
-    """Not even those of a statement with literals that fails on one."""
+    """This includes the literals of a failing statement, which Postgres' message quotes."""
 
     async def work() -> None:
         statement = text("SELECT 'hunter2'::integer, 4711, $$also secret$$ -- 4712")
@@ -219,16 +221,16 @@ def test_spans_contain_no_values(runtime: TracedRuntime) -> None:
             await run(lambda session: session.execute(statement), autocommit=True)
 
     runtime.run(work)
-    spans = database(runtime.spans())
+    spans = database_spans(runtime.spans())
     assert spans[-1].status.status_code is StatusCode.ERROR
-    shown = "".join(span.to_json() for span in spans)
+    exported = "".join(span.to_json() for span in spans)
     assert attributes(spans[-1])["db.query.text"].startswith("SELECT ?")
     for secret in ("hunter2", "4711", "4712", "also secret"):
-        assert secret not in shown
+        assert secret not in exported
 
 
 @pytest.mark.parametrize(
-    ("statement", "shown"),
+    ("statement", "expected"),
     [
         ("SELECT a1 FROM t2\n WHERE id = $1::INTEGER", "SELECT a1 FROM t2 WHERE id = $1::INTEGER"),
         ("SELECT 1, 2.5, 1e3, 0x1F", "SELECT ?, ?, ?, ?"),
@@ -239,8 +241,8 @@ def test_spans_contain_no_values(runtime: TracedRuntime) -> None:
         ("SELECT '", "SELECT '"),
     ],
 )
-def test_literals_are_removed_from_statements(statement: str, shown: str) -> None:
-    assert without_values(statement).startswith(shown)
+def test_literals_are_removed_from_statements(statement: str, expected: str) -> None:
+    assert without_values(statement).startswith(expected)
     assert "secret" not in without_values(statement)
 
 

@@ -1,4 +1,4 @@
-"""The SQL of one request is logged for a caller with the token, and of no other request."""
+"""SQL is logged only for a request with the token, not for other requests."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ def invoke(with_token: None) -> Iterator[Lambda]:
         yield invoke
 
 
-def output(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged_sql(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == "handler.sql"]
 
 
@@ -37,15 +37,15 @@ def test_sql_is_logged_only_for_the_request_with_the_token(
     invoke: Lambda, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert invoke(http_api("GET", "/orders/876"))["statusCode"] == 200
-    assert not output(caplog)
+    assert not logged_sql(caplog)
     invoke(http_api("GET", "/orders/876", x_log_sql=TOKEN))
-    [statement] = output(caplog)
+    [statement] = logged_sql(caplog)
     assert statement.startswith("SELECT orders.id, orders.customer_name")
     assert "876" not in caplog.text
     assert caplog.records[0].levelno == logging.DEBUG
     invoke(http_api("GET", "/orders/876"))
     invoke(http_api("GET", "/orders/876", x_log_sql="another token of sixteen"))
-    assert len(output(caplog)) == 1
+    assert len(logged_sql(caplog)) == 1
 
 
 async def test_sql_of_concurrent_requests_is_not_logged(
@@ -56,13 +56,13 @@ async def test_sql_of_concurrent_requests_is_not_logged(
     try:
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
             await asyncio.gather(
-                *(client.get(f"/orders/{n}") for n in range(1, 20)),
+                *(client.get(f"/orders/{order_id}") for order_id in range(1, 20)),
                 client.get("/orders?status=paid", headers={"X-Log-SQL": TOKEN}),
-                *(client.get(f"/orders/{n}") for n in range(1, 20)),
+                *(client.get(f"/orders/{order_id}") for order_id in range(1, 20)),
             )
     finally:
         await engine.dispose()
-    [statement] = output(caplog)
+    [statement] = logged_sql(caplog)
     assert "orders.status" in statement
     assert "paid" not in statement
 
@@ -72,7 +72,7 @@ def test_sql_logging_is_off_without_a_configured_token(
     header: str, lambda_handler: Lambda, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert lambda_handler(http_api("GET", "/orders/1", x_log_sql=header))["statusCode"] == 200
-    assert not output(caplog)
+    assert not logged_sql(caplog)
 
 
 async def test_on_lambda_sql_is_in_the_function_log(stack: Stack, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""TLS under stricter Python versions and with an unreadable home folder."""
+"""TLS works with an unreadable home folder, and its errors name the cause and a remedy."""
 
 import os
 import ssl
@@ -22,13 +22,16 @@ from infra.local.stack import Stack
 from tests.conftest import wait_for_transports_closed
 
 
-def without_authority_key_identifier(names: list[str]) -> tuple[str, str, str]:
-    """Create a CA, a certificate and its key as old `openssl` scripts do."""
+def old_style_certificate(names: list[str]) -> tuple[str, str, str]:
+    """Create a CA, a certificate and its key, as old `openssl` scripts do.
+
+    The certificate has no authority key identifier.
+    """
     now = datetime.now(UTC)
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an old CA")])
 
-    def made(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder(issuer, subject, public, x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
@@ -37,7 +40,7 @@ def without_authority_key_identifier(names: list[str]) -> tuple[str, str, str]:
 
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     ca = (
-        made(issuer, ca_key.public_key())
+        builder(issuer, ca_key.public_key())
         .add_extension(x509.BasicConstraints(True, None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(
@@ -47,7 +50,7 @@ def without_authority_key_identifier(names: list[str]) -> tuple[str, str, str]:
     )
     alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
     leaf = (
-        made(x509.Name([]), key.public_key())
+        builder(x509.Name([]), key.public_key())
         .add_extension(alternatives, critical=True)
         .sign(ca_key, hashes.SHA256())
     )
@@ -64,7 +67,7 @@ def without_authority_key_identifier(names: list[str]) -> tuple[str, str, str]:
 async def test_a_certificate_without_authority_key_identifier_is_explained(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ca, certificate, key = without_authority_key_identifier(["localhost"])
+    ca, certificate, key = old_style_certificate(["localhost"])
     (tmp_path / "ca.pem").write_text(ca)
     with stack.another_pgbouncer() as bouncer:
         bouncer.stop()
@@ -78,23 +81,24 @@ async def test_a_certificate_without_authority_key_identifier_is_explained(
         assert isinstance(context, ssl.SSLContext)
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python 3.13's default
         monkeypatch.setattr("handler.warm.database.connection.tls_context", lambda _: context)
-        with pytest.raises(ssl.SSLCertVerificationError) as raised:
+        with pytest.raises(ssl.SSLCertVerificationError) as error_info:
             await connector(settings)()
-        failure = classify(raised.value)
+        failure = classify(error_info.value)
         assert "Missing Authority Key Identifier" in failure.cause
         assert "authorityKeyIdentifier" in failure.hint
     await wait_for_transports_closed()
 
 
 @pytest.mark.parametrize(
-    ("message", "state"),
+    ("message", "sqlstate"),
     [
         ('PAM authentication failed for user "app"', "28000"),  # RDS
-        ("IAM authentication failed for the role app. Check the IAM token.", "28000"),  # its proxy
+        # RDS Proxy
+        ("IAM authentication failed for the role app. Check the IAM token.", "28000"),
     ],
 )
-def test_a_rejected_token_names_the_host_it_was_signed_for(message: str, state: str) -> None:
-    failure = classify(asyncpg.PostgresError.new({"S": "FATAL", "C": state, "M": message}))
+def test_a_rejected_token_names_the_host_it_was_signed_for(message: str, sqlstate: str) -> None:
+    failure = classify(asyncpg.PostgresError.new({"S": "FATAL", "C": sqlstate, "M": message}))
     assert failure.cause == "authentication failed"
     assert "DB_HOST: use the endpoint, not an alias" in failure.hint
 
@@ -103,23 +107,24 @@ def test_a_rejected_token_names_the_host_it_was_signed_for(message: str, state: 
 def test_an_unreadable_home_does_not_prevent_a_connection(
     stack: Stack, tmp_path: Path, sslmode: str
 ) -> None:
-    """As in a service started by `sudo -u` with root's HOME."""
+    """A service started by `sudo -u` has such a home: HOME is still root's."""
     home = tmp_path / "home"
     home.mkdir(mode=0)
     script = """
 import asyncio, os
-import asyncpg, handler.warm, handler.warm.database.connection as c
+import asyncpg, handler.warm
+from handler.warm.database.connection import connector
 settings = handler.warm.load_settings()
-"a".encode("idna")  # what nobody may read of Python is read before
+"a".encode("idna")  # imported now, because the user `nobody` may not be able to read it
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 async def main():
-    raw = await c.connector(settings)()
-    print(await raw.fetchval("SELECT 1"))
-    await raw.close()
+    connection = await connector(settings)()
+    print(await connection.fetchval("SELECT 1"))
+    await connection.close()
 asyncio.run(main())
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **stack.environment(), "DB_SSLMODE": sslmode, "HOME": str(home)},
         cwd=ROOT,
@@ -127,4 +132,4 @@ asyncio.run(main())
         text=True,
         timeout=60,
     )
-    assert done.stdout == "1\n", done.stderr
+    assert process.stdout == "1\n", process.stderr

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -16,17 +15,18 @@ from handler import orders
 from handler.warm.database.engine import create_engine
 from infra.database.roles import APP, LOOKUP
 from infra.local.fleet import Fleet, InvocationResult
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import ColdHandler, Lambda, set_environment
+from tests.conftest import ColdHandler, Lambda, PgConnection, set_environment
 from tests.events import http_api
+from tests.integration.engines import handler_engines
 
 NAME = "Olive Oars"
 
 
 def post(key: str, body: object = None, **headers: str) -> dict[str, Any]:
-    sent = body if isinstance(body, str) else json.dumps(body or {"customer_name": NAME})
-    return http_api("POST", "/orders", body=sent, idempotency_key=key, **headers)
+    content = body if isinstance(body, str) else json.dumps(body or {"customer_name": NAME})
+    return http_api("POST", "/orders", body=content, idempotency_key=key, **headers)
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def key() -> str:
     return str(uuid.uuid4())
 
 
-async def rows(admin: "asyncpg.Connection[Any]", key: str) -> int:
+async def count_orders(admin: PgConnection, key: str) -> int:
+    """Count the orders that were created with an idempotency key."""
     return int(
         await admin.fetchval(
             "SELECT count(*) FROM orders JOIN order_requests ON id = order_id WHERE key = $1", key
@@ -42,91 +43,84 @@ async def rows(admin: "asyncpg.Connection[Any]", key: str) -> int:
     )
 
 
-def test_a_new_order_is_201_and_can_be_read(lambda_handler: Lambda, key: str) -> None:
-    answer = lambda_handler(post(key, {"customer_name": NAME, "status": "paid"}))
-    order = json.loads(answer["body"])
-    assert answer["statusCode"] == 201
+def test_a_new_order_has_status_201_and_can_be_read(lambda_handler: Lambda, key: str) -> None:
+    response = lambda_handler(post(key, {"customer_name": NAME, "status": "paid"}))
+    order = json.loads(response["body"])
+    assert response["statusCode"] == 201
     assert order == {"id": order["id"], "customer_name": NAME, "status": "paid"}
-    assert answer["headers"]["location"] == f"orders/{order['id']}"
-    assert "idempotency-replayed" not in answer["headers"]
+    assert response["headers"]["location"] == f"orders/{order['id']}"
+    assert "idempotency-replayed" not in response["headers"]
     read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
     assert json.loads(read["body"]) == order
 
 
 async def test_repeating_a_request_returns_the_same_response(
-    stack: Stack, lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, lambda_handler: Lambda, key: str, admin: PgConnection
 ) -> None:
     first = lambda_handler(post(key))
     await admin.execute(
         "UPDATE orders SET status = 'shipped' WHERE id = $1", json.loads(first["body"])["id"]
     )
-    # The same body in another form.
-    again = lambda_handler(post(key, f'{{ "status": "pending", "customer_name": "{NAME}" }}'))
-    assert (again["statusCode"], again["body"]) == (201, first["body"])
-    assert again["headers"]["idempotency-replayed"] == "true"
-    assert await rows(admin, key) == 1
+    # The body is the same JSON with another order and other spaces.
+    replay = lambda_handler(post(key, f'{{ "status": "pending", "customer_name": "{NAME}" }}'))
+    assert (replay["statusCode"], replay["body"]) == (201, first["body"])
+    assert replay["headers"]["idempotency-replayed"] == "true"
+    assert await count_orders(admin, key) == 1
 
 
 async def test_another_body_with_the_same_key_is_409_and_creates_nothing(
-    lambda_handler: Lambda, key: str, admin: "asyncpg.Connection[Any]"
+    lambda_handler: Lambda, key: str, admin: PgConnection
 ) -> None:
     lambda_handler(post(key))
     before = await admin.fetchval("SELECT count(*) FROM orders")
-    answer = lambda_handler(post(key, {"customer_name": "Red Sails"}))
-    assert answer["statusCode"] == 409
-    assert "Idempotency-Key" in json.loads(answer["body"])["detail"]
+    response = lambda_handler(post(key, {"customer_name": "Red Sails"}))
+    assert response["statusCode"] == 409
+    assert "Idempotency-Key" in json.loads(response["body"])["detail"]
     assert await admin.fetchval("SELECT count(*) FROM orders") == before
 
 
 async def test_fifty_concurrent_requests_with_one_key_create_one_order(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
-    runtimes = [
-        create_engine(stack.settings(through=stack.pgbouncer), isolation_level="AUTOCOMMIT")
-        for _ in range(10)
-    ]
     order = {"body_sha256": "0" * 64, "customer_name": NAME, "status": "pending"}
     parameters = {"caller": "", "key": key, **order}
 
     async def place(number: int) -> tuple[int, bool, bool]:
-        async with runtimes[number % 10].connect() as connection:
+        async with engines[number % 10].connect() as connection:
             row = (await connection.execute(orders.PLACE, parameters)).one()
         return row.order_id, row.is_new, row.is_same_body
 
-    try:
-        placed = await asyncio.gather(*map(place, range(50)))
-    finally:
-        await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
-    assert len({order_id for order_id, _, _ in placed}) == 1
-    assert sum(is_new for _, is_new, _ in placed) == 1
-    assert all(is_same_body for _, _, is_same_body in placed)
-    assert await rows(admin, key) == 1
+    async with handler_engines(stack.settings(through=stack.pgbouncer), 10) as engines:
+        results = await asyncio.gather(*map(place, range(50)))
+    assert len({order_id for order_id, _, _ in results}) == 1
+    assert sum(is_new for _, is_new, _ in results) == 1
+    assert all(is_same_body for _, _, is_same_body in results)
+    assert await count_orders(admin, key) == 1
 
 
 async def test_fifty_invocations_with_one_key_return_the_same_201(
-    stack: Stack, key: str, admin: "asyncpg.Connection[Any]"
+    stack: Stack, key: str, admin: PgConnection
 ) -> None:
     async with Fleet(stack.environment(), concurrency=5) as fleet:
 
-        async def ten() -> list[InvocationResult]:
+        async def invoke_ten_times() -> list[InvocationResult]:
             return [await fleet.invoke(post(key)) for _ in range(10)]
 
-        answers = [
-            each for part in await asyncio.gather(*(ten() for _ in range(5))) for each in part
-        ]
-    assert {answer.payload["statusCode"] for answer in answers} == {201}
-    assert len({answer.payload["body"] for answer in answers}) == 1
-    replayed = ["idempotency-replayed" in answer.payload["headers"] for answer in answers]
+        groups = await asyncio.gather(*(invoke_ten_times() for _ in range(5)))
+    responses = [result.payload for group in groups for result in group]
+    assert {response["statusCode"] for response in responses} == {201}
+    assert len({response["body"] for response in responses}) == 1
+    replayed = ["idempotency-replayed" in response["headers"] for response in responses]
     assert replayed.count(False) == 1
-    assert await rows(admin, key) == 1
+    assert await count_orders(admin, key) == 1
 
 
-def test_a_missing_or_invalid_key_is_400(lambda_handler: Lambda) -> None:
-    without = http_api("POST", "/orders", body=json.dumps({"customer_name": NAME}))
-    for event in (without, post(""), post("k" * 256), post("ü"), post("\x7f")):
-        answer = lambda_handler(event)
-        assert answer["statusCode"] == 400
-        assert "idempotency-key" in json.loads(answer["body"])["detail"].lower()
+def test_a_missing_or_invalid_key_has_status_400(lambda_handler: Lambda) -> None:
+    without_key = http_api("POST", "/orders", body=json.dumps({"customer_name": NAME}))
+    for event in (without_key, post(""), post("k" * 256), post("ü"), post("\x7f")):
+        response = lambda_handler(event)
+        assert response["statusCode"] == 400
+        assert "idempotency-key" in json.loads(response["body"])["detail"].lower()
     assert lambda_handler(post("~" * 255))["statusCode"] == 201
 
 
@@ -154,18 +148,18 @@ def test_a_missing_or_invalid_key_is_400(lambda_handler: Lambda) -> None:
 async def test_an_invalid_body_is_rejected_and_writes_nothing(
     lambda_handler: Lambda,
     key: str,
-    admin: "asyncpg.Connection[Any]",
+    admin: PgConnection,
     body: object,
     status: int,
     message: str,
 ) -> None:
     before = await admin.fetchval("SELECT count(*) FROM orders")
-    sent = body if isinstance(body, str) else json.dumps(body)
-    answer = lambda_handler(post(key, sent))
-    assert answer["statusCode"] == status, answer
-    assert re.search(message, json.loads(answer["body"])["detail"]), answer["body"]
+    content = body if isinstance(body, str) else json.dumps(body)
+    response = lambda_handler(post(key, content))
+    assert response["statusCode"] == status, response
+    assert re.search(message, json.loads(response["body"])["detail"]), response["body"]
     assert await admin.fetchval("SELECT count(*) FROM orders") == before
-    assert await rows(admin, key) == 0
+    assert await count_orders(admin, key) == 0
     assert lambda_handler(http_api("GET", "/orders/1"))["statusCode"] == 200
 
 
@@ -173,34 +167,34 @@ def test_a_name_of_120_characters_in_any_script_is_accepted(
     lambda_handler: Lambda, key: str
 ) -> None:
     name = "\N{SNOWMAN}ü한" * 40
-    answer = lambda_handler(post(key, {"customer_name": name}))
-    assert answer["statusCode"] == 201
-    assert json.loads(answer["body"])["customer_name"] == name
+    response = lambda_handler(post(key, {"customer_name": name}))
+    assert response["statusCode"] == 201
+    assert json.loads(response["body"])["customer_name"] == name
 
 
-@pytest.mark.parametrize("claimed", ["1", "16384", "16385", ""])
+@pytest.mark.parametrize("content_length", ["1", "16384", "16385", ""])
 def test_a_body_above_16_kib_is_413_despite_a_false_length(
-    lambda_handler: Lambda, key: str, claimed: str
+    lambda_handler: Lambda, key: str, content_length: str
 ) -> None:
-    headers = {"content_length": claimed} if claimed else {}
+    headers = {"content_length": content_length} if content_length else {}
     longest = json.dumps({"customer_name": NAME}).ljust(16 * 1024)
     assert lambda_handler(post(key, longest + " ", **headers))["statusCode"] == 413
-    if claimed in ("", "16384"):
+    if content_length in ("", "16384"):
         assert lambda_handler(post(key, longest, **headers))["statusCode"] == 201
 
 
 def test_a_body_that_is_not_json_is_rejected(lambda_handler: Lambda, key: str) -> None:
-    plain = post(key)
-    plain["headers"]["content-type"] = "text/plain"
-    assert lambda_handler(plain)["statusCode"] == 422
+    text_event = post(key)
+    text_event["headers"]["content-type"] = "text/plain"
+    assert lambda_handler(text_event)["statusCode"] == 422
     for encoded in ("/w==", "!!!!", "e30", "eyJ9"):
-        answer = lambda_handler(post(key) | {"isBase64Encoded": True, "body": encoded})
-        assert 400 <= answer["statusCode"] < 500, (encoded, answer)
+        response = lambda_handler(post(key) | {"isBase64Encoded": True, "body": encoded})
+        assert 400 <= response["statusCode"] < 500, (encoded, response)
 
 
 @pytest.fixture
-def small_pool(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A PgBouncer with three server connections, and the environment of a handler behind it."""
+def small_pgbouncer(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Start a PgBouncer with three server connections, and configure the handler for it."""
     with stack.another_pgbouncer(
         settings={"default_pool_size": 3, "reserve_pool_size": 0}
     ) as bouncer:
@@ -213,9 +207,9 @@ def pool(bouncer: Any) -> dict[str, Any]:
 
 
 def test_invalid_requests_on_cold_connections_release_their_server_connection(
-    small_pool: Any,
+    small_pgbouncer: Any,
 ) -> None:
-    bad = [
+    invalid_requests = [
         http_api("GET", "/orders/2147483648"),
         http_api("GET", "/orders/-1"),
         http_api("GET", "/orders", "after=99999999999"),
@@ -224,58 +218,57 @@ def test_invalid_requests_on_cold_connections_release_their_server_connection(
     ]
     for number in range(20):
         with ColdHandler() as invoke:
-            assert invoke(bad[number % len(bad)])["statusCode"] == 422
+            assert invoke(invalid_requests[number % len(invalid_requests)])["statusCode"] == 422
     with ColdHandler() as invoke:
         assert invoke(http_api("GET", "/orders/1"))["statusCode"] == 200
-        assert pool(small_pool)["sv_active"] == 0
+        assert pool(small_pgbouncer)["sv_active"] == 0
 
 
 async def test_a_value_the_driver_cannot_send_releases_its_server_connection(stack: Stack) -> None:
-    """As when a route does not validate what it passes on."""
+    """A route that does not validate its input can cause this."""
     with stack.another_pgbouncer(
         settings={"default_pool_size": 1, "reserve_pool_size": 0}
     ) as bouncer:
-        careless, other = (
+        first, second = (
             create_engine(stack.settings(through=bouncer), isolation_level="AUTOCOMMIT")
             for _ in range(2)
         )
         try:
-            async with careless.connect() as connection:
+            async with first.connect() as connection:
                 with pytest.raises(DBAPIError, match="value out of int32 range"):
                     await connection.execute(orders.BY_ID, {"id": 2**31})
-            async with other.connect() as connection:
+            async with second.connect() as connection:
                 assert (await connection.execute(orders.BY_ID, {"id": 1})).one()
         finally:
-            await careless.dispose()
-            await other.dispose()
+            await first.dispose()
+            await second.dispose()
 
 
 async def test_a_burst_of_logins_uses_at_most_two_lookup_connections(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
-        patient = stack.settings(through=bouncer, connect_timeout=30)
-        runtimes = [create_engine(patient, isolation_level="AUTOCOMMIT") for _ in range(100)]
+        settings = stack.settings(through=bouncer, connect_timeout=30)
 
         async def read(number: int) -> int:
-            async with runtimes[number].connect() as connection:
+            async with engines[number].connect() as connection:
                 await connection.execute(orders.BY_ID, {"id": 1})
             if number % 10:
                 return 0
             servers = await asyncio.to_thread(bouncer.show, "SERVERS")
             return len([row for row in servers if row["user"] == LOOKUP])
 
-        try:
+        async with handler_engines(settings, 100) as engines:
             counts = await asyncio.gather(*map(read, range(100)))
             assert 1 <= max(counts) <= 2
-        finally:
-            await asyncio.gather(*(runtime.dispose() for runtime in runtimes))
 
 
-async def test_prewarming_holds_no_server_connection(stack: Stack, small_pool: Any) -> None:
-    environment = stack.environment(small_pool) | {"DB_PREWARM": "required"}
+async def test_prewarming_holds_no_server_connection(stack: Stack, small_pgbouncer: Any) -> None:
+    environment = stack.environment(small_pgbouncer) | {"DB_PREWARM": "required"}
     async with Fleet(environment, concurrency=3) as fleet:
-        health = [fleet.invoke(http_api("GET", "/health")) for _ in range(3)]
-        assert {answer.payload["statusCode"] for answer in await asyncio.gather(*health)} == {200}
-        assert (pool(small_pool)["cl_active"], pool(small_pool)["sv_active"]) == (3, 0)
+        invocations = [fleet.invoke(http_api("GET", "/health")) for _ in range(3)]
+        assert {result.payload["statusCode"] for result in await asyncio.gather(*invocations)} == {
+            200
+        }
+        assert (pool(small_pgbouncer)["cl_active"], pool(small_pgbouncer)["sv_active"]) == (3, 0)
 
 
 async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) -> None:
@@ -283,7 +276,7 @@ async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) 
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
         environment = stack.environment() | {"DB_PORT": str(proxy.port)}
         async with Fleet(environment) as fleet:
-            for warming in (True, False):
+            for is_cold in (True, False):
                 for event in (
                     http_api("GET", "/orders/1"),
                     http_api("GET", "/orders"),
@@ -292,36 +285,37 @@ async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) 
                     http_api("GET", "/ready"),
                 ):
                     proxy.reset_counters()
-                    answer = await fleet.invoke(event)
-                    assert answer.payload["statusCode"] in (200, 201)
-                    if not warming:
+                    result = await fleet.invoke(event)
+                    assert result.payload["statusCode"] in (200, 201)
+                    if not is_cold:
                         assert (proxy.round_trips, proxy.connections) == (1, 0), event["rawPath"]
 
 
 async def test_a_transaction_does_not_leak_its_isolation_level(stack: Stack) -> None:
-    """The next checkout is READ COMMITTED again, also after an error."""
-    runtime = create_engine(stack.settings(through=stack.pgbouncer))
+    """The next checkout is READ COMMITTED again, even after an error."""
+    engine = create_engine(stack.settings(through=stack.pgbouncer))
     try:
         for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
-            async with runtime.execution_options(isolation_level=level).begin() as connection:
-                shown = await connection.scalar(text("SHOW transaction_isolation"))
-                assert shown == level.lower()
-                raw = await connection.get_raw_connection()
-                assert raw.driver_connection is not None
-                assert raw.driver_connection.is_in_transaction()
+            async with engine.execution_options(isolation_level=level).begin() as connection:
+                current = await connection.scalar(text("SHOW transaction_isolation"))
+                assert current == level.lower()
+                pooled = await connection.get_raw_connection()
+                assert pooled.driver_connection is not None
+                assert pooled.driver_connection.is_in_transaction()
             with pytest.raises(DBAPIError, match="division by zero"):
-                async with runtime.execution_options(isolation_level=level).begin() as connection:
+                async with engine.execution_options(isolation_level=level).begin() as connection:
                     await connection.execute(text("SELECT 1 / 0"))
-            async with runtime.connect() as connection:
-                shown = await connection.scalar(text("SHOW transaction_isolation"))
-                assert shown == "read committed"
+            async with engine.connect() as connection:
+                current = await connection.scalar(text("SHOW transaction_isolation"))
+                assert current == "read committed"
     finally:
-        await runtime.dispose()
+        await engine.dispose()
 
 
-async def test_old_keys_are_deleted_and_recent_ones_kept(own_stack: Stack) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+async def test_old_keys_are_deleted_and_recent_ones_kept(
+    own_stack: Stack, own_admin: PgConnection
+) -> None:
+    await own_admin.execute(
         "INSERT INTO order_requests SELECT n::text, 'x', n, now() - n * interval '1 hour'"
         " FROM generate_series(1, 48) AS n"
     )
@@ -329,18 +323,17 @@ async def test_old_keys_are_deleted_and_recent_ones_kept(own_stack: Stack) -> No
         ping = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
         assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 25}
         assert (await fleet.invoke(ping)).payload == {"warm": True, "forgotten": 0}
-    assert await admin.fetchval("SELECT count(*) FROM order_requests") == 23
-    await admin.close()
+    assert await own_admin.fetchval("SELECT count(*) FROM order_requests") == 23
 
 
 async def test_a_collation_update_cannot_turn_one_key_into_two_orders(admin: Any) -> None:
-    """In the column and in its unique index: bytes, whatever the C library's collation says."""
-    found = await admin.fetch(
+    """The column and its unique index compare bytes, whatever the C library's collation is."""
+    rows = await admin.fetch(
         "SELECT relname, collname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
         " JOIN pg_collation ON pg_collation.oid = attcollation"
         " WHERE relname IN ('order_requests', 'order_requests_pkey') AND attname = 'key'"
     )
-    assert {(row["relname"], row["collname"]) for row in found} == {
+    assert {(row["relname"], row["collname"]) for row in rows} == {
         ("order_requests", "C"),
         ("order_requests_pkey", "C"),
     }

@@ -1,4 +1,4 @@
-"""AWS's runtime interface emulator with the handler, one process tree per `Emulator`."""
+"""Runs the handler in AWS's runtime interface emulator."""
 
 import contextlib
 import importlib.util
@@ -40,24 +40,24 @@ class Emulator:
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
 
     def invoke(self, event: Any) -> Any:
-        """Return the function's response; a timeout is returned as text."""
+        """Return the function's response, or the emulator's message as text after a timeout."""
         body = json.dumps(event).encode()
         request = urllib.request.Request(self._url, body)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            response = answer.read()
+        with urllib.request.urlopen(request, timeout=30) as response:
+            content = response.read()
         try:
-            return json.loads(response)
+            return json.loads(content)
         except ValueError:
-            return response.decode()
+            return content.decode()
 
     @property
     def runtime(self) -> psutil.Process:
-        """Return the handler's process, which starts with the first event."""
+        """The handler's process, which starts with the first event."""
         [child] = psutil.Process(self._process.pid).children()
         return child
 
     def shut_down(self) -> float:
-        """Send SIGTERM to the emulator; return the seconds until the handler was gone."""
+        """Send SIGTERM to the emulator; return the seconds until the handler's process ended."""
         runtime, started = self.runtime, time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         assert wait_until(lambda: not _runs(runtime), 5)
@@ -72,14 +72,14 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager
 def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Iterator[Emulator]:
-    """Start an emulator. `seconds`: the function's timeout."""
-    program, port, api = binary(), free_port(), free_port()
+    """Start an emulator whose function has a timeout of `seconds`."""
+    program, port, api_port = binary(), free_port(), free_port()
     assert program is not None
     program.chmod(0o755)
     with log.open("ab") as output:
@@ -87,7 +87,7 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
             [
                 str(program),
                 *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
-                *("--runtime-api-address", f"127.0.0.1:{api}"),
+                *("--runtime-api-address", f"127.0.0.1:{api_port}"),
                 *(sys.executable, "-m", "awslambdaric", "handler.main.handler"),
             ],
             cwd=ROOT,
@@ -101,8 +101,8 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
         assert wait_until(lambda: _listens(port), 10), log.read_text()
         yield Emulator(process, port)
     finally:
-        for each in psutil.Process(process.pid).children(recursive=True):
+        for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it may be exiting
-                each.kill()
+                child.kill()
         process.kill()
         process.wait()

@@ -5,10 +5,10 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 Event = dict[str, Any]
 
@@ -24,7 +24,7 @@ def echo(event: Event, context: Any) -> Event:
 def http_echo(event: Event, context: Any) -> Event:
     return {
         "statusCode": 202,
-        "headers": {"x-answer": "yes"},
+        "headers": {"x-test": "yes"},
         "cookies": ["a=1", "b=2"],
         "body": json.dumps(event),
     }
@@ -47,87 +47,81 @@ def large(event: Event, context: Any) -> str:
     return "x" * 7 * 2**20 if event.get("large") else "small"
 
 
-def extended(event: Event, context: Any) -> str:
-    """Record SIGTERM, and register an extension if the environment says so."""
+def with_sigterm_handler(event: Event, context: Any) -> str:
+    """Return a constant. The end of this module handles SIGTERM and registers an extension."""
     return "parked"
 
 
 def unbounded(event: Event, context: Any) -> Any:
-    """Leave the id unvalidated in the route, except for order 1."""
-    from handler import main, orders
+    """Read an id that is out of range in the route of order 2, as without validation."""
+    from handler import orders
 
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
-    with patched(orders, "find", lambda _: find(98765432100)):
-        return main.handler(event, context)
+    return handle(event, context, find_order_2=lambda _: find(98765432100))
 
 
 def with_closed_log(event: Event, context: Any) -> Any:
     """Close the log stream, and log in the route of order 2."""
     import logging
 
-    from handler import main, orders
+    from handler import orders
 
     reading, writing = os.pipe()
     os.dup2(writing, 1)
     os.close(writing)
     os.close(reading)
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
 
     async def find_and_log(order_id: int) -> Any:
         logging.getLogger("app").error("order %d", order_id)
         return await find(order_id)
 
-    with patched(orders, "find", find_and_log):
-        return main.handler(event, context)
+    return handle(event, context, find_order_2=find_and_log)
 
 
 def greedy(event: Event, context: Any) -> Any:
-    """Hold the only connection in the route of order 2 while asking for another."""
-    from handler import main, orders
+    """Request a second connection in the route of order 2, although the pool has only one."""
+    from handler import orders
     from handler.warm.database import engine
 
-    if not event["rawPath"].endswith("/2"):
-        return main.handler(event, context)
     find = orders.find
 
     async def find_with_another(order_id: int) -> Any:
         async with engine.get_engine().connect():
             return await find(order_id)
 
-    with patched(orders, "find", find_with_another):
+    return handle(event, context, find_order_2=find_with_another)
+
+
+def handle(event: Event, context: Any, find_order_2: Callable[[int], Any]) -> Any:
+    """Serve the event with the sample's handler, which uses `find_order_2` to read order 2."""
+    from handler import main, orders
+
+    if not event["rawPath"].endswith("/2"):
+        return main.handler(event, context)
+    with mock.patch.object(orders, "find", find_order_2):
         return main.handler(event, context)
 
 
-@contextmanager
-def patched(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
 def register(name: str) -> None:
-    """Register an internal extension during init, then wait in `next` for good."""
+    """Register an internal extension during init, then wait for its next event, which never comes.
+
+    With PARK=no it does not wait, so that the init phase never ends.
+    """
     import threading
 
     api = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}/2020-01-01/extension"
     request = urllib.request.Request(
         f"{api}/register", b'{"events": []}', {"Lambda-Extension-Name": name}
     )
-    with urllib.request.urlopen(request) as answer:
-        identifier = answer.headers["Lambda-Extension-Identifier"]
+    with urllib.request.urlopen(request) as response:
+        identifier = response.headers["Lambda-Extension-Identifier"]
     if os.environ.get("PARK") == "no":
         return
-    parked = urllib.request.Request(
+    next_event = urllib.request.Request(
         f"{api}/event/next", headers={"Lambda-Extension-Identifier": identifier}
     )
-    threading.Thread(target=urllib.request.urlopen, args=[parked], daemon=True).start()
+    threading.Thread(target=urllib.request.urlopen, args=[next_event], daemon=True).start()
 
 
 spin_until = time.monotonic() + float(os.environ.get("SPIN", 0))
@@ -147,7 +141,7 @@ if "SIGTERM_FILE" in os.environ:
 
     def watch() -> None:
         os.read(reading, 1)
-        Path(os.environ["SIGTERM_FILE"]).write_text("SIGTERM came")
+        Path(os.environ["SIGTERM_FILE"]).write_text("SIGTERM received")
         if os.environ.get("STUBBORN") != "yes":
             os._exit(0)
 

@@ -9,6 +9,6 @@ from handler import main
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = main.handler(event, context)
-    drawn = {"random": random.random(), "uuid": str(uuid.uuid4())}
-    return answer | drawn | {"pid": os.getpid()}
+    response: dict[str, Any] = main.handler(event, context)
+    random_values = {"random": random.random(), "uuid": str(uuid.uuid4())}
+    return response | random_values | {"pid": os.getpid()}

@@ -1,4 +1,4 @@
-"""Churn: what ended sandboxes hold, and clean-up when it is interrupted."""
+"""Churn measures which connections ended sandboxes hold, and cleans up when it is interrupted."""
 
 import re
 import signal
@@ -21,16 +21,16 @@ from tests.network_namespace import in_network_namespace
 from tests.processes import is_running, stack_folders
 
 
-async def churned(
+async def run_churn(
     path: churn_plan.ConnectionPath,
-    row: EndingScenario,
+    scenario: EndingScenario,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    horizon: float = 25,
+    release_timeout: float = 25,
 ) -> Result:
     monkeypatch.setattr("infra.local.churn.run.WARM_PHASE_S", 1.0)
-    monkeypatch.setattr("infra.local.churn.run.RELEASE_TIMEOUT_S", horizon)
-    async with Run(path, row, Plan(sandboxes=4), lambda _: None) as run:
+    monkeypatch.setattr("infra.local.churn.run.RELEASE_TIMEOUT_S", release_timeout)
+    async with Run(path, scenario, Plan(sandboxes=4), lambda _: None) as run:
         await run.churn()
         await run.release()
         return run.result
@@ -40,7 +40,9 @@ async def churned(
 async def test_vanished_sandboxes_hold_pgbouncer_clients_but_no_backends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = await churned(churn_plan.ConnectionPath.PGBOUNCER, EndingScenario.VANISH, monkeypatch)
+    result = await run_churn(
+        churn_plan.ConnectionPath.PGBOUNCER, EndingScenario.VANISH, monkeypatch
+    )
     assert result.failed == result.in_flight_at_ending == 0
     assert result.succeeded == result.invocations >= 50
     assert result.held_backends == 0
@@ -54,8 +56,8 @@ async def test_vanished_sandboxes_hold_pgbouncer_clients_but_no_backends(
 async def test_frozen_sandboxes_without_a_pooler_hold_their_backends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = await churned(
-        churn_plan.ConnectionPath.DIRECT, EndingScenario.FREEZE, monkeypatch, horizon=2
+    result = await run_churn(
+        churn_plan.ConnectionPath.DIRECT, EndingScenario.FREEZE, monkeypatch, release_timeout=2
     )
     assert result.failed == 0
     assert result.held_backends >= 4
@@ -66,7 +68,7 @@ async def test_frozen_sandboxes_without_a_pooler_hold_their_backends(
 async def test_gracefully_stopped_sandboxes_hold_no_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = await churned(
+    result = await run_churn(
         churn_plan.ConnectionPath.PGBOUNCER, EndingScenario.GRACEFUL, monkeypatch
     )
     assert (result.failed, result.held_clients, result.unclean_closes) == (0, 0, 0)
@@ -74,9 +76,9 @@ async def test_gracefully_stopped_sandboxes_hold_no_connections(
     assert result.release_s <= result.release_limit_s
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_churn_cleans_up_and_marks_its_report_partial(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, signal_number: signal.Signals
 ) -> None:
     if reason := network.unavailable_reason():
         pytest.skip(reason)
@@ -89,19 +91,19 @@ def test_an_interrupted_churn_cleans_up_and_marks_its_report_partial(
         stderr=subprocess.STDOUT,
     ) as process:
         assert process.stdout is not None
-        raw = b""  # bytes, since text mode would turn a carriage return into a newline
+        output_bytes = b""  # text mode would turn a carriage return into a newline
         try:
-            while b"direct     graceful" not in raw:  # the first row is complete
-                raw += process.stdout.readline()
-                assert process.poll() is None, raw
+            while b"direct     graceful" not in output_bytes:  # the first row is complete
+                output_bytes += process.stdout.readline()
+                assert process.poll() is None, output_bytes
             folders = eventually(lambda: stack_folders(process.pid), 20)
             children = psutil.Process(process.pid).children(recursive=True)
         finally:
-            process.send_signal(number)
-        raw += process.stdout.read()
+            process.send_signal(signal_number)
+        output_bytes += process.stdout.read()
         assert process.wait(30) == 130
-    output = raw.decode()
-    assert "\r" not in output  # a progress bar would redraw itself with it
+    output = output_bytes.decode()
+    assert "\r" not in output  # a progress bar would contain it
     assert re.search(r"written .*\(partial\)", output)
     assert "Traceback" not in output
     assert '"partial": true' in (tmp_path / "reports/churn.json").read_text()

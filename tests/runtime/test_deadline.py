@@ -1,37 +1,37 @@
-"""The caller is answered before Lambda's timeout, and the sandbox survives."""
+"""The caller gets a response before Lambda's timeout, and the sandbox survives."""
 
 import asyncio
 import json
 import time
-from typing import Any
-
-import asyncpg
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
-from infra.local.stack import DATABASE, Stack
+from infra.local.stack import Stack
+from tests.conftest import PgConnection
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
 
 
-async def test_a_query_past_the_deadline_is_cancelled_and_answered_with_504(
-    stack: Stack, admin: "asyncpg.Connection[Any]"
+async def test_a_query_past_the_deadline_is_cancelled_and_returns_504(
+    stack: Stack, admin: PgConnection, locker: PgConnection
 ) -> None:
-    locker = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     async with Fleet(stack.environment(), timeout=2) as fleet:
         warm = await fleet.invoke(READ)
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
             started = time.monotonic()
-            late = await fleet.invoke(READ)
+            timed_out = await fleet.invoke(READ)
             assert time.monotonic() - started < 2
-            assert late.payload["statusCode"] == 504
-            assert json.loads(late.payload["body"])["request_id"] == late.request_id
+            assert timed_out.payload["statusCode"] == 504
+            assert json.loads(timed_out.payload["body"])["request_id"] == timed_out.request_id
             async with asyncio.timeout(1):
                 while await admin.fetchval(ACTIVE, APP):
                     await asyncio.sleep(0.01)
-        again = await fleet.invoke(READ)
-        assert (again.payload["statusCode"], again.cold, again.pid) == (200, False, warm.pid)
-    await locker.close()
+        next_result = await fleet.invoke(READ)
+        assert (next_result.payload["statusCode"], next_result.cold, next_result.pid) == (
+            200,
+            False,
+            warm.pid,
+        )

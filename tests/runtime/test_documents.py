@@ -1,9 +1,11 @@
-"""Every command and every piece of code in the documents is run, in a copy of the project, or its
-mark says what it needs or which test runs it.
+"""Every command and every example of code in the documents works.
 
-A mark is a comment before the block: `needs an AWS account`, `needs Docker, tested by …`, `tested
-by …` (files or folders that must hold the command's words), `exits with N` (its exit code) or
-`printed by …` (what a command of the same document prints, but for its figures).
+Each runs in a copy of the project, unless a mark states what it needs or which test runs it. A mark
+is a comment before the block:
+- `needs an AWS account`
+- `tested by …` or `needs Docker, tested by …`, with files or folders that contain the command
+- `exits with N`, with the command's exit status
+- `printed by …`, with a command of the same document that prints the block, except its figures
 """
 
 import os
@@ -19,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 import yaml
 
@@ -28,19 +29,19 @@ from infra.database.roles import APP, OWNER
 from infra.local import ROOT, system_packages
 from infra.local.server import free_port
 from infra.local.setup import fingerprint
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import reset_engine_cache
+from infra.local.stack import Stack
+from tests.conftest import PgConnection, reset_engine_cache
 from tests.documents import documents
 from tests.documents import name as path_name
 
 DOCUMENTS = [path_name(path) for path in documents() if path.name != "CHANGELOG.md"]
-MARKS = re.compile(
+MARK_PATTERN = re.compile(
     r"needs an AWS account"
     r"|(?:needs Docker, )?tested by (?P<by>[\w./, ]+)"
     r"|exits with (?P<code>\d)"
     r"|printed by (?P<command>[\w ]+)"
 )
-KEPT_UP = "until Ctrl-C"
+KEPT_RUNNING = "until Ctrl-C"
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class Block:
         return f"{self.document}:{self.line}"
 
     def marked(self, name: str) -> str | None:
-        found = MARKS.fullmatch(self.mark)
-        return found[name] if found else None
+        """Return the part `name` of the mark, or None."""
+        match = MARK_PATTERN.fullmatch(self.mark)
+        return match[name] if match else None
 
     @property
     def commands(self) -> list[str]:
-        """One a line, without what is said of it."""
+        """The commands of a shell block without their comments."""
         lines = (re.split(r"(?:^|\s)# ?", line)[0].strip() for line in self.text.splitlines())
         return [line for line in lines if line]
 
@@ -69,75 +71,77 @@ def blocks() -> Iterator[Block]:
     pattern = r"(?:^ *<!-- ([^\n]*) -->\n)?^( *)```(\w*)\n(.*?)^\2```$"
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
-        for found in re.finditer(pattern, text, re.M | re.S):
-            inner = re.sub(rf"^{found[2]}", "", found[4], flags=re.M)
-            line = text.count("\n", 0, found.start()) + 1
-            mark = "" if (found[1] or "").startswith("begin: ") else found[1] or ""
-            yield Block(document, line, found[3], mark, inner)
+        for match in re.finditer(pattern, text, re.M | re.S):
+            content = re.sub(rf"^{match[2]}", "", match[4], flags=re.M)
+            line = text.count("\n", 0, match.start()) + 1
+            mark = "" if (match[1] or "").startswith("begin: ") else match[1] or ""
+            yield Block(document, line, match[3], mark, content)
 
 
 BLOCKS = list(blocks())
-RUN = [block for block in BLOCKS if block.language == "sh" and "by" not in block.mark.split()]
-RUN = [block for block in RUN if "AWS" not in block.mark]
+RUNNABLE = [block for block in BLOCKS if block.language == "sh" and "by" not in block.mark.split()]
+RUNNABLE = [block for block in RUNNABLE if "AWS" not in block.mark]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_each_block_is_of_a_kind_that_is_tried(block: Block) -> None:
+def test_each_block_has_a_known_language_and_a_valid_mark(block: Block) -> None:
     assert block.language in ("sh", "python", "sql", "mermaid", "yaml", "")
     assert block.language != "yaml" or yaml.safe_load(block.text)
-    assert not block.mark or MARKS.fullmatch(block.mark), block.mark
-    assert block.language or block.marked("command"), "what prints this?"
+    assert not block.mark or MARK_PATTERN.fullmatch(block.mark), block.mark
+    assert block.language or block.marked("command"), "the mark must name what prints this"
 
 
 def recipe(target: str) -> str:
     makefile = (ROOT / "Makefile").read_text()
-    found = re.search(rf"^{target}:.*##.*\n((?:\t.*\n)+)", makefile, re.M)
-    assert found is not None, target
-    return found[1].replace("$(COMPOSE)", "docker compose")
+    match = re.search(rf"^{target}:.*##.*\n((?:\t.*\n)+)", makefile, re.M)
+    assert match is not None, target
+    return match[1].replace("$(COMPOSE)", "docker compose")
 
 
-def holds(text: str, command: str) -> bool:
-    """Whether a test's text has the words of `command`: as they are, or each as a string."""
+def contains_command(text: str, command: str) -> bool:
+    """Return whether a test's text contains `command`, literally or as separate strings."""
     if command in text:
         return True
     words = shlex.split(command)
     variables = [word for word in words if re.match(r"[A-Z_]+=", word)]
-    if not all(re.search(rf"\b{each.partition('=')[0]}\b", text) for each in variables):
+    if not all(re.search(rf"\b{variable.partition('=')[0]}\b", text) for variable in variables):
         return False
     words = [word for word in words if word not in variables]
     if words[0] == "make":
         if " ".join(words[:2]) in text:
             return True
-        made = recipe(words[1])
-        if module := re.search(r"\$\(RUN\) (\S+) (\w+)", made):
-            return f'"{module[1]}", "{module[2]}"' in text
-        words = next(line.split() for line in made.splitlines() if "docker compose" in line)
+        target_recipe = recipe(words[1])
+        if execute_example := re.search(r"\$\(RUN\) (\S+) (\w+)", target_recipe):
+            return f'"{execute_example[1]}", "{execute_example[2]}"' in text
+        words = next(
+            line.split() for line in target_recipe.splitlines() if "docker compose" in line
+        )
     if "compose" in words:
         verb = words[words.index("compose") + 1]
         return re.search(rf'["(]{verb}["(]', text) is not None
     return all(f'"{word}"' in text for word in words)
 
 
-@pytest.mark.parametrize("block", [each for each in BLOCKS if each.marked("by")], ids=str)
-def test_what_another_test_runs_is_in_that_test(block: Block) -> None:
-    named = [ROOT / name.strip() for name in str(block.marked("by")).split(",")]
-    files = [file for name in named for file in (name.rglob("*.py") if name.is_dir() else [name])]
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.marked("by")], ids=str)
+def test_a_command_marked_as_tested_is_in_the_named_test(block: Block) -> None:
+    paths = [ROOT / name.strip() for name in str(block.marked("by")).split(",")]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
     text = "\n".join(file.read_text() for file in files)
     for command in block.commands:
-        assert holds(text, command), command
+        assert contains_command(text, command), command
 
 
-# --- Run -----------------------------------------------------------------------------------------
+# --- Commands ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as somebody cloned it, with this virtual environment as its own."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the project as a clone would be, with this virtual environment as its own."""
     folder = tmp_path_factory.mktemp("clone") / "warm-engine"
-    left_out = shutil.ignore_patterns(
+    ignored = shutil.ignore_patterns(
         ".git", ".venv*", ".tools", ".site", ".stack", ".hypothesis", ".*_cache", "__pycache__"
     )
-    shutil.copytree(ROOT, folder, ignore=left_out)
+    shutil.copytree(ROOT, folder, ignore=ignored)
     if system_packages.TOOLS.exists():
         (folder / system_packages.TOOLS.name).symlink_to(system_packages.TOOLS)
     venv = folder / ".venv"
@@ -151,8 +155,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def kept_up(command: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """`command` for the time of the block, then Ctrl-C."""
+def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Run `command` for the duration of the block, and end it with Ctrl-C."""
     with subprocess.Popen(
         ["bash", "-c", command],
         cwd=folder,
@@ -177,32 +181,35 @@ def kept_up(command: str, folder: Path, environment: dict[str, str]) -> Iterator
         assert "nothing is left running" in output
 
 
-def follow(block: Block, folder: Path) -> tuple[int, str]:
-    """What a reader gets who types the block: the last exit code, and what was printed."""
+def run_block(block: Block, folder: Path) -> tuple[int, str]:
+    """Run the block as a reader would; return the last exit status and the output."""
     port = str(free_port())
-    # As in a reader's shell, and not as under this `make test ARGS=…`.
-    ours = re.compile("PYTEST|^MAKE|^MFLAGS$|^ARGS$")
-    environment = {name: value for name, value in os.environ.items() if not ours.search(name)}
+    # A reader's shell has no variables of this `make test ARGS=…`.
+    of_this_run = re.compile("PYTEST|^MAKE|^MFLAGS$|^ARGS$")
+    environment = {
+        name: value for name, value in os.environ.items() if not of_this_run.search(name)
+    }
     environment |= {
         "PYTHON": sys.executable,
         "VENV": ".venv",
         "PORT": port,
-        "COMPOSE_PROJECT_NAME": f"warm-engine-documents-{os.getpid()}",  # nobody's: make psql asks
+        # `make psql` asks for this project, which must not exist.
+        "COMPOSE_PROJECT_NAME": f"warm-engine-documents-{os.getpid()}",
     }
-    if "make test" in block.text:  # every test runs by itself: that some are chosen is enough
+    if "make test" in block.text:  # collecting the tests proves that the command works
         environment["PYTEST_ADDOPTS"] = "--collect-only"
     text = block.text.replace(":8000", f":{port}")
     lines = text.splitlines()
-    up = [line for line in lines if KEPT_UP in line]
-    script = "\n".join(["set -e", *(line for line in lines if line not in up)])
-    if up:
-        with kept_up(up[0], folder, environment):
+    kept_running = [line for line in lines if KEPT_RUNNING in line]
+    script = "\n".join(["set -e", *(line for line in lines if line not in kept_running)])
+    if kept_running:
+        with running(kept_running[0], folder, environment):
             return shell(script, folder, environment)
     return shell(script, folder, environment)
 
 
 def shell(script: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script],
         cwd=folder,
         env=environment,
@@ -211,38 +218,45 @@ def shell(script: str, folder: Path, environment: dict[str, str]) -> tuple[int, 
         text=True,
         timeout=200,
     )
-    return done.returncode, done.stdout + done.stderr
+    return process.returncode, process.stdout + process.stderr
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("block", RUN, ids=str)
-def test_each_command_does_what_is_said(block: Block, copy: Path) -> None:
+@pytest.mark.parametrize("block", RUNNABLE, ids=str)
+def test_each_command_works_as_documented(block: Block, clone: Path) -> None:
     if "curl " in block.text and shutil.which("curl") is None:
         pytest.skip("no curl here")
-    code, printed = follow(block, copy)
-    assert code == int(block.marked("code") or 0), printed
-    assert "Traceback" not in printed
-    if KEPT_UP in block.text:
-        assert '{"id":1,"customer_name":"Amber Bakery","status":"pending"}' in printed
-        assert "Order 1: Amber Bakery — pending" in printed
-        assert "there are 1000" in printed
-    for shown in BLOCKS:
-        if shown.document == block.document and shown.marked("command") in block.commands:
-            lines = {shape(line) for line in printed.splitlines()}
-            for line in shown.text.splitlines():
-                assert shape(line) in lines or line == "…", line
+    status, output = run_block(block, clone)
+    assert status == int(block.marked("code") or 0), output
+    assert "Traceback" not in output
+    if KEPT_RUNNING in block.text:
+        assert '{"id":1,"customer_name":"Amber Bakery","status":"pending"}' in output
+        assert "Order 1: Amber Bakery — pending" in output
+        assert "there are 1000" in output
+    for documented_output in BLOCKS:
+        if (
+            documented_output.document == block.document
+            and documented_output.marked("command") in block.commands
+        ):
+            lines = {without_figures(line) for line in output.splitlines()}
+            for line in documented_output.text.splitlines():
+                assert without_figures(line) in lines or line == "…", line
 
 
-def shape(line: str) -> str:
-    """A line but for its figures and its request's ids."""
+def without_figures(line: str) -> str:
+    """Return a line without its figures and request ids."""
     without_id = re.sub(r'(?<=Id": )"[^"]*"', "N", line)
     return " ".join(re.sub(r"\d[\d.]*", "N", without_id).split())
 
 
-def test_a_command_that_is_broken_is_noticed(copy: Path) -> None:
-    for broken in ("make demmo\n", "curl http://127.0.0.1:8000/orders/1\n", "make budget ARGS=x\n"):
-        block = Block("here", 1, "sh", "", broken)
-        assert follow(block, copy)[0] != 0, broken
+def test_a_broken_command_is_noticed(clone: Path) -> None:
+    for command in (
+        "make demmo\n",
+        "curl http://127.0.0.1:8000/orders/1\n",
+        "make budget ARGS=x\n",
+    ):
+        block = Block("here", 1, "sh", "", command)
+        assert run_block(block, clone)[0] != 0, command
 
 
 # --- Code ----------------------------------------------------------------------------------------
@@ -250,30 +264,29 @@ def test_a_command_that_is_broken_is_noticed(copy: Path) -> None:
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
-def module(block: Block) -> dict[str, Any]:
+def execute_example(block: Block) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(block.text, str(block), "exec"), names)  # noqa: S102  # the project's own
     return names
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-async def test_each_piece_of_code_works(block: Block) -> None:
-    names = module(block)
+async def test_each_code_example_works(block: Block) -> None:
+    names = execute_example(block)
     for name, function in names.items():
         if name.startswith("test_"):
             await function()
 
 
-async def test_a_table_of_one_s_own_is_read_and_written_through_pgbouncer(
-    own_stack: Stack, monkeypatch: pytest.MonkeyPatch
+async def test_the_example_with_its_own_table_works_through_pgbouncer(
+    own_stack: Stack, monkeypatch: pytest.MonkeyPatch, own_admin: PgConnection
 ) -> None:
-    [names] = [module(block) for block in PYTHON if "class Invoice" in block.text]
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(
+    [names] = [execute_example(block) for block in PYTHON if "class Invoice" in block.text]
+    await own_admin.execute(
         f"CREATE TABLE invoices (id integer PRIMARY KEY, total numeric(12, 2) NOT NULL);"
         f"ALTER TABLE invoices OWNER TO {OWNER}; GRANT SELECT, UPDATE ON invoices TO {APP};"
         f"INSERT INTO invoices VALUES (1, 10);"
-        # In a transaction the update finds the lock that the reading took.
+        # Within one transaction, the update finds the lock that the read acquired.
         f"CREATE FUNCTION locked() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         f"  IF NOT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND"
         f"    relation = 'invoices'::regclass AND mode = 'RowShareLock')"
@@ -290,11 +303,11 @@ async def test_a_table_of_one_s_own_is_read_and_written_through_pgbouncer(
         assert await names["find"](2) is None
     finally:
         await engine.dispose()
-        await admin.close()
 
 
-@pytest.mark.parametrize("block", [each for each in BLOCKS if each.language == "sql"], ids=str)
-async def test_each_query_runs_as_the_administrator(block: Block, own_stack: Stack) -> None:
-    admin = await asyncpg.connect(**own_stack.postgres.admin, database=DATABASE)
-    await admin.execute(block.text)
-    await admin.close()
+SQL = [block for block in BLOCKS if block.language == "sql"]
+
+
+@pytest.mark.parametrize("block", SQL, ids=str)
+async def test_each_query_runs_as_the_administrator(block: Block, own_admin: PgConnection) -> None:
+    await own_admin.execute(block.text)

@@ -1,4 +1,4 @@
-"""The fleet behaves as the Lambda service does: it serves, times out and ends sandboxes."""
+"""The fleet serves events, enforces timeouts and ends sandboxes as the Lambda service does."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from infra.local.fleet import Ending, Fleet, http_front_end
 from infra.local.fleet.fork_server import ForkServer
 from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.stack import Stack
-from tests.conftest import eventually
+from tests.conftest import app_clients, eventually
 
 
 def function(
@@ -55,14 +55,14 @@ async def test_the_function_receives_the_event_and_its_context(tmp_path: Path) -
 
 async def test_each_concurrent_event_gets_its_own_sandbox_up_to_the_limit(tmp_path: Path) -> None:
     async with function("echo", tmp_path, concurrency=2) as fleet:
-        answers = await asyncio.gather(*(fleet.invoke(n) for n in range(3)))
-        assert [answer.error for answer in answers] == [None, None, "TooManyRequestsException"]
-        assert answers[0].pid != answers[1].pid
-        assert (answers[0].cold, answers[1].cold) == (True, True)
-        again = await fleet.invoke(3)
-        assert again.pid in {answer.pid for answer in answers}
-        assert not again.cold
-    assert not any(psutil.pid_exists(answer.pid) for answer in answers[:2])
+        results = await asyncio.gather(*(fleet.invoke(number) for number in range(3)))
+        assert [result.error for result in results] == [None, None, "TooManyRequestsException"]
+        assert results[0].pid != results[1].pid
+        assert (results[0].cold, results[1].cold) == (True, True)
+        fourth = await fleet.invoke(3)
+        assert fourth.pid in {result.pid for result in results}
+        assert not fourth.cold
+    assert not any(psutil.pid_exists(result.pid) for result in results[:2])
 
 
 async def test_an_idle_sandbox_is_reaped(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ async def test_a_forked_sandbox_behaves_like_any_other(stack: Stack, tmp_path: P
             ) as fleet,
         ):
             read = api_gateway_event("GET", "/orders/1")
-            answers = await asyncio.gather(*(fleet.invoke(read) for _ in range(3)))
-            assert {answer.payload["statusCode"] for answer in answers} == {200}
-            assert len({answer.pid for answer in answers}) == 3
+            results = await asyncio.gather(*(fleet.invoke(read) for _ in range(3)))
+            assert {result.payload["statusCode"] for result in results} == {200}
+            assert len({result.pid for result in results}) == 3
             [killed, *others] = fleet.sandboxes
             await fleet.retire(killed, Ending.KILL)
             assert killed.exit_status == -signal.SIGKILL
@@ -93,10 +93,10 @@ async def test_a_forked_sandbox_behaves_like_any_other(stack: Stack, tmp_path: P
                 await fleet.retire(sandbox)
                 assert sandbox.exit_status == 0
         assert bouncer.log_since_start().count("closing because: client close request") == 2
-    assert not any(psutil.pid_exists(answer.pid) for answer in answers)
+    assert not any(psutil.pid_exists(result.pid) for result in results)
 
 
-#: A service whose packages have the names of this project's.
+#: A service whose packages have the same names as this project's.
 SERVICE = """
 import sys
 import infra
@@ -110,7 +110,7 @@ def handler(event, context):
 
 @pytest.fixture
 def service(tmp_path: Path) -> tuple[Path, str]:
-    """The folder of a service, and an interpreter of its own without any packages."""
+    """Create a service and an interpreter without packages; return the folder and interpreter."""
     root = tmp_path / "service"
     for package in ("handler", "infra"):
         (root / package).mkdir(parents=True)
@@ -131,16 +131,16 @@ async def test_a_service_in_another_folder_runs_its_own_code_on_its_own_interpre
         if forked:
             fork_server = await undo.enter_async_context(ForkServer(root=root, python=python))
         fleet = Fleet({}, root=root, python=python, logs=tmp_path, fork_server=fork_server)
-        answer = (await (await undo.enter_async_context(fleet)).invoke({})).payload
-    assert answer["greeting"] == "from the service"
-    assert answer["infra"] == str(root / "infra/__init__.py")
-    assert answer["prefix"] == str(tmp_path / "venv")
-    assert answer["path"][0] == str(root)
-    assert not {path for path in answer["path"] if path.startswith(str(ROOT))}
-    assert answer["argv"][1:] == ["handler.main.handler"]
+        payload = (await (await undo.enter_async_context(fleet)).invoke({})).payload
+    assert payload["greeting"] == "from the service"
+    assert payload["infra"] == str(root / "infra/__init__.py")
+    assert payload["prefix"] == str(tmp_path / "venv")
+    assert payload["path"][0] == str(root)
+    assert not {path for path in payload["path"] if path.startswith(str(ROOT))}
+    assert payload["argv"][1:] == ["handler.main.handler"]
 
 
-async def test_an_interpreter_that_cannot_run_a_sandbox_is_refused(tmp_path: Path) -> None:
+async def test_an_interpreter_that_cannot_run_a_sandbox_is_rejected(tmp_path: Path) -> None:
     missing = str(tmp_path / "no-python")
     async with Fleet({}, python=missing) as fleet:
         with pytest.raises(LabError, match="no-python does not run"):
@@ -177,23 +177,23 @@ async def test_a_process_that_exits_during_an_invocation_is_replaced(tmp_path: P
 async def test_a_module_that_fails_to_import_fails_the_init_phase(tmp_path: Path) -> None:
     handler = "tests.runtime.broken_at_import.handler"
     async with Fleet({}, handler=handler, logs=tmp_path) as fleet:
-        answer = await fleet.invoke({})
+        result = await fleet.invoke({})
         assert not fleet.sandboxes
-    assert answer.payload["errorMessage"] == "broken at import"
+    assert result.payload["errorMessage"] == "broken at import"
 
 
 async def test_a_function_that_hangs_is_killed_at_its_timeout(tmp_path: Path) -> None:
     async with function("hang", tmp_path, timeout=0.5) as fleet:
-        answer = await fleet.invoke({})
-        assert answer.error == "Sandbox.Timedout"
-        assert answer.payload["errorMessage"] == "Task timed out after 0.50 seconds"
-        assert not psutil.pid_exists(answer.pid)
+        result = await fleet.invoke({})
+        assert result.error == "Sandbox.Timedout"
+        assert result.payload["errorMessage"] == "Task timed out after 0.50 seconds"
+        assert not psutil.pid_exists(result.pid)
 
 
 async def test_a_response_of_seven_megabytes_is_too_large(tmp_path: Path) -> None:
     async with function("large", tmp_path) as fleet:
-        answer = await fleet.invoke({"large": True})
-        assert answer.error == "Function.ResponseSizeTooLarge"
+        result = await fleet.invoke({"large": True})
+        assert result.error == "Function.ResponseSizeTooLarge"
         assert (await fleet.invoke({})).payload == "small"
 
 
@@ -202,11 +202,11 @@ async def test_an_extension_that_never_polls_never_ends_the_init_phase(
 ) -> None:
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 2.0)
     fleet = function(
-        "extended", tmp_path, REGISTER="x", PARK="no", SIGTERM_FILE=str(tmp_path / "no")
+        "with_sigterm_handler", tmp_path, REGISTER="x", PARK="no", SIGTERM_FILE=str(tmp_path / "no")
     )
     async with fleet:
-        answer = await fleet.invoke({})
-        assert answer.error == "Sandbox.Timedout"
+        result = await fleet.invoke({})
+        assert result.error == "Sandbox.Timedout"
         assert not fleet.sandboxes
 
 
@@ -215,43 +215,49 @@ async def test_the_init_phase_is_limited_to_ten_seconds_of_processor_time(
 ) -> None:
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_CPU_SECONDS", 0.5)
     async with function(
-        "extended", tmp_path, SPIN="60", SIGTERM_FILE=str(tmp_path / "no")
+        "with_sigterm_handler", tmp_path, SPIN="60", SIGTERM_FILE=str(tmp_path / "no")
     ) as fleet:
         started = time.monotonic()
-        answer = await fleet.invoke({})
-        assert answer.error == "Sandbox.Timedout"
+        result = await fleet.invoke({})
+        assert result.error == "Sandbox.Timedout"
         assert time.monotonic() - started < 30
 
 
-async def test_without_an_extension_there_is_no_sigterm(tmp_path: Path) -> None:
+async def test_a_sandbox_without_an_extension_gets_no_sigterm(tmp_path: Path) -> None:
     sigterm_file = tmp_path / "sigterm"
     async with function("echo", tmp_path, SIGTERM_FILE=str(sigterm_file)) as fleet:
         await fleet.invoke({})
     assert not sigterm_file.exists()
 
 
-async def test_with_an_extension_the_process_gets_sigterm_and_may_exit(tmp_path: Path) -> None:
+async def test_a_sandbox_with_an_extension_gets_sigterm_and_may_exit(tmp_path: Path) -> None:
     sigterm_file = tmp_path / "sigterm"
-    fleet = function("extended", tmp_path, REGISTER="warm", SIGTERM_FILE=str(sigterm_file))
+    fleet = function(
+        "with_sigterm_handler", tmp_path, REGISTER="warm", SIGTERM_FILE=str(sigterm_file)
+    )
     async with fleet:
-        answer = await fleet.invoke({})
-        assert answer.payload == "parked"
-    assert sigterm_file.read_text() == "SIGTERM came"
-    assert not psutil.pid_exists(answer.pid)
+        result = await fleet.invoke({})
+        assert result.payload == "parked"
+    assert sigterm_file.read_text() == "SIGTERM received"
+    assert not psutil.pid_exists(result.pid)
 
 
 async def test_a_process_that_ignores_sigterm_is_killed_after_half_a_second(tmp_path: Path) -> None:
     sigterm_file = tmp_path / "sigterm"
     fleet = function(
-        "extended", tmp_path, REGISTER="x", SIGTERM_FILE=str(sigterm_file), STUBBORN="yes"
+        "with_sigterm_handler",
+        tmp_path,
+        REGISTER="x",
+        SIGTERM_FILE=str(sigterm_file),
+        STUBBORN="yes",
     )
     async with fleet:
-        answer = await fleet.invoke({})
+        result = await fleet.invoke({})
         started = time.monotonic()
         await fleet.end()
         assert 0.5 <= time.monotonic() - started < 5
     assert sigterm_file.exists()
-    assert not psutil.pid_exists(answer.pid)
+    assert not psutil.pid_exists(result.pid)
 
 
 async def test_no_sandbox_outlives_a_killed_fleet(stack: Stack) -> None:
@@ -287,7 +293,7 @@ async def base_url(tmp_path: Path) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_an_http_request_becomes_an_event_and_the_result_a_response(base_url: str) -> None:
+async def test_the_http_front_end_converts_requests_and_responses(base_url: str) -> None:
     async with aiohttp.ClientSession() as client:
         request = client.post(
             f"{base_url}/a%20b?x=1&x=2",
@@ -297,7 +303,7 @@ async def test_an_http_request_becomes_an_event_and_the_result_a_response(base_u
         async with request as response:
             event = json.loads(await response.read())
             assert response.status == 202
-            assert response.headers["x-answer"] == "yes"
+            assert response.headers["x-test"] == "yes"
             assert response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
     assert event["version"] == "2.0"
     assert event["requestContext"]["http"]["method"] == "POST"
@@ -307,18 +313,17 @@ async def test_an_http_request_becomes_an_event_and_the_result_a_response(base_u
     assert (event["isBase64Encoded"], event["body"]) == (True, "AP8=")
 
 
-async def test_a_hundred_requests_reuse_one_http_connection(own_stack: Stack) -> None:
+async def test_a_hundred_requests_use_one_database_connection(own_stack: Stack) -> None:
     import asyncpg
 
     paths = ["/orders/1", "/orders/999999", "/orders/0", "/orders/2147483648", "/orders/abc"]
     async with Fleet(own_stack.environment()) as fleet:
-        found = [
+        statuses = [
             (await fleet.invoke(api_gateway_event("GET", path))).payload["statusCode"]
             for path in paths * 20
         ]
-        assert found == [200, 404, 422, 422, 422] * 20
-        clients = [row for row in own_stack.pgbouncer.show("CLIENTS") if row["user"] == APP]
-        assert len(clients) == 1
+        assert statuses == [200, 404, 422, 422, 422] * 20
+        assert len(app_clients(own_stack.pgbouncer)) == 1
         admin = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
         backends = await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", APP
@@ -336,9 +341,9 @@ async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
 ) -> None:
     environment = {"DB_PASS": "hunter2", variable: value}
     async with Fleet(environment, logs=tmp_path) as fleet:
-        answer = await fleet.invoke({})
-    assert answer.error == "SettingsError"
-    assert answer.payload["errorMessage"].startswith(f"{variable} is ")
+        result = await fleet.invoke({})
+    assert result.error == "SettingsError"
+    assert result.payload["errorMessage"].startswith(f"{variable} is ")
     assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
 
 
@@ -355,19 +360,19 @@ async def test_on_lambda_a_missing_host_or_credential_fails_the_init_phase(
     environment: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     async with Fleet(environment, logs=tmp_path) as fleet:
-        answer = await fleet.invoke({})
-    assert answer.error == "SettingsError"
-    assert re.fullmatch(f"{message}.*", answer.payload["errorMessage"])
+        result = await fleet.invoke({})
+    assert result.error == "SettingsError"
+    assert re.fullmatch(f"{message}.*", result.payload["errorMessage"])
     assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
 
 
 async def test_without_a_database_the_caller_gets_503_with_retry_after(tmp_path: Path) -> None:
-    nowhere = {"DB_HOST": "localhost", "DB_PORT": "1", "DB_PASS": "hunter2"}
-    async with Fleet(nowhere, logs=tmp_path) as fleet:
-        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
-        assert answer.payload["statusCode"] == 503
-        assert answer.payload["headers"]["retry-after"] == "1"
-        assert answer.payload["headers"]["content-type"] == "application/problem+json"
+    environment = {"DB_HOST": "localhost", "DB_PORT": "1", "DB_PASS": "hunter2"}
+    async with Fleet(environment, logs=tmp_path) as fleet:
+        result = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        assert result.payload["statusCode"] == 503
+        assert result.payload["headers"]["retry-after"] == "1"
+        assert result.payload["headers"]["content-type"] == "application/problem+json"
         health = await fleet.invoke(api_gateway_event("GET", "/health"))
         assert health.payload["statusCode"] == 200
         ready = await fleet.invoke(api_gateway_event("GET", "/ready"))

@@ -18,7 +18,7 @@ from tests.network_namespace import in_network_namespace
 READ = http_api("GET", "/orders/1")
 
 
-async def frozen(fleet: Fleet) -> None:
+async def wait_until_frozen(fleet: Fleet) -> None:
     """Wait until the only sandbox is frozen."""
     [sandbox] = fleet.sandboxes
     async with asyncio.timeout(5):
@@ -26,7 +26,7 @@ async def frozen(fleet: Fleet) -> None:
             await asyncio.sleep(0.005)
 
 
-async def closed_for_idleness(bouncer: Any) -> None:
+async def wait_for_idle_timeout(bouncer: Any) -> None:
     async with asyncio.timeout(10):
         while "client_idle_timeout" not in bouncer.log_since_start():
             await asyncio.sleep(0.02)
@@ -35,10 +35,10 @@ async def closed_for_idleness(bouncer: Any) -> None:
 async def test_a_sandbox_is_frozen_between_invocations(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
         for _ in range(3):
-            answer = await fleet.invoke(READ)
-            await frozen(fleet)
-            assert psutil.Process(answer.pid).status() == psutil.STATUS_STOPPED
-            assert answer.payload["statusCode"] == 200
+            result = await fleet.invoke(READ)
+            await wait_until_frozen(fleet)
+            assert psutil.Process(result.pid).status() == psutil.STATUS_STOPPED
+            assert result.payload["statusCode"] == 200
 
 
 async def test_freezing_and_thawing_add_no_round_trip(stack: Stack) -> None:
@@ -47,7 +47,7 @@ async def test_freezing_and_thawing_add_no_round_trip(stack: Stack) -> None:
             await fleet.invoke(READ)
             proxy.reset_counters()
             for _ in range(10):
-                await frozen(fleet)
+                await wait_until_frozen(fleet)
                 await fleet.invoke(READ)
             assert (proxy.round_trips, proxy.connections) == (10, 0)
 
@@ -56,7 +56,7 @@ async def test_a_frozen_sandbox_is_thawed_to_shut_down(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer)) as fleet:
             await fleet.invoke(READ)
-            await frozen(fleet)
+            await wait_until_frozen(fleet)
             [sandbox] = fleet.sandboxes
             await sandbox.end()
             assert sandbox.exit_status == 0
@@ -67,13 +67,13 @@ async def test_a_frozen_sandbox_is_thawed_to_shut_down(stack: Stack) -> None:
 async def test_a_frozen_process_past_client_idle_timeout_needs_no_retry(
     stack: Stack, tmp_path: Path
 ) -> None:
-    """The weaker freeze: the kernel received the FIN, and the poll at checkout sees it."""
+    """Only the process is frozen: the kernel receives the FIN, and the poll at checkout sees it."""
     with stack.another_pgbouncer(settings={"client_idle_timeout": 1}) as bouncer:
         async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(READ)
-            await closed_for_idleness(bouncer)
-            answer = await fleet.invoke(READ)
-            assert (answer.payload["statusCode"], answer.cold) == (200, False)
+            await wait_for_idle_timeout(bouncer)
+            result = await fleet.invoke(READ)
+            assert (result.payload["statusCode"], result.cold) == (200, False)
     assert log_lines((tmp_path / "sandbox-1.log").read_text())[-1]["attempts"] == 1
 
 
@@ -82,15 +82,17 @@ async def test_a_frozen_process_past_client_idle_timeout_needs_no_retry(
 async def test_a_disconnected_sandbox_past_client_idle_timeout_needs_one_retry_at_most(
     stack: Stack, tmp_path: Path, max_idle: str, attempts: int
 ) -> None:
-    """The harder freeze: nobody received the FIN, the socket looks healthy, and the first packet is
-    answered with a reset. Past DB_MAX_IDLE nothing is sent on it at all."""
+    """The FIN is dropped, so the socket looks healthy, and a reset follows the first packet.
+
+    Past DB_MAX_IDLE the connection is not used again.
+    """
     with stack.another_pgbouncer(settings={"client_idle_timeout": 1}) as bouncer:
         environment = stack.environment(bouncer) | {"DB_MAX_IDLE": max_idle}
         async with Fleet(environment, logs=tmp_path, packet_filter=Filter()) as fleet:
             first = await fleet.invoke(READ)
-            await closed_for_idleness(bouncer)
-            answer = await fleet.invoke(READ)
-            assert (answer.payload["statusCode"], answer.pid) == (200, first.pid)
+            await wait_for_idle_timeout(bouncer)
+            result = await fleet.invoke(READ)
+            assert (result.payload["statusCode"], result.pid) == (200, first.pid)
     assert log_lines((tmp_path / "sandbox-1.log").read_text())[-1]["attempts"] == attempts
 
 
@@ -101,24 +103,24 @@ async def test_a_disconnected_sandbox_thawed_in_time_keeps_its_connection(
     async with Fleet(stack.environment(), logs=tmp_path, packet_filter=Filter()) as fleet:
         for _ in range(5):
             assert (await fleet.invoke(READ)).payload["statusCode"] == 200
-            await frozen(fleet)
-    warm = log_lines((tmp_path / "sandbox-1.log").read_text())[1:]
-    assert [(line["attempts"], line["connectMs"]) for line in warm] == [(1, 0)] * 4
+            await wait_until_frozen(fleet)
+    warm_lines = log_lines((tmp_path / "sandbox-1.log").read_text())[1:]
+    assert [(line["attempts"], line["connectMs"]) for line in warm_lines] == [(1, 0)] * 4
 
 
 @in_network_namespace
 async def test_a_server_that_vanished_costs_three_seconds_and_one_retry(
     stack: Stack, tmp_path: Path
 ) -> None:
-    """TCP_USER_TIMEOUT: packets are not acknowledged, and nothing reports the failure."""
-    dark = Filter()
+    """Packets are not acknowledged, so only TCP_USER_TIMEOUT reports the failure."""
+    packet_filter = Filter()
     with TcpProxy(stack.pgbouncer.host, stack.pgbouncer.port) as proxy:
         environment = stack.environment() | {"DB_PORT": str(proxy.port)}
         async with Fleet(environment, logs=tmp_path) as fleet:
             first = await fleet.invoke(READ)
             [sandbox] = fleet.sandboxes
-            dark.drop(sandbox.connections())
-            answer = await fleet.invoke(READ)
-            assert (answer.payload["statusCode"], answer.pid) == (200, first.pid)
-            assert 2 < answer.ms / 1000 < 6
+            packet_filter.drop(sandbox.connections())
+            result = await fleet.invoke(READ)
+            assert (result.payload["statusCode"], result.pid) == (200, first.pid)
+            assert 2 < result.ms / 1000 < 6
     assert log_lines((tmp_path / "sandbox-1.log").read_text())[-1]["attempts"] == 2

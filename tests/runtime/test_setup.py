@@ -1,4 +1,4 @@
-"""Setup reports what a machine lacks in one line with a hint, and leaves nothing half made."""
+"""Setup reports what a machine lacks in one line with a hint, and leaves nothing incomplete."""
 
 import importlib.util
 import os
@@ -16,47 +16,51 @@ from infra.local.stack import Stack
 from tests.conftest import needs_root, run
 
 
-def script(folder: Path, name: str, text: str) -> Path:
+def write_script(folder: Path, name: str, text: str) -> Path:
+    """Write an executable shell script and return its path."""
     program = folder / name
     program.write_text(f"#!/bin/sh\n{text}\n")
     program.chmod(0o755)
     return program
 
 
-def make(*words: str) -> tuple[int, list[str]]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(["make", *words], cwd=ROOT, env=ours, capture_output=True, text=True)
-    return done.returncode, (done.stdout + done.stderr).splitlines()
+def make(*arguments: str) -> tuple[int, list[str]]:
+    """Run make, and return its exit status and the lines of its output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    process = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    return process.returncode, (process.stdout + process.stderr).splitlines()
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "doctor", "psql"])
 def test_a_missing_python_is_reported_with_a_hint(target: str) -> None:
-    code, [line] = make(target, "PYTHON=nowhere/python3")
-    assert code == 2
+    status, [line] = make(target, "PYTHON=nowhere/python3")
+    assert status == 2
     assert "PYTHON=nowhere/python3 is not Python 3.11 or later. Set another" in line
     assert f"make {target} PYTHON=python3.13" in line
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo 'pyenv: python3.14: command not found'"])
 def test_a_python_that_does_not_run_is_reported_with_a_hint(tmp_path: Path, text: str) -> None:
-    program = script(tmp_path, "python3", text)
-    code, [line] = make("demo", f"PYTHON={program}")
-    assert code == 2
+    program = write_script(tmp_path, "python3", text)
+    status, [line] = make("demo", f"PYTHON={program}")
+    assert status == 2
     assert f"PYTHON={program} is not Python 3.11 or later" in line
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "value", "reason"),
+    ("module", "name", "value", "reason"),
     [
         (sys, "version_info", (3, 10, 13), "is Python 3.10: 3.11 or later is needed"),
         (sys.implementation, "name", "pypy", "is pypy: CPython 3.11 or later with its GIL"),
     ],
 )
 def test_an_unsupported_python_is_distinguished_from_a_supported_one(
-    monkeypatch: pytest.MonkeyPatch, where: object, name: str, value: object, reason: str
+    monkeypatch: pytest.MonkeyPatch, module: object, name: str, value: object, reason: str
 ) -> None:
     assert setup.unsuitable_python() is None
-    monkeypatch.setattr(where, name, value)
+    monkeypatch.setattr(module, name, value)
     assert reason in str(setup.unsuitable_python())
 
 
@@ -82,23 +86,23 @@ def test_a_free_threaded_python_is_rejected_before_anything_is_created(
 def test_other_systems_are_told_the_package_and_the_alternative(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, manager: str, command: str
 ) -> None:
-    script(tmp_path, manager, "exit 1")
+    write_script(tmp_path, manager, "exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match=f"{command}.*or set PGBOUNCER to the path of one"):
         system_packages.fetch_pgbouncer()
 
 
-@pytest.mark.parametrize("named", ["/nowhere", "/usr/bin"])
-def test_an_invalid_postgres_folder_is_reported_with_a_hint(named: str) -> None:
-    code, output = run("-m", "infra.local", "demo", env={"POSTGRES": named})
-    assert code == 1
+@pytest.mark.parametrize("folder", ["/nowhere", "/usr/bin"])
+def test_an_invalid_postgres_folder_is_reported_with_a_hint(folder: str) -> None:
+    status, output = run("-m", "infra.local", "demo", env={"POSTGRES": folder})
+    assert status == 1
     assert output.splitlines()[-1].startswith(
-        f"warm-engine: POSTGRES={named} is not a folder with the programs postgres and initdb. "
+        f"warm-engine: POSTGRES={folder} is not a folder with the programs postgres and initdb. "
         "Unset it, or name one"
     )
     assert "Traceback" not in output
-    code, output = run("-m", "infra.local.doctor", env={"POSTGRES": named})
-    assert code == 1
+    status, output = run("-m", "infra.local.doctor", env={"POSTGRES": folder})
+    assert status == 1
     assert output.endswith("not ready: Postgres\n")
 
 
@@ -123,7 +127,7 @@ commands.psql(None)
 
 def test_psql_works_without_a_system_installation(stack: Stack, tmp_path: Path) -> None:
     with stack.published(tmp_path / "endpoints.json"):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", PSQL, str(tmp_path / "endpoints.json")],
             cwd=ROOT,
             env={**os.environ, "PATH": "/nowhere"},
@@ -131,49 +135,49 @@ def test_psql_works_without_a_system_installation(stack: Stack, tmp_path: Path) 
             capture_output=True,
             text=True,
         )
-    assert done.returncode == 0, done.stderr
-    assert "there are 3" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "there are 3" in process.stdout
 
 
 # --- Unusable folders ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def mounted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+def mounted_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = tmp_path / "mounted"
     folder.mkdir()
     options = f"size=12m,{request.param}"
-    done = subprocess.run(
+    process = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
     )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    if process.returncode:
+        pytest.skip(f"no file system can be mounted here: {process.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
-def installed(folder: Path) -> tuple[int, str]:
-    code, output = run("-m", "infra.local.setup", "local", env={"VENV": str(folder / "venv")})
+def install_into(folder: Path) -> tuple[int, str]:
+    status, output = run("-m", "infra.local.setup", "local", env={"VENV": str(folder / "venv")})
     assert "Traceback" not in output
-    return code, output.splitlines()[-1]
+    return status, output.splitlines()[-1]
 
 
 @needs_root
 @pytest.mark.parametrize(
-    ("mounted", "said"),
+    ("mounted_folder", "message"),
     [
         ("ro", f"Read-only file system: .*{setup.WRITABLE}"),
         ("rw", "No space left on device.*Free some disk space|Check the network and the free disk"),
     ],
-    indirect=["mounted"],
+    indirect=["mounted_folder"],
 )
-def test_an_unusable_folder_is_reported_with_a_hint(mounted: Path, said: str) -> None:
+def test_an_unusable_folder_is_reported_with_a_hint(mounted_folder: Path, message: str) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         pytest.skip("this Python has no ensurepip, and its packages are fetched first")
-    code, line = installed(mounted)
-    assert code == 1
-    assert re.search(said, line), line
-    assert not (mounted / "venv").exists()
+    status, line = install_into(mounted_folder)
+    assert status == 1
+    assert re.search(message, line), line
+    assert not (mounted_folder / "venv").exists()
 
 
 def test_without_a_network_a_hint_is_printed_and_nothing_is_left(
@@ -190,7 +194,7 @@ def test_without_a_network_a_hint_is_printed_and_nothing_is_left(
     }.items():
         monkeypatch.setenv(name, value)
         monkeypatch.setenv(name.lower(), value)
-    code, line = installed(tmp_path)
-    assert code == 1
+    status, line = install_into(tmp_path)
+    assert status == 1
     assert "Check the network" in line
     assert [path.name for path in tmp_path.iterdir()] == ["venv.lock"]

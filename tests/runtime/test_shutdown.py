@@ -1,35 +1,22 @@
-"""A sandbox that shuts down leaves nothing on PgBouncer or Postgres and exits in time."""
+"""A sandbox that shuts down leaves nothing on PgBouncer or Postgres, and exits in time."""
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.fleet.runtime_api import RuntimeApi
 from infra.local.pgbouncer import PgBouncer
-from infra.local.stack import DATABASE, Stack
-from tests.conftest import command, eventually, log_lines
+from infra.local.stack import Stack
+from tests.conftest import app_clients, command, eventually, log_lines
 from tests.events import http_api
 
 ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
-
-
-@pytest.fixture
-async def owner(stack: Stack) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    connection = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    yield connection
-    await connection.close()
-
-
-def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
-    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
 
 
 def logged_closes(bouncer: PgBouncer) -> list[str]:
@@ -38,8 +25,8 @@ def logged_closes(bouncer: PgBouncer) -> list[str]:
     return [line.partition("closing because: ")[2][:20] for line in lines if "closing" in line]
 
 
-async def exited_by_itself(fleet: Fleet) -> bool:
-    """Return whether the only sandbox exited before the SIGKILL half a second after SIGTERM."""
+async def exits_by_itself(fleet: Fleet) -> bool:
+    """End the only sandbox; return whether it exits before the SIGKILL, 500 ms after SIGTERM."""
     [sandbox] = fleet.sandboxes
     await sandbox.end()
     return sandbox.exit_status == 0
@@ -49,40 +36,40 @@ async def test_idle_sandboxes_close_their_connections(stack: Stack) -> None:
     with stack.another_pgbouncer() as bouncer:
         for number in range(5):
             async with Fleet(stack.environment(bouncer)) as fleet:
-                answer = await fleet.invoke(http_api("GET", "/orders/1"))
-                assert answer.payload["statusCode"] == 200
-                assert len(clients(bouncer)) == 1
-                assert await exited_by_itself(fleet), number
-            eventually(lambda: not clients(bouncer))
+                result = await fleet.invoke(http_api("GET", "/orders/1"))
+                assert result.payload["statusCode"] == 200
+                assert len(app_clients(bouncer)) == 1
+                assert await exits_by_itself(fleet), number
+            eventually(lambda: not app_clients(bouncer))
         assert logged_closes(bouncer) == ["client close request"] * 5
 
 
 async def test_a_sandbox_that_never_connected_exits_as_well(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
         await fleet.invoke(http_api("GET", "/health"))
-        assert await exited_by_itself(fleet)
+        assert await exits_by_itself(fleet)
 
 
 async def test_shutdown_cancels_a_running_query(
-    stack: Stack, owner: "asyncpg.Connection[Any]", admin: "asyncpg.Connection[Any]", tmp_path: Path
+    stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
-    async def queries(wanted: int) -> None:
-        # On its own connection: within a transaction the view would not change.
+    async def wait_for_queries(count: int) -> None:
+        # The other connection is in a transaction, where the view does not change.
         async with asyncio.timeout(3):
-            while await admin.fetchval(ACTIVE, APP) != wanted:
+            while await admin.fetchval(ACTIVE, APP) != count:
                 await asyncio.sleep(0.01)
 
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
-            async with owner.transaction():
-                await owner.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-                waiting = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
-                await queries(1)
-                assert await exited_by_itself(fleet)
-                await queries(0)  # although the lock is still held
-            await asyncio.wait_for(waiting, 5)
-        eventually(lambda: not clients(bouncer))
+            async with locker.transaction():
+                await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+                invocation = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
+                await wait_for_queries(1)
+                assert await exits_by_itself(fleet)
+                await wait_for_queries(0)  # although the lock is still held
+            await asyncio.wait_for(invocation, 5)
+        eventually(lambda: not app_clients(bouncer))
         assert "client unexpected eof" not in logged_closes(bouncer)
     log = (tmp_path / "sandbox-1.log").read_text()
     assert [line["outcome"] for line in log_lines(log)] == ["ok", "cancelled"]
@@ -96,15 +83,15 @@ async def test_shutdown_finishes_in_time_when_pgbouncer_does_not_respond(stack: 
             await fleet.invoke(http_api("GET", "/orders/1"))
             os.kill(bouncer.process.pid, signal.SIGSTOP)
             try:
-                assert await exited_by_itself(fleet)
+                assert await exits_by_itself(fleet)
             finally:
                 os.kill(bouncer.process.pid, signal.SIGCONT)
 
 
-async def test_a_second_process_that_cannot_register_the_extension_carries_on(
+async def test_a_second_process_that_cannot_register_the_extension_works(
     stack: Stack, tmp_path: Path
 ) -> None:
-    """As on Managed Instances, where several processes share one environment."""
+    """On Managed Instances several processes share one environment."""
     async with Fleet(stack.environment(), logs=tmp_path) as fleet:
         await fleet.invoke(http_api("GET", "/health"))
         [first] = fleet.sandboxes
@@ -118,7 +105,7 @@ async def test_a_second_process_that_cannot_register_the_extension_carries_on(
         assert second.returncode == 0
 
 
-def test_outside_lambda_the_signal_handler_is_left_alone(stack: Stack) -> None:
+def test_outside_lambda_the_signal_handler_is_unchanged(stack: Stack) -> None:
     process = command(
         "-c",
         "import handler.main, signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)",
@@ -130,18 +117,17 @@ def test_outside_lambda_the_signal_handler_is_left_alone(stack: Stack) -> None:
 async def test_the_init_phase_waits_for_a_slow_extensions_api(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Registering without knowing it would leave the process unparked, and the init phase would
-    never end."""
-    register = RuntimeApi._register
+    """A process that registers but does not wait for events would never end the init phase."""
+    original_register = RuntimeApi._register
 
-    async def slowly(self: RuntimeApi, request: Any) -> Any:
-        answer = await register(self, request)
+    async def register_slowly(self: RuntimeApi, request: Any) -> Any:
+        response = await original_register(self, request)
         await asyncio.sleep(3)
-        return answer
+        return response
 
-    monkeypatch.setattr(RuntimeApi, "_register", slowly)
+    monkeypatch.setattr(RuntimeApi, "_register", register_slowly)
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 20)
     async with Fleet(stack.environment()) as fleet:
-        answer = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert answer.payload["statusCode"] == 200
-        assert await exited_by_itself(fleet)
+        result = await fleet.invoke(http_api("GET", "/orders/1"))
+        assert result.payload["statusCode"] == 200
+        assert await exits_by_itself(fleet)

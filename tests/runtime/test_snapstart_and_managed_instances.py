@@ -1,20 +1,17 @@
-"""Several processes in one environment: SnapStart restores and Managed Instances."""
+"""Restored snapshots share nothing, and each process of a Managed Instance has its own engine."""
 
 import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from infra.database.roles import APP
 from infra.local.fleet import Sandbox
-from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import eventually
+from tests.conftest import app_clients, eventually
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
@@ -30,10 +27,6 @@ async def sandbox(log: Path, environment: dict[str, str]) -> AsyncIterator[Sandb
         await sandbox.end()
 
 
-def clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
-    return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]
-
-
 @pytest.mark.parametrize("prewarm", ["off", "on"])
 async def test_environments_restored_from_a_snapshot_share_nothing(
     stack: Stack, tmp_path: Path, prewarm: str
@@ -44,21 +37,21 @@ async def test_environments_restored_from_a_snapshot_share_nothing(
     ):
         environment = stack.environment(bouncer) | SNAP_START
         environment |= {"DB_PORT": str(proxy.port), "DB_PREWARM": prewarm}
-        async with sandbox(tmp_path / "log", environment) as copied:
-            await copied._api.snapshot.wait()
-            connected = proxy.connections
-            assert connected == (1 if prewarm == "on" else 0)
-            assert not clients(bouncer)  # it closed its connection
-            await copied.restore(2)
+        async with sandbox(tmp_path / "log", environment) as snapshot_sandbox:
+            await snapshot_sandbox._api.snapshot.wait()
+            connections_in_snapshot = proxy.connections
+            assert connections_in_snapshot == (1 if prewarm == "on" else 0)
+            assert not app_clients(bouncer)  # the connection was closed before the snapshot
+            await snapshot_sandbox.restore(2)
             if prewarm == "on":
-                assert proxy.connections == connected + 2
-            one, two = await copied.invoke_all([READ, READ], 10)
-            assert (one["statusCode"], two["statusCode"]) == (200, 200)
-            assert proxy.connections == connected + 2  # one handshake each
-            assert len({each["port"] for each in clients(bouncer)}) == 2
-            for drawn in ("pid", "random", "uuid"):
-                assert one[drawn] != two[drawn], drawn
-        eventually(lambda: not clients(bouncer))
+                assert proxy.connections == connections_in_snapshot + 2
+            first, second = await snapshot_sandbox.invoke_all([READ, READ], 10)
+            assert (first["statusCode"], second["statusCode"]) == (200, 200)
+            assert proxy.connections == connections_in_snapshot + 2  # one for each restore
+            assert len({client["port"] for client in app_clients(bouncer)}) == 2
+            for name in ("pid", "random", "uuid"):
+                assert first[name] != second[name], name
+        eventually(lambda: not app_clients(bouncer))
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -77,30 +70,30 @@ async def test_a_restored_environment_has_no_credential_from_the_snapshot(
         environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": arn, "DB_PASS": ""}
         environment |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
         environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
-        async with sandbox(tmp_path / "log", environment) as copied:
-            await copied._api.snapshot.wait()
+        async with sandbox(tmp_path / "log", environment) as snapshot_sandbox:
+            await snapshot_sandbox._api.snapshot.wait()
             assert proxy.connections == 1
-            await copied.restore(2)
+            await snapshot_sandbox.restore(2)
             assert proxy.connections == 3
-            answers = await copied.invoke_all([READ, READ], 10)
-            assert [answer["statusCode"] for answer in answers] == [200, 200]
+            responses = await snapshot_sandbox.invoke_all([READ, READ], 10)
+            assert [response["statusCode"] for response in responses] == [200, 200]
 
 
 async def test_each_process_of_an_environment_has_its_own_engine(
     stack: Stack, tmp_path: Path
 ) -> None:
-    """Managed Instances: the connection budget is multiplied by the number of processes."""
+    """The number of processes of a Managed Instance therefore multiplies the connections."""
     with stack.another_pgbouncer() as bouncer:
         environment = stack.environment(bouncer) | {"AWS_LAMBDA_MAX_CONCURRENCY": "3"}
         async with sandbox(tmp_path / "log", environment) as instance:
             for _ in range(3):
-                answers = await instance.invoke_all([READ] * 3, 10)
-                assert [answer["statusCode"] for answer in answers] == [200] * 3
-                assert len({answer["pid"] for answer in answers}) == 3
-            assert len(clients(bouncer)) == 3
+                responses = await instance.invoke_all([READ] * 3, 10)
+                assert [response["statusCode"] for response in responses] == [200] * 3
+                assert len({response["pid"] for response in responses}) == 3
+            assert len(app_clients(bouncer)) == 3
             assert len(instance._api.extensions) == 1
-            for answer in answers:
-                os.kill(answer["pid"], signal.SIGTERM)
-            eventually(lambda: not clients(bouncer))
+            for response in responses:
+                os.kill(response["pid"], signal.SIGTERM)
+            eventually(lambda: not app_clients(bouncer))
         assert bouncer.log_since_start().count("closing because: client close request") >= 3
         assert "client unexpected eof" not in bouncer.log_since_start()

@@ -25,16 +25,19 @@ Status = Callable[..., tuple[int, str]]
 def make_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Status:
-    """Run `make status` or another command where no stack is published and Docker is absent."""
+    """Return a function that runs `make status` or another command without Docker.
+
+    No stack is published at first.
+    """
     monkeypatch.setattr(stack, "ENDPOINTS", tmp_path / "endpoints.json")
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def run(*words: str, command: str = "status", typed: str = "") -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["infra.local", command, *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        code = commands.main()
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
+    def run(*arguments: str, command: str = "status", stdin_text: str = "") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["infra.local", command, *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin_text))
+        status_code = commands.main()
+        output = capsys.readouterr()
+        return status_code, output.out + output.err
 
     return run
 
@@ -47,19 +50,19 @@ def published(own_stack: Stack, make_status: Status) -> Iterator[Stack]:
         yield own_stack
 
 
-def docker(folder: Path, up: bool) -> Path:
-    """Put a fake `docker` on the PATH that records its arguments."""
-    log = folder / "told"
-    answer = 'case "$*" in *" ps "*) echo abc;; esac\n' if up else ""
+def install_fake_docker(folder: Path, is_up: bool) -> Path:
+    """Install a `docker` that records its arguments, and return the path of that record."""
+    log = folder / "docker-arguments"
+    listing = 'case "$*" in *" ps "*) echo abc;; esac\n' if is_up else ""
     program = folder / "docker"
-    program.write_text(f'#!/bin/sh\necho "$*" >> {log}\n{answer}')
+    program.write_text(f'#!/bin/sh\necho "$*" >> {log}\n{listing}')
     program.chmod(0o755)
     return log
 
 
-def test_without_a_stack_the_hint_says_how_to_start_one(make_status: Status) -> None:
-    code, text = make_status()
-    assert (code, text) == (
+def test_without_a_stack_the_hint_names_the_commands_that_start_one(make_status: Status) -> None:
+    status_code, output = make_status()
+    assert (status_code, output) == (
         1,
         "warm-engine: no stack is up. Start one in another terminal: make run, or make up\n",
     )
@@ -68,54 +71,54 @@ def test_without_a_stack_the_hint_says_how_to_start_one(make_status: Status) -> 
 def test_with_two_stacks_the_user_must_choose_one(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
-    log = docker(tmp_path, up=True)
-    code, text = make_status()
-    assert code == 1
-    assert text == (
+    log = install_fake_docker(tmp_path, is_up=True)
+    status_code, output = make_status()
+    assert status_code == 1
+    assert output == (
         "warm-engine: two stacks are up. Choose one: make status STACK=run, or STACK=up\n"
     )
-    code, text = make_status("--stack", "run")
-    assert code == 0
-    assert text.startswith("make run, ")
-    code, text = make_status("--stack", "up")
+    status_code, output = make_status("--stack", "run")
+    assert status_code == 0
+    assert output.startswith("make run, ")
+    status_code, output = make_status("--stack", "up")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn status"
-    code, text = make_status("--stack", "up", command="console")
+    status_code, output = make_status("--stack", "up", command="console")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn console"
 
 
 def test_with_compose_down_the_other_stack_is_shown(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
-    docker(tmp_path, up=False)
-    code, text = make_status()
-    assert code == 0, text
-    assert re.search(r"^Postgres +all +\d+ of 20 +connections;", text, re.M), text
+    install_fake_docker(tmp_path, is_up=False)
+    status_code, output = make_status()
+    assert status_code == 0, output
+    assert re.search(r"^Postgres +all +\d+ of 20 +connections;", output, re.M), output
 
 
-@pytest.mark.parametrize("silent", ["pgbouncer", "postgres"])
+@pytest.mark.parametrize("unresponsive", ["pgbouncer", "postgres"])
 def test_an_unresponsive_server_is_reported_and_the_other_shown(
-    published: Stack, make_status: Status, silent: str
+    published: Stack, make_status: Status, unresponsive: str
 ) -> None:
-    server = getattr(published, silent)
+    server = getattr(published, unresponsive)
     process = server.process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        code, text = make_status()
+        status_code, output = make_status()
     finally:
         os.kill(process.pid, signal.SIGCONT)
-    assert code == 1
-    assert f"{server.name} does not respond within 3 s" in text
-    other = r"^Postgres +all" if silent == "pgbouncer" else r"^PgBouncer +all"
-    assert re.search(other, text, re.M), text
+    assert status_code == 1
+    assert f"{server.name} does not respond within 3 s" in output
+    other = r"^Postgres +all" if unresponsive == "pgbouncer" else r"^PgBouncer +all"
+    assert re.search(other, output, re.M), output
 
 
 def test_a_stopped_server_is_reported(published: Stack, make_status: Status) -> None:
     published.pgbouncer.stop()
-    code, text = make_status()
-    assert code == 1
-    assert re.search("^PgBouncer does not respond: .*refused", text, re.M), text
-    assert "Traceback" not in text
+    status_code, output = make_status()
+    assert status_code == 1
+    assert re.search("^PgBouncer does not respond: .*refused", output, re.M), output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -132,77 +135,89 @@ def test_a_paused_or_disabled_database_is_shown_with_the_command_that_undoes_it(
 ) -> None:
     with published.pgbouncer.console() as console:
         console.execute(command)
-        _, text = make_status()
-        assert re.search(rf"^PgBouncer +storefront +{line} +{undo}$", text, re.M), text
-        assert causes(text) == {"a database is paused or disabled in PgBouncer"}
+        _, output = make_status()
+        assert re.search(rf"^PgBouncer +storefront +{line} +{undo}$", output, re.M), output
+        assert causes(output) == {"a database is paused or disabled in PgBouncer"}
         console.execute(undo)
-        _, text = make_status()
-        assert causes(text) == set()
+        _, output = make_status()
+        assert causes(output) == set()
 
 
 async def test_control_characters_in_an_application_name_are_escaped(published: Stack) -> None:
-    hostile = "x\x1b[2J\nPostgres  all"
+    name_with_control_characters = "x\x1b[2J\nPostgres  all"
     session = await asyncpg.connect(**published.postgres.admin, database=DATABASE)
-    await session.execute(f"SELECT '{hostile}'")
+    await session.execute(f"SELECT '{name_with_control_characters}'")
     try:
         target = status.native()
         assert target is not None
-        text, _ = await status._table(target)
+        output, _ = await status._table(target)
     finally:
         session.terminate()
-    assert "\x1b" not in text
-    assert len(re.findall(r"^Postgres  all", text, re.M)) == 0
+    assert "\x1b" not in output
+    assert len(re.findall(r"^Postgres  all", output, re.M)) == 0
 
 
-def test_a_narrow_terminal_shows_blocked_clients_too() -> None:
-    what = "from 127.0.0.1:36862 BLOCKS 4; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"
-    row = ("direct", "postgres, report, pid 3032", "idle in transaction", "1", "2.0", what)
+def test_a_narrow_terminal_shows_blocked_clients() -> None:
+    details = "from 127.0.0.1:36862 BLOCKS 4; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"
+    row = ("direct", "postgres, report, pid 3032", "idle in transaction", "1", "2.0", details)
     lines = status._formatted([row], 80)
-    assert f"  {what}" in lines
+    assert f"  {details}" in lines
     assert max(map(len, lines)) <= 80
-    assert what in status._formatted([row], 160)[1]
+    assert details in status._formatted([row], 160)[1]
 
 
 # --- PgBouncer's console -------------------------------------------------------------------------
 
 
 def test_the_console_executes_commands(published: Stack, make_status: Status) -> None:
-    typed = "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
-    code, text = make_status(command="console", typed=typed + "RESUME storefront\n\\q\nnonsense\n")
-    assert code == 0, text
-    assert f"PgBouncer {'.'.join(map(str, published.pgbouncer.program.version))}" in text
-    assert "SHOW HELP|CONFIG|" in text
-    assert text.splitlines()[-1] == "RESUME"
-    assert re.search(r"^name +host ", text, re.M), text
-    assert re.search(r"^storefront +127\.0\.0\.1 ", text, re.M), text
+    commands_typed = (
+        "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
+    )
+    status_code, output = make_status(
+        command="console", typed=commands_typed + "RESUME storefront\n\\q\nnonsense\n"
+    )
+    assert status_code == 0, output
+    assert f"PgBouncer {'.'.join(map(str, published.pgbouncer.program.version))}" in output
+    assert "SHOW HELP|CONFIG|" in output
+    assert output.splitlines()[-1] == "RESUME"
+    assert re.search(r"^name +host ", output, re.M), output
+    assert re.search(r"^storefront +127\.0\.0\.1 ", output, re.M), output
 
 
 def test_the_console_reports_an_error_and_continues(published: Stack, make_status: Status) -> None:
-    code, text = make_status(command="console", typed="nonsense\nSHOW VERSION\n")
-    assert code == 1
-    assert "invalid command 'nonsense'" in text
-    assert "PgBouncer 1." in text
+    status_code, output = make_status(command="console", typed="nonsense\nSHOW VERSION\n")
+    assert status_code == 1
+    assert "invalid command 'nonsense'" in output
+    assert "PgBouncer 1." in output
 
 
 def test_a_lost_console_connection_is_reported(published: Stack, make_status: Status) -> None:
     published.pgbouncer.stop()
-    code, text = make_status(command="console", typed="SHOW VERSION\n")
-    assert code == 1
-    assert re.fullmatch("warm-engine: PgBouncer does not respond: .*refused.*\n", text, re.I), text
+    status_code, output = make_status(command="console", typed="SHOW VERSION\n")
+    assert status_code == 1
+    assert re.fullmatch("warm-engine: PgBouncer does not respond: .*refused.*\n", output, re.I), (
+        output
+    )
 
 
-# --- Incidents: each row of the document's table has a pattern -----------------------------------
+# --- Incidents -----------------------------------------------------------------------------------
 
 EXAMPLE = re.findall(r"<!-- printed by make status -->\n```\n(.*?)```", OPERATIONS, re.S)[0]
-#: Pattern for a line → cause, as documented.
-SIGNS = dict(re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M))
+#: Maps the documented patterns of lines to the documented causes.
+CAUSES_BY_PATTERN = dict(
+    re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M)
+)
 
 
 def causes(table: str) -> set[str]:
-    return {culprit for sign, culprit in SIGNS.items() if re.search(f"^{sign}", table, re.M)}
+    return {
+        cause
+        for pattern, cause in CAUSES_BY_PATTERN.items()
+        if re.search(f"^{pattern}", table, re.M)
+    }
 
 
-async def signs_shown(target: status.Target) -> set[str]:
+async def causes_of(target: status.Target) -> set[str]:
     return causes((await status._table(target))[0])
 
 
@@ -213,25 +228,26 @@ def test_the_documented_example_leads_to_the_documented_verdict() -> None:
 def test_the_document_explains_every_kind_of_line() -> None:
     table = OPERATIONS.partition("| `where` |")[2].partition("\n\n")[0]
     kinds = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
-    shown = {line.split()[0] for line in EXAMPLE.splitlines()[3:] if line != "…"}
-    assert shown == kinds
+    example_kinds = {line.split()[0] for line in EXAMPLE.splitlines()[3:] if line != "…"}
+    assert example_kinds == kinds
 
 
-def shapes(table: str) -> set[str]:
-    """Return the lines without digits and spaces."""
+def lines_without_figures(table: str) -> set[str]:
+    """Return the lines of a table without their figures and repeated spaces."""
     return {" ".join(re.sub(r"\d[\d.:]*", "N", line).split()) for line in table.splitlines()}
 
 
 def test_an_incident_is_chosen_by_number_or_name_and_the_help_names_no_cause() -> None:
-    assert [incidents.chosen_incident(each) for each in "123"] == list(incidents.INCIDENTS.values())
-    assert incidents.chosen_incident("straight") is incidents.straight
+    by_number = [incidents.chosen_incident(number) for number in "123"]
+    assert by_number == list(incidents.INCIDENTS.values())
+    assert incidents.chosen_incident("straight") is incidents.bypass_pgbouncer
     with pytest.raises(argparse.ArgumentTypeError, match="'4' is not 1, 2 or 3"):
         incidents.chosen_incident("4")
     assert not [name for name in incidents.INCIDENTS if name in incidents.HELP]
 
 
 @pytest.mark.parametrize(
-    ("name", "culprit", "line"),
+    ("name", "cause", "line"),
     [
         (
             "leaked-transaction",
@@ -251,25 +267,25 @@ def test_an_incident_is_chosen_by_number_or_name_and_the_help_names_no_cause() -
     ],
     ids=list(incidents.INCIDENTS),
 )
-async def test_the_document_leads_from_the_table_to_the_cause(
-    published: Stack, name: str, culprit: str, line: str
+async def test_the_document_leads_from_the_status_to_the_cause(
+    published: Stack, name: str, cause: str, line: str
 ) -> None:
     target = status.native()
     assert target is not None
-    assert await signs_shown(target) == set()
+    assert await causes_of(target) == set()
     async with incidents.INCIDENTS[name](published):
-        text, _ = await status._table(target)
+        output, _ = await status._table(target)
         if name == "pooler-full":
-            # Not 31: this command's own connection is not counted. A client that is being refused
-            # is counted for a moment.
+            # This command's own connection is not counted, but a client that is being rejected is
+            # counted for a moment.
             async with asyncio.timeout(10):
-                while not re.search(r"^PgBouncer +all +FULL, 30 of 30 ", text, re.M):
-                    text, _ = await status._table(target)
-        assert causes(text) == {culprit}, text
-        assert re.search(f"^{line}", text, re.M), text
-        if causes(EXAMPLE) == {culprit}:
-            assert shapes(EXAMPLE) - {"…"} <= shapes(text)
+                while not re.search(r"^PgBouncer +all +FULL, 30 of 30 ", output, re.M):
+                    output, _ = await status._table(target)
+        assert causes(output) == {cause}, output
+        assert re.search(f"^{line}", output, re.M), output
+        if causes(EXAMPLE) == {cause}:
+            assert lines_without_figures(EXAMPLE) - {"…"} <= lines_without_figures(output)
     async with asyncio.timeout(10):
         # PgBouncer may still be closing clients.
-        while await signs_shown(target):
+        while await causes_of(target):
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The verdict of churn names the row and the broken promise, and invalid plans are rejected."""
+"""Churn reports each broken promise with its row, and rejects invalid plans."""
 
 import json
 from dataclasses import replace
@@ -59,10 +59,10 @@ def test_a_broken_promise_is_reported_with_its_row(result: Result, promise: str)
     assert promise in failure
 
 
-def test_kills_may_close_uncleanly_and_limits_past_the_horizon_are_not_judged() -> None:
+def test_kills_may_close_uncleanly_and_limits_past_the_measurement_are_ignored() -> None:
     killed = replace(GOOD, ending="kill", unclean_closes=24)
-    held = replace(GOOD, ending="freeze", release_s=None, release_limit_s=RELEASE_TIMEOUT_S + 1)
-    assert report.broken_promises(killed, PLAN) == report.broken_promises(held, PLAN) == []
+    frozen = replace(GOOD, ending="freeze", release_s=None, release_limit_s=RELEASE_TIMEOUT_S + 1)
+    assert report.broken_promises(killed, PLAN) == report.broken_promises(frozen, PLAN) == []
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_an_impossible_size_is_rejected_by_name(
 def test_too_little_memory_is_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    memory = type(psutil.virtual_memory())._replace
-    short = memory(psutil.virtual_memory(), available=2**30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: short)
+    replace_fields = type(psutil.virtual_memory())._replace
+    little_memory = replace_fields(psutil.virtual_memory(), available=2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little_memory)
     with pytest.raises(LabError, match=r"need about \d+ MiB and 1024 are free.*SANDBOXES=\d+"):
         from_environment()
 
 
-SCHEMA = {
+FIELDS = {
     "path",
     "ending",
     "invocations",
@@ -118,24 +118,24 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_the_report_matches_its_schema_and_says_whether_it_is_partial(
+def test_the_report_matches_its_schema_and_states_whether_it_is_partial(
     tmp_path: Path, partial: bool
 ) -> None:
     report.write([DIRECT, GOOD], PLAN, {"postgres": "18.4"}, partial=partial, folder=tmp_path)
-    written: dict[str, Any] = json.loads((tmp_path / "churn.json").read_text())
-    assert written["schema"] == 2
-    assert (written["max_connections"], written["sandboxes"]) == (20, 24)
-    assert all(run.keys() >= SCHEMA for run in written["runs"])
-    assert written.get("partial", False) is partial
+    content: dict[str, Any] = json.loads((tmp_path / "churn.json").read_text())
+    assert content["schema"] == 2
+    assert (content["max_connections"], content["sandboxes"]) == (20, 24)
+    assert all(run.keys() >= FIELDS for run in content["runs"])
+    assert content.get("partial", False) is partial
     assert ("**Partial" in (tmp_path / "churn.md").read_text()) is partial
     assert sorted(path.name for path in tmp_path.iterdir()) == ["churn.json", "churn.md"]
 
 
 def test_the_committed_report_is_complete_and_breaks_no_promise() -> None:
-    """The report that the README shows."""
-    written = json.loads((report.REPORTS / "churn.json").read_text())
-    assert "partial" not in written
-    plan = Plan(written["sandboxes"], written["max_connections"], written["deploys"])
-    rows = [Result(**run) for run in written["runs"]]
+    """The README shows this report."""
+    content = json.loads((report.REPORTS / "churn.json").read_text())
+    assert "partial" not in content
+    plan = Plan(content["sandboxes"], content["max_connections"], content["deploys"])
+    rows = [Result(**run) for run in content["runs"]]
     assert len(rows) == 10
     assert [failure for row in rows for failure in report.broken_promises(row, plan)] == []

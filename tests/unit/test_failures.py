@@ -1,4 +1,4 @@
-"""The table of failures, for errors that are hard to time on a real server."""
+"""Errors that a real server rarely causes are classified correctly."""
 
 import asyncpg
 import pytest
@@ -7,9 +7,9 @@ from handler.warm.request_policy import RAISED, classify
 
 
 def test_a_connection_the_server_is_closing_is_retried() -> None:
-    """Seen when a backend was terminated while its client was idle."""
-    output = "cannot switch to state 11; another operation (2) is in progress"
-    assert classify(asyncpg.InternalClientError(output)).retryable
+    """asyncpg raised this when a backend was terminated while its client was idle."""
+    message = "cannot switch to state 11; another operation (2) is in progress"
+    assert classify(asyncpg.InternalClientError(message)).retryable
     assert issubclass(asyncpg.InternalClientError, RAISED)  # not wrapped by SQLAlchemy
 
 

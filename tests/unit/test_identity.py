@@ -18,17 +18,17 @@ ROLE = "arn:aws:sts::123456789012:assumed-role/Shop"
 USER = "arn:aws:iam::123456789012:user/amber"
 
 
-def iam(arn: str, **more: Any) -> dict[str, Any]:
+def iam(arn: str, **fields: Any) -> dict[str, Any]:
     """Build the IAM authorizer of payload format 2.0, as HTTP APIs and function URLs send it."""
-    signer = {"accountId": "123456789012", "userArn": arn, "userId": "AROA:x", **more}
+    signer = {"accountId": "123456789012", "userArn": arn, "userId": "AROA:x", **fields}
     return {"authorizer": {"iam": signer}}
 
 
-def rest_iam(arn: str | None, **more: Any) -> dict[str, Any]:
-    return {"identity": {"sourceIp": "127.0.0.1", "userArn": arn, "caller": "AROA:x", **more}}
+def rest_iam(arn: str | None, **fields: Any) -> dict[str, Any]:
+    return {"identity": {"sourceIp": "127.0.0.1", "userArn": arn, "caller": "AROA:x", **fields}}
 
 
-def of(context: dict[str, Any], claim: str = "") -> str | None:
+def caller_of(context: dict[str, Any], claim: str = "") -> str | None:
     return identity.of({"requestContext": context}, claim)
 
 
@@ -62,13 +62,17 @@ def of(context: dict[str, Any], claim: str = "") -> str | None:
 def test_every_authentication_method_identifies_the_caller(
     context: dict[str, Any], caller: str | None
 ) -> None:
-    assert of(context) == caller
+    assert caller_of(context) == caller
 
 
 def test_sessions_of_one_role_are_the_same_caller() -> None:
-    assert of(iam(f"{ROLE}/one")) == of(iam(f"{ROLE}/other")) == of(rest_iam(f"{ROLE}/third"))
-    others = [ROLE.replace("Shop", "Till"), ROLE.replace("1234", "4321")]
-    assert len({of(iam(f"{arn}/one")) for arn in (ROLE, *others)}) == 3
+    assert (
+        caller_of(iam(f"{ROLE}/one"))
+        == caller_of(iam(f"{ROLE}/other"))
+        == caller_of(rest_iam(f"{ROLE}/third"))
+    )
+    other_roles = [ROLE.replace("Shop", "Till"), ROLE.replace("1234", "4321")]
+    assert len({caller_of(iam(f"{arn}/one")) for arn in (ROLE, *other_roles)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -81,36 +85,40 @@ def test_sessions_of_one_role_are_the_same_caller() -> None:
     ],
 )
 def test_a_configured_claim_identifies_the_caller(context: dict[str, Any], caller: str) -> None:
-    assert of(context, "client_id") == caller
+    assert caller_of(context, "client_id") == caller
 
 
 def test_the_same_subject_from_another_issuer_is_another_caller() -> None:
-    other = {**CLAIMS, "iss": "https://login.example"}
-    one, another = ({"authorizer": {"jwt": {"claims": each}}} for each in (CLAIMS, other))
-    assert of(one) != of(another)
+    other_claims = {**CLAIMS, "iss": "https://login.example"}
+    first, second = (
+        {"authorizer": {"jwt": {"claims": claims}}} for claims in (CLAIMS, other_claims)
+    )
+    assert caller_of(first) != caller_of(second)
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 def test_distinct_callers_stay_distinct_and_can_be_stored_and_logged(
-    one: tuple[str, str], other: tuple[str, str]
+    first_claims: tuple[str, str], second_claims: tuple[str, str]
 ) -> None:
     first, second = (
-        of({"authorizer": {"jwt": {"claims": {"iss": issuer, "sub": subject}}}})
-        for issuer, subject in (one, other)
+        caller_of({"authorizer": {"jwt": {"claims": {"iss": issuer, "sub": subject}}}})
+        for issuer, subject in (first_claims, second_claims)
     )
     assert first is not None
     assert first.isascii()
     assert first.isprintable()
     assert len(first) <= identity.MAX_LENGTH
-    assert (first == second) == (one == other)
+    assert (first == second) == (first_claims == second_claims)
 
 
 def test_a_long_subject_is_replaced_by_its_digest() -> None:
-    one, other = (of({"authorizer": {"principalId": "x" * 300 + last}}) for last in ("a", "b"))
-    assert one != other
-    assert str(one).startswith("authorizer sha256:")
+    first, second = (
+        caller_of({"authorizer": {"principalId": "x" * 300 + last}}) for last in ("a", "b")
+    )
+    assert first != second
+    assert str(first).startswith("authorizer sha256:")
 
 
-@pytest.mark.parametrize("broken", ["x", 7, [1], {"iam": "x"}, {"jwt": {"claims": "x"}}])
-def test_an_unknown_identity_format_has_no_caller(broken: Any) -> None:
-    assert of({"authorizer": broken}) is None
+@pytest.mark.parametrize("authorizer", ["x", 7, [1], {"iam": "x"}, {"jwt": {"claims": "x"}}])
+def test_an_unknown_identity_format_has_no_caller(authorizer: Any) -> None:
+    assert caller_of({"authorizer": authorizer}) is None

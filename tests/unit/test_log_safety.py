@@ -18,16 +18,16 @@ def output() -> io.StringIO:
 
 @pytest.fixture
 def logger(output: io.StringIO, request: pytest.FixtureRequest) -> Iterator[logging.Logger]:
-    """A logger whose level was set after the engine was imported."""
+    """Create a logger whose level is set after the import of the engine."""
     assert log_line.log
-    found = logging.getLogger(getattr(request, "param", "some.library"))
+    result = logging.getLogger(getattr(request, "param", "some.library"))
     handler = logging.StreamHandler(output)
     handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
-    found.addHandler(handler)
-    found.setLevel(logging.DEBUG)
-    yield found
-    found.setLevel(logging.NOTSET)
-    found.removeHandler(handler)
+    result.addHandler(handler)
+    result.setLevel(logging.DEBUG)
+    yield result
+    result.setLevel(logging.NOTSET)
+    result.removeHandler(handler)
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.ERROR])
@@ -69,7 +69,7 @@ def test_an_invalid_log_record_is_reported(logger: logging.Logger) -> None:
 @pytest.mark.parametrize(
     "logger", ["botocore.parsers", "botocore", "urllib3.connectionpool"], indirect=True
 )
-def test_loggers_that_may_quote_secrets_stay_silent_at_any_level(
+def test_debug_messages_that_may_quote_secrets_are_omitted(
     logger: logging.Logger, output: io.StringIO
 ) -> None:
     logger.debug("Response body: %s", "hunter2")

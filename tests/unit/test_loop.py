@@ -1,4 +1,4 @@
-"""One event loop for the life of the process, and one thread at a time on it."""
+"""A process has one event loop, and one thread at a time runs it."""
 
 import asyncio
 import threading
@@ -11,16 +11,18 @@ from handler.warm.aws_lambda.shutdown import SHUTDOWN_TIMEOUT
 from tests.conftest import run
 
 
-def here() -> int:
+def current_loop_id() -> int:
     return id(asyncio.get_event_loop())
 
 
 def test_every_call_uses_the_same_loop_from_any_thread() -> None:
     loop = EventLoop()
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        first, second, third = (each.submit(loop.call, here) for each in (one, one, other))
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as other_thread:
+        first, second, third = (
+            pool.submit(loop.call, current_loop_id) for pool in (thread, thread, other_thread)
+        )
         assert first.result() == second.result() == third.result()
-        one.submit(loop.close).result()
+        thread.submit(loop.close).result()
 
 
 def test_an_exception_in_a_call_reaches_the_caller() -> None:
@@ -35,7 +37,7 @@ def test_an_exception_in_a_call_reaches_the_caller() -> None:
 
 
 def test_shutdown_cancels_an_invocation_and_waits_for_it() -> None:
-    loop, started, seen = EventLoop(), threading.Event(), list[str]()
+    loop, started, steps = EventLoop(), threading.Event(), list[str]()
 
     async def query() -> None:
         started.set()
@@ -43,22 +45,22 @@ def test_shutdown_cancels_an_invocation_and_waits_for_it() -> None:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0.02)  # the clean-up of a cancelled query
-            seen.append("cancelled")
+            steps.append("cancelled")
 
     async def dispose() -> None:
-        seen.append("disposed")
+        steps.append("disposed")
 
     def invocation() -> None:
         with pytest.raises(asyncio.CancelledError):
             loop.run(query)
 
     with ThreadPoolExecutor(1) as thread:
-        serving = thread.submit(invocation)
+        invocation_done = thread.submit(invocation)
         started.wait()
         loop.shut_down(dispose, SHUTDOWN_TIMEOUT)
-        serving.result()
+        invocation_done.result()
         thread.submit(loop.close).result()
-    assert seen == ["cancelled", "disposed"]
+    assert steps == ["cancelled", "disposed"]
 
 
 FORK = """

@@ -1,4 +1,4 @@
-"""The entry point of PgBouncer's image, run without a container."""
+"""The entry point of PgBouncer's image rejects dangerous names. It runs without a container."""
 
 import os
 import subprocess
@@ -12,15 +12,15 @@ ENDPOINT = {"DB_HOST": "postgres", "DB_PORT": "5432", "DB_NAME": "storefront"}
 
 
 def entrypoint(**environment: str) -> str:
-    """Return its output. It always fails, because there are no secrets."""
-    done = subprocess.run(
+    """Run the entry point, which always fails because there are no secrets; return its stderr."""
+    result = subprocess.run(
         ["sh", ROOT / "pgbouncer/entrypoint.sh"],
         env={"PATH": os.environ["PATH"], **ENDPOINT, **environment},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    return done.stderr.rstrip()
+    assert result.returncode == 1
+    return result.stderr.rstrip()
 
 
 @pytest.mark.parametrize("variable", ENDPOINT)

@@ -1,4 +1,4 @@
-"""Random environments produce settings or a one-line error, which never contains a secret."""
+"""Random environments produce settings or a one-line error, neither of which contains a secret."""
 
 import re
 
@@ -25,7 +25,7 @@ SECRET_PREFIX = "Zq9~Xw"
 
 
 def load_from(environment: dict[str, str]) -> Settings:
-    """Load the settings with no other variable of theirs set."""
+    """Load the settings from these variables only."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in (*VARIABLES, "DB_PASS"):
             patch.delenv(variable, raising=False)

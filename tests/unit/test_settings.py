@@ -12,7 +12,7 @@ ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:warm-engine/app-A
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_LAMBDA_FUNCTION_NAME", raising=False)
     for name, field in Settings.model_fields.items():
         monkeypatch.delenv(str(field.validation_alias or f"DB_{name.upper()}"), raising=False)
@@ -70,12 +70,12 @@ def test_an_invalid_value_is_reported_with_what_is_allowed(
     variable: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(SettingsError) as error_info:
         load_settings()
-    message = str(raised.value)
+    message = str(error_info.value)
     is_number = re.fullmatch(r"-?[\d./]+|inf|nan", value)
-    shown = repr(value) if is_number else f"a text of {len(value)} characters"
-    assert message.startswith(f"{variable} is {shown}: ")
+    expected = repr(value) if is_number else f"a text of {len(value)} characters"
+    assert message.startswith(f"{variable} is {expected}: ")
     assert allowed in message.partition("Allowed: ")[2]
     assert "\n" not in message
 
@@ -88,17 +88,17 @@ def test_all_invalid_variables_are_reported_together(monkeypatch: pytest.MonkeyP
 
 
 def test_a_password_that_cannot_be_sent_is_rejected_and_not_shown() -> None:
-    with pytest.raises(SettingsError, match=r"^DB_PASS: contains a NUL") as raised:
+    with pytest.raises(SettingsError, match=r"^DB_PASS: contains a NUL") as error_info:
         load_settings(password="hunter2\0")
-    assert "hunter2" not in str(raised.value)
-    assert raised.value.__cause__ is None
-    assert raised.value.__suppress_context__
+    assert "hunter2" not in str(error_info.value)
+    assert error_info.value.__cause__ is None
+    assert error_info.value.__suppress_context__
 
 
 def test_a_short_token_is_rejected_and_not_shown() -> None:
-    with pytest.raises(SettingsError, match=r"^DB_SQL_TOKEN: .*16 characters") as raised:
+    with pytest.raises(SettingsError, match=r"^DB_SQL_TOKEN: .*16 characters") as error_info:
         load_settings(sql_token="hunter2")
-    assert "hunter2" not in str(raised.value)
+    assert "hunter2" not in str(error_info.value)
 
 
 def test_printing_settings_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,13 +159,13 @@ def test_an_iam_token_to_localhost_needs_an_explicit_sslmode() -> None:
 def test_an_impossible_path_is_an_invalid_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_SSLROOTCERT", "x" * 300)
     # On Python 3.14 such a path simply does not exist.
-    said = "(: File name too long| is a text of 300 characters: Path does not point to a file)"
-    with pytest.raises(SettingsError, match=rf"^DB_SSLROOTCERT{said}\. Allowed: "):
+    reason = "(: File name too long| is a text of 300 characters: Path does not point to a file)"
+    with pytest.raises(SettingsError, match=rf"^DB_SSLROOTCERT{reason}\. Allowed: "):
         load_settings()
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"),
+    ("environment", "missing"),
     [
         ({}, "DB_HOST: unset, .*; DB_PASS: unset, "),
         ({"DB_PASS": "hunter2"}, "DB_HOST: unset, .*Allowed: a host name"),
@@ -175,14 +175,14 @@ def test_an_impossible_path_is_an_invalid_setting(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_on_lambda_host_and_credentials_have_no_default(
-    given: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "test_function")  # as the emulator sets it
-    set_environment(monkeypatch, given)
-    with pytest.raises(SettingsError, match=f"^{missing}") as raised:
+    set_environment(monkeypatch, environment)
+    with pytest.raises(SettingsError, match=f"^{missing}") as error_info:
         load_settings()
-    assert "\n" not in str(raised.value)
-    assert "hunter2" not in str(raised.value)
+    assert "\n" not in str(error_info.value)
+    assert "hunter2" not in str(error_info.value)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ def test_on_lambda_a_host_and_credentials_are_enough(
     assert load_settings().host == "db.internal"
 
 
-TEXTS = ["DB_HOST", "DB_NAME", "DB_USER", "DB_SECRET_ARN", "DB_SSLROOTCERT", "API_BASE_PATH"]
-CLOSED = ["DB_PORT", "DB_AUTH", "DB_SSLMODE", "DB_PREWARM", "DB_POOL_SIZE", "DB_MAX_IDLE"]
+FREE_TEXT = ["DB_HOST", "DB_NAME", "DB_USER", "DB_SECRET_ARN", "DB_SSLROOTCERT", "API_BASE_PATH"]
+RESTRICTED = ["DB_PORT", "DB_AUTH", "DB_SSLMODE", "DB_PREWARM", "DB_POOL_SIZE", "DB_MAX_IDLE"]
 
 
-@pytest.mark.parametrize("variable", [*TEXTS, *CLOSED])
+@pytest.mark.parametrize("variable", [*FREE_TEXT, *RESTRICTED])
 @pytest.mark.parametrize(
     "secret", ["postgres://appuser:hunter2@db/orders", '{"password": "hunter2"}' * 4]
 )
@@ -209,9 +209,9 @@ def test_a_secret_in_the_wrong_variable_is_not_repeated(
     variable: str, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable == "DB_HOST" and "://" not in secret:
-        pytest.skip("whatever is no URL may be a name")
+        pytest.skip("any text that is not a URL may be a host name")
     monkeypatch.setenv(variable, secret)
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(SettingsError) as error_info:
         load_settings()
-    assert variable in str(raised.value)
-    assert "hunter2" not in str(raised.value)
+    assert variable in str(error_info.value)
+    assert "hunter2" not in str(error_info.value)

@@ -1,4 +1,4 @@
-"""The layout: layers, file sizes and pinned packages."""
+"""Imports respect the layers, files stay small, and packages are pinned."""
 
 import ast
 import re
@@ -16,8 +16,8 @@ ENGINE = sorted((ROOT / "handler" / "warm").rglob("*.py"))
 def test_imports_respect_the_layers() -> None:
     """The contracts are in pyproject.toml, `[tool.importlinter]`."""
     linter = Path(sys.executable).with_name("lint-imports")
-    checked = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    result = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_engine_does_not_mention_the_sample() -> None:
@@ -30,15 +30,19 @@ def test_the_engine_does_not_mention_the_sample() -> None:
 def lines_of_code(path: Path) -> int:
     """Count lines without docstrings, comments and blank lines."""
     source = path.read_text()
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    output = {
+    with_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    docstring_lines = {
         number
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, documented) and ast.get_docstring(node)
+        if isinstance(node, with_docstring) and ast.get_docstring(node)
         for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
     }
     lines = enumerate(source.splitlines(), 1)
-    return sum(1 for n, line in lines if n not in output and not re.match(r"\s*(#|$)", line))
+    return sum(
+        1
+        for number, line in lines
+        if number not in docstring_lines and not re.match(r"\s*(#|$)", line)
+    )
 
 
 def test_the_handler_stays_small() -> None:
@@ -56,8 +60,8 @@ REQUIREMENTS = [
     "tests/requirements.txt",
     "infra/service/requirements-dev.txt",
 ]
-#: Each has its own virtual environment, and so its own versions.
-APART = [
+#: Files with their own virtual environments, whose versions may therefore differ.
+WITH_OWN_ENVIRONMENT = [
     "infra/aws/requirements-checkov.txt",
     "infra/aws/requirements.txt",
     "tests/requirements-emulator.txt",
@@ -73,17 +77,18 @@ def pins(name: str) -> dict[str, str]:
 
 
 def test_every_requirement_is_pinned_by_hash_without_an_index() -> None:
-    agreed: dict[str, str] = {}
-    found = [each for each in ROOT.glob("[hit]*/**/requirements*.txt") if not each.is_symlink()]
-    assert {str(each.relative_to(ROOT)) for each in found} == {*REQUIREMENTS, *APART}
-    for name in REQUIREMENTS + APART:
+    shared: dict[str, str] = {}
+    files = [path for path in ROOT.glob("[hit]*/**/requirements*.txt") if not path.is_symlink()]
+    names = {str(path.relative_to(ROOT)) for path in files}
+    assert names == {*REQUIREMENTS, *WITH_OWN_ENVIRONMENT}
+    for name in REQUIREMENTS + WITH_OWN_ENVIRONMENT:
         text = (ROOT / name).read_text()
         entries = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.M | re.S)
         assert entries
         assert all("--hash=sha256:" in entry for entry in entries)
         assert not re.search(r"^--|://", text, re.M)
-        for package, version in pins(name).items() if name not in APART else ():
-            assert agreed.setdefault(package, version) == version, (name, package)
+        for package, version in pins(name).items() if name not in WITH_OWN_ENVIRONMENT else ():
+            assert shared.setdefault(package, version) == version, (name, package)
 
 
 def test_every_declared_dependency_is_pinned() -> None:
@@ -99,7 +104,7 @@ def test_every_declared_dependency_is_pinned() -> None:
         "infra/service/requirements-dev.txt": project["dependency-groups"]["service"],
         "tests/examine/recipes/stac_fastapi/requirements.txt": project["dependency-groups"]["stac"],
     }
-    for name, wanted in declared.items():
-        packages = [each for each in wanted if isinstance(each, str)]  # the others include a group
-        names = {re.match(r"[a-z0-9-]+", each.lower())[0] for each in packages}  # type: ignore[index]  # always matches
+    for name, entries in declared.items():
+        packages = [entry for entry in entries if isinstance(entry, str)]  # not an included group
+        names = {re.match(r"[a-z0-9-]+", package.lower())[0] for package in packages}  # type: ignore[index]  # always matches
         assert names <= pins(name).keys(), name

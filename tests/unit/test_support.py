@@ -1,4 +1,4 @@
-"""docs/support.md says what `make machines` found, and what broke is told from what is good."""
+"""docs/support.md shows the report of `make machines`, and a broken machine is recognized."""
 
 import json
 from typing import Any
@@ -18,12 +18,12 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_the_table_is_the_report_s() -> None:
+def test_the_document_shows_the_committed_report() -> None:
     text = machines.DOCUMENT.read_text()
     assert machines.document(text, ROWS) == text
 
 
-def test_each_machine_that_was_tried_is_good() -> None:
+def test_every_tried_machine_is_good() -> None:
     assert ROWS.keys() <= machines.MACHINES.keys()
     assert not [name for name, row in ROWS.items() if not machines.is_good(row)]
 
@@ -41,12 +41,12 @@ def test_each_machine_that_was_tried_is_good() -> None:
         ("left_running", ["postgres -D data"]),
     ],
 )
-def test_a_machine_on_which_something_broke_is_not_good(name: str, value: object) -> None:
+def test_a_machine_with_a_failure_is_not_good(name: str, value: object) -> None:
     assert machines.is_good(GOOD)
     assert not machines.is_good(GOOD | {name: value})
 
 
-def test_tests_that_are_skipped_are_counted_with_their_reasons() -> None:
+def test_skipped_tests_are_counted_with_their_reasons() -> None:
     junit = (
         '<testsuites><testsuite><testcase name="a"/>'
         '<testcase name="b"><failure message="no"/></testcase>'

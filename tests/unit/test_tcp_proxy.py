@@ -67,7 +67,7 @@ def test_a_pipelined_batch_is_one_round_trip(proxy: TcpProxy, client: socket.soc
     response = b""
     while len(response) < 5:
         response += client.recv(1024)
-    assert proxy.round_trips <= 2  # the server answers at once what it read at once
+    assert proxy.round_trips <= 2  # the server may read the batch in two parts
 
 
 def test_a_delay_applies_once_per_round_trip(proxy: TcpProxy, client: socket.socket) -> None:
@@ -96,20 +96,20 @@ def test_a_cut_resets_open_connections_and_accepts_new_ones(
     proxy.reset_connections()
     with pytest.raises(ConnectionResetError):
         client.recv(1024)
-    with socket.create_connection((proxy.host, proxy.port), timeout=5) as again:
-        assert exchange(again) == b"HELLO"
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as new_client:
+        assert exchange(new_client) == b"HELLO"
 
 
 def test_a_refusal_resets_new_connections(proxy: TcpProxy) -> None:
     proxy.refuse()
     with (
         pytest.raises(ConnectionResetError),  # while connecting, or in the first read
-        socket.create_connection((proxy.host, proxy.port), timeout=5) as refused,
+        socket.create_connection((proxy.host, proxy.port), timeout=5) as rejected_client,
     ):
-        refused.recv(1024)
+        rejected_client.recv(1024)
     proxy.refuse(False)
-    with socket.create_connection((proxy.host, proxy.port), timeout=5) as accepted:
-        assert exchange(accepted) == b"HELLO"
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as new_client:
+        assert exchange(new_client) == b"HELLO"
 
 
 def test_end_of_stream_is_forwarded(proxy: TcpProxy, client: socket.socket) -> None:
@@ -132,5 +132,5 @@ def test_dropped_data_never_arrives_and_nothing_closes_until_a_cut(
     proxy.reset_connections()
     with pytest.raises(ConnectionResetError):
         client.recv(1024)
-    with socket.create_connection((proxy.host, proxy.port), timeout=5) as again:
-        assert exchange(again) == b"HELLO"
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as new_client:
+        assert exchange(new_client) == b"HELLO"

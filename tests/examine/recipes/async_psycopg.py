@@ -1,5 +1,7 @@
-"""SQLAlchemy's async engine on psycopg 3, behind FastAPI and Mangum: its documentation's
-`postgresql+psycopg://` in place of the tutorial's driver, with the pool's defaults."""
+"""SQLAlchemy's async engine with psycopg 3, behind FastAPI and Mangum.
+
+The tutorial with the URL `postgresql+psycopg://` and the pool's defaults.
+"""
 
 from sqlalchemy.ext.asyncio import create_async_engine
 

@@ -1,7 +1,7 @@
 """A FastAPI service with psycopg 3 that has every property, without this project's engine.
 
-What docs/examine.md names as remedies, in full, to be copied: it imports nothing of this project.
-`run` repeats its work, so it is only for what may be repeated: a read, or a write with a key.
+The remedies of docs/examine.md in full, to be copied: it imports nothing from this project. `run`
+may repeat its work, so use it only for reads and for writes with an idempotency key.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Order(Base):
 
 
 class OrderRequest(Base):
-    """A key that was used, with the id of its order, which the database draws."""
+    """A used idempotency key, with the id of its order, which the database assigns."""
 
     __tablename__ = "order_requests"
 
@@ -80,8 +80,8 @@ engine = create_async_engine(
 Session = async_sessionmaker(engine, expire_on_commit=False)
 
 
-# `thaw`: the end of an idle connection is something to read on its socket. With asyncpg the socket
-# is `driver_connection._transport.get_extra_info("socket")`.
+# `thaw`: the socket of an idle connection becomes readable when the server closes it. With asyncpg
+# the socket is `driver_connection._transport.get_extra_info("socket")`.
 @event.listens_for(engine.sync_engine, "checkout")
 def check(connection: Any, record: Any, proxy: Any) -> None:
     poll = sockets.poll()
@@ -90,7 +90,7 @@ def check(connection: Any, record: Any, proxy: Any) -> None:
         raise DisconnectionError("closed while idle")  # the pool opens another
 
 
-# `thaw`: where the sandbox was cut off, only the statement that fails shows it.
+# `thaw`: after a connection was lost without a FIN, only the next statement notices.
 async def run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     """Await `work` in a transaction, and once more after a lost connection."""
     try:
@@ -105,7 +105,7 @@ async def run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
 
 # `deadline`: the driver cancels its query when the task is cancelled.
 class WithinDeadline:
-    """The app, with 504 half a second before the function's timeout."""
+    """Middleware that returns 504 half a second before the function's timeout."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -117,22 +117,22 @@ class WithinDeadline:
             async with asyncio.timeout(seconds):
                 await self.app(scope, receive, send)
         except TimeoutError:  # before the response began; a streaming app needs more
-            late = JSONResponse({"title": "Gateway Timeout", "status": 504}, 504)
-            await late(scope, receive, send)
+            timeout_response = JSONResponse({"title": "Gateway Timeout", "status": 504}, 504)
+            await timeout_response(scope, receive, send)
 
 
 # `shutdown`: Lambda sends SIGTERM only where an extension is registered.
 def call_at_shutdown(close: Callable[[], None]) -> None:
-    """Call `close` at SIGTERM, from another thread. Once, at import, on the main thread."""
+    """Call `close` at SIGTERM, from another thread. Use it once, at import, on the main thread."""
     api = os.environ.get("AWS_LAMBDA_RUNTIME_API")
     if api is None:
         return
     connection = http.client.HTTPConnection(api)
     headers = {"Lambda-Extension-Name": "shutdown", "Content-Type": "application/json"}
     connection.request("POST", "/2020-01-01/extension/register", '{"events": []}', headers)
-    answer = connection.getresponse()
-    answer.read()
-    identity = {"Lambda-Extension-Identifier": answer.headers["Lambda-Extension-Identifier"]}
+    response = connection.getresponse()
+    response.read()
+    identity = {"Lambda-Extension-Identifier": response.headers["Lambda-Extension-Identifier"]}
 
     def wait_for_next_event() -> None:  # without it the init phase never ends
         connection.request("GET", "/2020-01-01/extension/event/next", headers=identity)
@@ -161,8 +161,8 @@ app = FastAPI()
 @app.get("/orders/{order_id}", response_model=OrderOut)
 async def read_order(order_id: int) -> Order:
     async def find(session: AsyncSession) -> Order | None:
-        found = await session.execute(select(Order).where(Order.id == order_id))
-        return found.scalar_one_or_none()
+        result = await session.execute(select(Order).where(Order.id == order_id))
+        return result.scalar_one_or_none()
 
     order = await run(find)
     if order is None:
@@ -170,8 +170,8 @@ async def read_order(order_id: int) -> Order:
     return order
 
 
-# `restarts`: the key and the order are written in one transaction, so that a write that is sent
-# again with its key, by `run` or by the caller, adds nothing.
+# `restarts`: the key and the order are written in one transaction, so a write that `run` or the
+# caller repeats with the same key adds nothing.
 @app.post("/orders", response_model=OrderOut, status_code=201)
 async def place_order(
     order: OrderIn, idempotency_key: Annotated[str, Header(min_length=1, max_length=255)]
@@ -180,18 +180,20 @@ async def place_order(
 
     async def place(session: AsyncSession) -> Order | None:
         claim = insert(OrderRequest).values(key=idempotency_key, body_sha256=digest)
-        claimed = await session.scalar(
+        order_id = await session.scalar(
             claim.on_conflict_do_nothing().returning(OrderRequest.order_id)
         )
-        if claimed is not None:
-            placed = Order(id=claimed, customer_name=order.customer_name)
+        if order_id is not None:
+            placed = Order(id=order_id, customer_name=order.customer_name)
             session.add(placed)
             return placed
-        earlier = select(Order).join(OrderRequest, OrderRequest.order_id == Order.id)
-        found = await session.execute(
-            earlier.where(OrderRequest.key == idempotency_key, OrderRequest.body_sha256 == digest)
+        existing_order = select(Order).join(OrderRequest, OrderRequest.order_id == Order.id)
+        result = await session.execute(
+            existing_order.where(
+                OrderRequest.key == idempotency_key, OrderRequest.body_sha256 == digest
+            )
         )
-        return found.scalar_one_or_none()
+        return result.scalar_one_or_none()
 
     placed = await run(place)
     if placed is None:

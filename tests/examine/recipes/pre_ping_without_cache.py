@@ -1,5 +1,7 @@
-"""The answer to "prepared statement … already exists" that is copied most: `pool_pre_ping` and
-SQLAlchemy's own cache at 0, with asyncpg's as it is."""
+"""The most copied advice against the error "prepared statement … already exists".
+
+`pool_pre_ping` is set and SQLAlchemy's own statement cache disabled, but not asyncpg's.
+"""
 
 from sqlalchemy.ext.asyncio import create_async_engine
 

@@ -1,4 +1,4 @@
-"""What the recipes have in common: where the database is, and the answer to `GET /orders/{id}`."""
+"""Code that the recipes share: the database's URL, and the response to `GET /orders/{id}`."""
 
 import json
 from typing import Any
@@ -11,14 +11,14 @@ QUERY = "SELECT id, customer_name, status FROM orders WHERE id = "
 
 
 def url(driver: str, **query: str) -> URL:
-    parts = login()
+    options = login()
     return URL.create(
         driver,
-        parts["user"],
-        parts["password"],
-        parts["host"],
-        parts["port"],
-        parts["database"],
+        options["user"],
+        options["password"],
+        options["host"],
+        options["port"],
+        options["database"],
         query=query,
     )
 
@@ -27,7 +27,7 @@ def order_id(event: dict[str, Any]) -> int:
     return int(event["rawPath"].rpartition("/")[2])
 
 
-def answer(order: dict[str, Any] | None) -> dict[str, Any]:
+def response(order: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "statusCode": 404 if order is None else 200,
         "headers": {"content-type": "application/json"},

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from tests.examine.recipes.service import QUERY, answer, order_id, url
+from tests.examine.recipes.service import QUERY, order_id, response, url
 
 engine = create_engine(url("postgresql+psycopg", sslmode="disable"))
 
@@ -13,4 +13,4 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     with engine.connect() as connection:
         statement = text(f"{QUERY}:id")
         row = connection.execute(statement, {"id": order_id(event)}).mappings().first()
-    return answer(None if row is None else dict(row))
+    return response(None if row is None else dict(row))

@@ -28,9 +28,9 @@ TO_PGBOUNCER, TO_POSTGRES = "pgbouncer", "postgres"
 class SystemUnderTest:
     """What a fault can break.
 
-    `environment`: of the sandboxes. `proxies`: by the server behind each; `faulted_proxy` names the
-    one that the scenario breaks. `undo`: clean-up for the end of the run. The rest exists only when
-    a scenario needs it.
+    `environment` is that of the sandboxes. `proxies` maps each server to the TCP proxy in front of
+    it, and `faulted_proxy` names the server whose proxy the scenario breaks. `undo` cleans up at
+    the end of the run. The other attributes are set only when a scenario needs them.
     """
 
     stack: Stack
@@ -50,7 +50,7 @@ class SystemUnderTest:
 
     @property
     def tables(self) -> str:
-        """Those that a write needs, in the order in which it locks them."""
+        """The tables that a write needs, in the order in which it locks them."""
         traffic = self.stack.service.traffic
         return traffic.table if traffic else "order_requests, orders"
 
@@ -87,17 +87,17 @@ FaultInjector = Callable[[SystemUnderTest], AbstractAsyncContextManager[None]]
 @asynccontextmanager
 async def repeatedly(act: Callable[[], Awaitable[object]], pause: float) -> AsyncIterator[None]:
     """Call `act` for as long as the block lasts: at least once, and never interrupted."""
-    over = asyncio.Event()
+    finished = asyncio.Event()
 
     async def repeat() -> None:
-        while not over.is_set():
+        while not finished.is_set():
             await act()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), pause)
+                await asyncio.wait_for(finished.wait(), pause)
 
-    repeating = asyncio.create_task(repeat())
+    repetition = asyncio.create_task(repeat())
     try:
         yield
     finally:
-        over.set()
-        await repeating
+        finished.set()
+        await repetition

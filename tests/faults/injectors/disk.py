@@ -1,4 +1,4 @@
-"""Postgres with a full disk: a small tmpfs, filled up with a file. Needs a mount namespace."""
+"""Fault injectors that fill Postgres' disk, a small tmpfs. They need a mount namespace."""
 
 import asyncio
 import contextlib
@@ -14,39 +14,38 @@ from infra.local import network
 from infra.local.stack import Stack
 from tests.faults.injectors import SystemUnderTest
 
-SIZE = "128m"
-ANOTHER_FILE = "SELECT pg_logical_emit_message(true, '', ''), pg_switch_wal()"
+DISK_SIZE = "128m"
+SWITCH_WAL = "SELECT pg_logical_emit_message(true, '', ''), pg_switch_wal()"
 
 
 @contextlib.contextmanager
 def small_disk(stack: Stack) -> Iterator[Path]:
-    """Move Postgres' data to a small disk for the duration of the block, and discard what was
-    written."""
-    assert network.is_isolated(), "it would be mounted for the whole machine"
+    """Copy Postgres' data to a small disk, and discard that copy when the block ends."""
+    assert network.is_isolated(), "the disk would be mounted for the whole machine"
     postgres = stack.postgres
     postgres.stop()
-    kept = postgres.data.rename(postgres.data.with_name("kept"))
+    original_data = postgres.data.rename(postgres.data.with_name("kept"))
     postgres.data.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
     path = str(postgres.data).encode()
     # Not pg_ctl or postgres itself: both refuse to run as root.
-    if libc.mount(b"tmpfs", path, b"tmpfs", 0, f"size={SIZE}".encode()):
+    if libc.mount(b"tmpfs", path, b"tmpfs", 0, f"size={DISK_SIZE}".encode()):
         raise OSError(ctypes.get_errno(), "no disk can be mounted")
     try:
         postgres.account.take_ownership(postgres.data, 0o700)
-        subprocess.run(["cp", "-a", f"{kept}/.", postgres.data], check=True)
+        subprocess.run(["cp", "-a", f"{original_data}/.", postgres.data], check=True)
         postgres.start()
         yield postgres.data
     finally:
         postgres.stop()
         libc.umount(path)
         postgres.data.rmdir()
-        kept.rename(postgres.data)
+        original_data.rename(postgres.data)
         postgres.start()
 
 
 def fill(disk: Path) -> Path:
-    """Fill the disk to the last byte and return the file that does so."""
+    """Fill the disk to the last byte with one file, and return that file."""
     filler = disk / "filler"
     with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -69,22 +68,22 @@ async def disk_full_of_log(system: SystemUnderTest) -> AsyncIterator[None]:
     without its startup process and rejects every login ("not yet accepting connections") even when
     there is room again. Either way it has to be restarted.
     """
-    postgres, refused = system.stack.postgres, False
+    postgres, rejects_logins = system.stack.postgres, False
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(5):
             while postgres.alive:
-                filler = fill(system.disk)  # again: a crash frees partly written files
+                filler = fill(system.disk)  # in every round: a crash frees partly written files
                 try:
                     admin = await system.connect_as_admin()
-                    refused = False
+                    rejects_logins = False
                     while True:
-                        await admin.execute(ANOTHER_FILE)
+                        await admin.execute(SWITCH_WAL)
                 except asyncpg.CannotConnectNowError:
-                    refused = True
+                    rejects_logins = True
                 except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                     pass
                 await asyncio.sleep(0.05)  # each rejected login costs Postgres a process
-    assert refused or not postgres.alive, "the log found room"
+    assert rejects_logins or not postgres.alive, "Postgres still writes its log"
     yield
     filler.unlink()
     await asyncio.to_thread(postgres.stop)

@@ -1,4 +1,4 @@
-"""The network slow, silent, cut or losing data."""
+"""Fault injectors for the network (slow, silent, cut, losing data) and for name resolution."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,8 +33,10 @@ async def cut(system: SystemUnderTest) -> AsyncIterator[None]:
 
 
 def data_lost(direction: Direction) -> FaultInjector:
-    """Lose data in one direction, then reset the connection. Lost responses belong to statements
-    that were executed; lost requests were not."""
+    """Lose data in one direction, then reset the connection.
+
+    A lost request was not executed; the statement of a lost response was.
+    """
 
     @asynccontextmanager
     async def inject(system: SystemUnderTest) -> AsyncIterator[None]:
@@ -62,27 +64,24 @@ def packets_lost(percent: int) -> FaultInjector:
 
     @asynccontextmanager
     async def inject(system: SystemUnderTest) -> AsyncIterator[None]:
-        losing = Filter()
-        losing.drop_percent(percent, system.bouncer.port)
+        packet_filter = Filter()
+        packet_filter.drop_percent(percent, system.bouncer.port)
         yield
-        losing.drop_percent(0, system.bouncer.port)
+        packet_filter.drop_percent(0, system.bouncer.port)
 
     return inject
 
 
-# --- Name resolution -----------------------------------------------------------------------------
-
-
 @asynccontextmanager
 async def failed_over(system: SystemUnderTest) -> AsyncIterator[None]:
-    """Fail over: the old address stops responding, and in the end the name leads to a new one."""
-    old = system.proxy
-    old.refuse()
-    old.reset_connections()
+    """Fail over: the old address stops responding; in the end the name has a new address."""
+    old_proxy = system.proxy
+    old_proxy.refuse()
+    old_proxy.reset_connections()
     yield
-    postgres, host = system.stack.postgres, str(ip_address(old.host) + 1)
-    new = TcpProxy(postgres.host, postgres.port, listen_on=(host, old.port))
-    system.proxies[system.faulted_proxy] = system.undo.enter_context(new)
+    postgres, host = system.stack.postgres, str(ip_address(old_proxy.host) + 1)
+    new_proxy = TcpProxy(postgres.host, postgres.port, listen_on=(host, old_proxy.port))
+    system.proxies[system.faulted_proxy] = system.undo.enter_context(new_proxy)
     system.name_server.address = host
 
 
@@ -97,10 +96,10 @@ async def name_server_silent(system: SystemUnderTest) -> AsyncIterator[None]:
 async def name_server_silent_and_connections_reset(system: SystemUnderTest) -> AsyncIterator[None]:
     """Reset all connections repeatedly, so that each new one needs the name."""
 
-    async def cut() -> None:
+    async def reset() -> None:
         system.proxy.reset_connections()
 
-    queries = system.name_server.queries
-    async with name_server_silent(system), repeatedly(cut, 0.2):
+    queries_before = system.name_server.queries
+    async with name_server_silent(system), repeatedly(reset, 0.2):
         yield
-        assert system.name_server.queries > queries, "nobody asked for the name"
+        assert system.name_server.queries > queries_before, "nothing queried the name"

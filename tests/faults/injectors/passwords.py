@@ -1,4 +1,4 @@
-"""The application's password rotated while it is in use."""
+"""A fault injector that rotates the application's password while it is in use."""
 
 import asyncio
 import secrets
@@ -12,26 +12,28 @@ from tests.faults.injectors import SystemUnderTest, repeatedly
 
 @asynccontextmanager
 async def password_rotated(system: SystemUnderTest) -> AsyncIterator[None]:
-    """Rotate repeatedly with the steps of Secrets Manager. After each, replace one sandbox, which
-    logs in with the new password; the others keep their connections."""
+    """Rotate repeatedly with the steps of Secrets Manager.
 
+    After each step, replace one sandbox, which logs in with the new password; the others keep their
+    connections.
+    """
     app = system.stack.service.app
 
-    async def replace_one() -> None:
+    async def replace_sandbox() -> None:
         async with asyncio.timeout(10):
-            while not (idle := [each for each in system.fleet.sandboxes if each.frozen]):
+            while not (idle := [box for box in system.fleet.sandboxes if box.frozen]):
                 await asyncio.sleep(0.01)
         await system.fleet.retire(idle[0])
-        answer = await system.fleet.invoke(system.stack.service.event, cold=True)
-        assert answer.error is None, answer
-        assert answer.payload["statusCode"] == 200, answer
+        result = await system.fleet.invoke(system.stack.service.event, cold=True)
+        assert result.error is None, result
+        assert result.payload["statusCode"] == 200, result
 
     async def rotate(admin: Any, password: str) -> None:
         await asyncio.to_thread(system.secret_store.propose, password)
         await set_password(admin, app, password)
-        await replace_one()
+        await replace_sandbox()
         await asyncio.to_thread(system.secret_store.promote)
-        await replace_one()
+        await replace_sandbox()
 
     async with system.admin() as admin:
         try:

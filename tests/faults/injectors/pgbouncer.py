@@ -1,4 +1,4 @@
-"""PgBouncer killed, restarted, paused or full."""
+"""Fault injectors that kill, restart, pause or fill PgBouncer, or leave state in its sessions."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.faults.injectors import SystemUnderTest, repeatedly
 #: SSLRequest, the first message of a Postgres client that wants TLS.
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 #: State that a client may leave on a server connection. The lock is shared, so nobody waits for it.
-LEFT_BEHIND = (
+SESSION_STATE = (
     "SET search_path = pg_catalog",
     "SET default_transaction_read_only = on",
     "SET statement_timeout = 100",  # a shorter timeout would end the reset itself on a busy machine
@@ -40,9 +40,9 @@ async def one_of_two_killed(system: SystemUnderTest) -> AsyncIterator[None]:
     """Kill one of two PgBouncers without the load balancer noticing."""
     _, second = system.bouncers
     assert second.process is not None
-    served = await asyncio.to_thread(second.show, "CLIENTS")
-    assert any(row["user"] == system.stack.service.app for row in served), (
-        "it has no sandbox to lose"
+    clients = await asyncio.to_thread(second.show, "CLIENTS")
+    assert any(client["user"] == system.stack.service.app for client in clients), (
+        "no sandbox is connected to the second PgBouncer"
     )
     second.process.kill()
     second.process.wait()
@@ -84,12 +84,12 @@ async def pgbouncer_full(system: SystemUnderTest) -> AsyncIterator[None]:
     """Disconnect every sandbox and fill PgBouncer with other clients."""
     system.proxy.refuse()
     system.proxy.reset_connections()
-    async with contextlib.AsyncExitStack() as strangers:
+    async with contextlib.AsyncExitStack() as other_clients:
 
         async def take_connections() -> None:
             while True:
-                stranger = await system.connect_as_client()
-                strangers.push_async_callback(stranger.close)
+                client = await system.connect_as_client()
+                other_clients.push_async_callback(client.close)
 
         with pytest.raises(asyncpg.PostgresError, match="no more connections allowed"):
             await take_connections()
@@ -99,15 +99,17 @@ async def pgbouncer_full(system: SystemUnderTest) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def unfinished_logins(system: SystemUnderTest) -> AsyncIterator[None]:
-    """Disconnect every sandbox and fill PgBouncer with clients that request TLS and then send
-    nothing."""
+    """Disconnect every sandbox and fill PgBouncer with clients that never finish their logins.
+
+    They request TLS and then send nothing.
+    """
     system.proxy.refuse()
     system.proxy.reset_connections()
-    with contextlib.ExitStack() as strangers:
+    with contextlib.ExitStack() as other_clients:
         for _ in range(int(system.bouncer.settings["max_client_conn"])):
             address = (system.bouncer.host, system.bouncer.port)
-            stranger = strangers.enter_context(socket.create_connection(address))
-            stranger.sendall(SSL_REQUEST)
+            client = other_clients.enter_context(socket.create_connection(address))
+            client.sendall(SSL_REQUEST)
         system.proxy.refuse(False)
         yield
         # Wait until a login succeeds again: recovery is measured from here, with the clients still
@@ -126,7 +128,7 @@ async def session_state_left(system: SystemUnderTest) -> AsyncIterator[None]:
 
     async def leave_behind() -> None:
         clients = await asyncio.gather(*(system.connect_as_client() for _ in range(3)))
-        for statement in LEFT_BEHIND:
+        for statement in SESSION_STATE:
             await asyncio.gather(*(client.execute(statement) for client in clients))
         for client in clients:
             await client.close()
@@ -139,27 +141,27 @@ async def session_state_left(system: SystemUnderTest) -> AsyncIterator[None]:
 async def pool_exhausted(system: SystemUnderTest) -> AsyncIterator[None]:
     """Hold every server connection in an open transaction."""
     size = int(system.bouncer.settings["default_pool_size"])
-    strangers = [await system.connect_as_client() for _ in range(size)]
-    for stranger in strangers:
-        await stranger.execute("BEGIN")
+    other_clients = [await system.connect_as_client() for _ in range(size)]
+    for client in other_clients:
+        await client.execute("BEGIN")
 
-    async def go_on() -> None:
-        for stranger in strangers:
-            await stranger.execute("SELECT 1")
+    async def keep_transactions_open() -> None:
+        for client in other_clients:
+            await client.execute("SELECT 1")
 
-    async with repeatedly(go_on, 0.5):
+    async with repeatedly(keep_transactions_open, 0.5):
         yield
-    for stranger in strangers:
-        await stranger.execute("ROLLBACK")
-        await stranger.close()
+    for client in other_clients:
+        await client.execute("ROLLBACK")
+        await client.close()
 
 
 @asynccontextmanager
 async def certificate_of_another_ca(system: SystemUnderTest) -> AsyncIterator[None]:
     names = ("server.pem", "server.key")
-    right = [(system.bouncer.folder / name).read_text() for name in names]
-    wrong = trustme.CA().issue_cert("localhost", system.bouncer.host)
-    chain = b"".join(blob.bytes() for blob in wrong.cert_chain_pems).decode()
+    original = [(system.bouncer.folder / name).read_text() for name in names]
+    untrusted = trustme.CA().issue_cert("localhost", system.bouncer.host)
+    chain = b"".join(blob.bytes() for blob in untrusted.cert_chain_pems).decode()
 
     async def restart_with(*contents: str) -> None:
         await asyncio.to_thread(system.bouncer.stop)
@@ -167,6 +169,6 @@ async def certificate_of_another_ca(system: SystemUnderTest) -> AsyncIterator[No
             system.bouncer.account.write(system.bouncer.folder / name, content)
         await asyncio.to_thread(system.bouncer.start)
 
-    await restart_with(chain, wrong.private_key_pem.bytes().decode())
+    await restart_with(chain, untrusted.private_key_pem.bytes().decode())
     yield
-    await restart_with(*right)
+    await restart_with(*original)

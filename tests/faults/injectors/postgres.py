@@ -1,4 +1,4 @@
-"""Postgres shut down, out of connections, or terminating its own backends."""
+"""Fault injectors that restart Postgres, use up its connections or terminate its backends."""
 
 import asyncio
 import contextlib
@@ -12,14 +12,14 @@ import asyncpg
 from tests.faults.injectors import BACKENDS, TERMINATE, FaultInjector, SystemUnderTest, repeatedly
 
 
-def postgres_restarted(how: signal.Signals) -> FaultInjector:
-    """Restart Postgres. SIGINT is a fast shutdown, SIGQUIT an immediate one with recovery."""
+def postgres_restarted(shutdown_signal: signal.Signals) -> FaultInjector:
+    """Restart Postgres: fast with SIGINT, immediately and with recovery with SIGQUIT."""
 
     @asynccontextmanager
     async def inject(system: SystemUnderTest) -> AsyncIterator[None]:
         process = system.stack.postgres.process
         assert process is not None
-        process.send_signal(how)
+        process.send_signal(shutdown_signal)
         await asyncio.to_thread(process.wait)
         try:
             yield
@@ -31,15 +31,15 @@ def postgres_restarted(how: signal.Signals) -> FaultInjector:
 
 @asynccontextmanager
 async def postgres_out_of_slots(system: SystemUnderTest) -> AsyncIterator[None]:
-    """Use up every connection slot with a superuser's connections, including those of PgBouncer."""
+    """Use up every connection slot, including PgBouncer's, with a superuser's connections."""
     app = system.stack.service.app
-    async with system.admin() as admin, contextlib.AsyncExitStack() as greedy:
+    async with system.admin() as admin, contextlib.AsyncExitStack() as connections:
         async with asyncio.timeout(10):
             while True:
                 with contextlib.suppress(asyncpg.PostgresError):
                     while True:
                         connection = await system.connect_as_admin()
-                        greedy.push_async_callback(connection.close)
+                        connections.push_async_callback(connection.close)
                 if not await admin.fetchval(BACKENDS, app):
                     break
                 await admin.execute(TERMINATE.replace("$1", f"'{app}'"))
@@ -48,13 +48,12 @@ async def postgres_out_of_slots(system: SystemUnderTest) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def backends_terminated(system: SystemUnderTest) -> AsyncIterator[None]:
-    """Terminate backends during a query: a lock makes some wait, and those that wait are
-    terminated."""
+    """Terminate backends during a query, while they wait for a lock."""
     app = system.stack.service.app
 
     async def terminate(admin: Any, locker: Any) -> None:
         async with locker.transaction():
-            # In the order in which a write locks them, to avoid a deadlock.
+            # A write locks its tables in the same order, so this cannot deadlock.
             await locker.execute(f"LOCK TABLE {system.tables} IN ACCESS EXCLUSIVE MODE")
             async with asyncio.timeout(5):
                 while not await admin.fetch(f"{TERMINATE} AND wait_event_type = 'Lock'", app):
