@@ -116,7 +116,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     # The driver has read the server's last message but not yet the end of the stream.
     ("connection_lost", asyncpg.InternalClientError, "", "", _LOST),
     ("deadlock", Exception, "40P01", "", Failure(
-        "a deadlock: {}", "lock rows in the same order everywhere", retryable=True)),
+        "a deadlock: {}", "lock rows in the same sequence everywhere", retryable=True)),
     ("serialization", Exception, "40001", "", Failure(
         "a serialization failure: {}", "keep serializable transactions short", retryable=True)),
     ("invalid_value", Exception, "23(502|514)", "", Failure(
