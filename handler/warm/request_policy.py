@@ -87,7 +87,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "Postgres is full: {}", "connect through PgBouncer", retry_after=2)),
     ("pooler_lookup", Exception, "", "bouncer config error", Failure(
         "PgBouncer cannot look up the login: {}",
-        "find the reason in its log; check the privileges of the lookup role")),
+        "see its log for why auth_query failed; check the privileges of its lookup role")),
     ("pooler_full", Exception, "", "no more connections allowed", Failure(
         "PgBouncer is full: {}", "raise its max_client_conn", retry_after=2)),
     ("pooler_wait", Exception, "", "query_wait_timeout", Failure(
@@ -111,7 +111,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     # The statement has run already. SQLAlchemy prepares it again at the next call.
     ("stale_statement", asyncpg.InvalidCachedStatementError, "", "", Failure(
         "a column's type changed after the statement was prepared",
-        "nothing to do: the next call prepares the statement again", retryable=True)),
+        "the next call prepares the statement again", retryable=True)),
     ("connection_lost", Exception, "", "connection (was|is) closed", _LOST),
     # The driver has read the server's last message but not yet the end of the stream.
     ("connection_lost", asyncpg.InternalClientError, "", "", _LOST),
