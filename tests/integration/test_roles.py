@@ -5,7 +5,7 @@ import pytest
 
 from infra.database import roles
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import PgConnection, wait_for_transports_closed
+from tests.conftest import administrator, wait_for_transports_closed
 from tests.integration.role_logins import assert_forbidden, connect, through_pooler
 
 
@@ -64,14 +64,13 @@ async def test_the_application_password_is_not_stored_on_the_pooler(stack: Stack
     assert password not in stack.pgbouncer.log_since_start() + stack.postgres.log_since_start()
 
 
-async def test_a_new_password_takes_effect_at_once(
-    own_stack: Stack, own_admin: PgConnection
-) -> None:
+async def test_a_new_password_takes_effect_at_once(own_stack: Stack) -> None:
     old = own_stack.settings().password.get_secret_value()
     assert await through_pooler(own_stack, old) == roles.APP
     try:
         for new in ("plain", "p@ss/w:rd#%20'\"\\? &=", "grün€\N{SNOWMAN}", "s" * 200):
-            await roles.set_password(own_admin, roles.APP, new)
+            async with administrator(own_stack) as admin:
+                await roles.set_password(admin, roles.APP, new)
             assert await through_pooler(own_stack, new) == roles.APP
             with pytest.raises(asyncpg.PostgresError, match="SASL authentication failed"):
                 await through_pooler(own_stack, old)
