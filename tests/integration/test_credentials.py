@@ -356,8 +356,7 @@ async def test_an_iam_token_equals_the_one_boto3_generates(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("missing", "cause"),
-    [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")],
+    ("missing", "cause"), [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")]
 )
 async def test_an_iam_token_needs_a_role_and_a_region(
     missing: str, cause: str, monkeypatch: pytest.MonkeyPatch

@@ -225,13 +225,13 @@ hundred_examples = settings(
 
 
 @hundred_examples
-@given(expression=expressions, where=truths, distinct=st.booleans())
+@given(expression=expressions, condition=truths, distinct=st.booleans())
 def test_any_expression_evaluates_as_in_sqlalchemy(
-    engines: Any, expression: Any, where: Any, distinct: bool
+    engines: Any, expression: Any, condition: Any, distinct: bool
 ) -> None:
-    query = select(expression.label("e")).select_from(table).where(where | true())
+    query = select(expression.label("e")).select_from(table).where(condition | true())
     compare(engines, query.distinct().order_by("e") if distinct else query.order_by(table.c.id))
-    compare(engines, select(table.c.id).where(where).order_by(table.c.id))
+    compare(engines, select(table.c.id).where(condition).order_by(table.c.id))
 
 
 @hundred_examples

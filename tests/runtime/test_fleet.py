@@ -333,8 +333,7 @@ async def test_a_hundred_requests_use_one_database_connection(own_stack: Stack) 
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")],
+    ("variable", "value"), [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")]
 )
 async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
     variable: str, value: str, tmp_path: Path
