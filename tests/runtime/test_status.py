@@ -170,12 +170,9 @@ def test_a_narrow_terminal_shows_blocked_clients() -> None:
 
 
 def test_the_console_executes_commands(published: Stack, make_status: Status) -> None:
-    commands_typed = (
-        "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
-    )
-    code, output = make_status(
-        command="console", typed=commands_typed + "RESUME storefront\n\\q\nnonsense\n"
-    )
+    lines = "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
+    lines += "RESUME storefront\n\\q\nnonsense\n"
+    code, output = make_status(command="console", stdin_text=lines)
     assert code == 0, output
     assert f"PgBouncer {'.'.join(map(str, published.pgbouncer.program.version))}" in output
     assert "SHOW HELP|CONFIG|" in output
@@ -185,7 +182,7 @@ def test_the_console_executes_commands(published: Stack, make_status: Status) ->
 
 
 def test_the_console_reports_an_error_and_continues(published: Stack, make_status: Status) -> None:
-    code, output = make_status(command="console", typed="nonsense\nSHOW VERSION\n")
+    code, output = make_status(command="console", stdin_text="nonsense\nSHOW VERSION\n")
     assert code == 1
     assert "invalid command 'nonsense'" in output
     assert "PgBouncer 1." in output
@@ -193,7 +190,7 @@ def test_the_console_reports_an_error_and_continues(published: Stack, make_statu
 
 def test_a_lost_console_connection_is_reported(published: Stack, make_status: Status) -> None:
     published.pgbouncer.stop()
-    code, output = make_status(command="console", typed="SHOW VERSION\n")
+    code, output = make_status(command="console", stdin_text="SHOW VERSION\n")
     assert code == 1
     assert re.fullmatch("warm-engine: PgBouncer does not respond: .*refused.*\n", output, re.I), (
         output
@@ -204,17 +201,12 @@ def test_a_lost_console_connection_is_reported(published: Stack, make_status: St
 
 EXAMPLE = re.findall(r"<!-- printed by make status -->\n```\n(.*?)```", OPERATIONS, re.S)[0]
 #: Maps the documented patterns of lines to the documented causes.
-CAUSES_BY_PATTERN = dict(
-    re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M)
-)
+CAUSES = dict(re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M))
 
 
 def causes(table: str) -> set[str]:
-    return {
-        cause
-        for pattern, cause in CAUSES_BY_PATTERN.items()
-        if re.search(f"^{pattern}", table, re.M)
-    }
+    patterns = [pattern for pattern in CAUSES if re.search(f"^{pattern}", table, re.M)]
+    return {CAUSES[pattern] for pattern in patterns}
 
 
 async def causes_of(target: status.Target) -> set[str]:
