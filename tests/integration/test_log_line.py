@@ -23,8 +23,8 @@ SCHEDULE = {"source": "aws.scheduler"}
 LINE_SCHEMA = json.loads((ROOT / "docs/log-line.schema.json").read_text())
 EMF_SCHEMA = json.loads(Path(__file__).with_name("emf.schema.json").read_text())
 JSON_FORMAT = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "INFO"}
-#: The levels that Lambda's filter at WARN passes. A JSON line without `level` counts as INFO ("Log-
-#: level filtering", AWS Lambda Developer Guide).
+#: The levels that Lambda's filter at WARN passes; a JSON line without `level` counts as INFO.
+#: Source: "Log-level filtering", AWS Lambda Developer Guide.
 LEVELS_AT_WARN = {"WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"}
 EVENTS: list[tuple[Any, str, str, dict[str, Any]]] = [
     (READ, "INFO", "ok", {"route": "/orders/{order_id}", "status": 200, "attempts": 1}),
