@@ -165,7 +165,7 @@ async def test_failures_are_counted_by_cause(stack: Stack, tmp_path: Path) -> No
     assert line["failures"] == 1
 
 
-def test_outside_lambda_no_metrics_are_emitted(
+def test_no_metrics_are_emitted_outside_lambda(
     lambda_handler: Lambda, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lambda_handler(READ)
@@ -174,7 +174,7 @@ def test_outside_lambda_no_metrics_are_emitted(
     assert not {"_aws", "function", "coldStarts"} & line.keys()
 
 
-def test_outside_lambda_a_namespace_enables_metrics(
+def test_a_namespace_enables_metrics_outside_lambda(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_environment(monkeypatch, stack.environment() | {"AWS_EMF_NAMESPACE": "Shop/Orders"})

@@ -60,7 +60,7 @@ def install_fake_docker(folder: Path, is_up: bool) -> Path:
     return log
 
 
-def test_without_a_stack_the_hint_names_the_commands_that_start_one(make_status: Status) -> None:
+def test_a_missing_stack_is_reported_with_the_commands_that_start_one(make_status: Status) -> None:
     code, output = make_status()
     assert (code, output) == (
         1,
@@ -68,7 +68,7 @@ def test_without_a_stack_the_hint_names_the_commands_that_start_one(make_status:
     )
 
 
-def test_with_two_stacks_the_user_must_choose_one(
+def test_the_user_must_choose_one_of_two_stacks(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
     log = install_fake_docker(tmp_path, is_up=True)
@@ -86,7 +86,7 @@ def test_with_two_stacks_the_user_must_choose_one(
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn console"
 
 
-def test_with_compose_down_the_other_stack_is_shown(
+def test_the_other_stack_is_shown_when_compose_is_down(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
     install_fake_docker(tmp_path, is_up=False)
