@@ -1,4 +1,4 @@
-"""The same request as each service in front of a function would send it.
+"""Builds a request's event as each service in front of a function would send it.
 
 Based on the examples in the AWS documentation: API Gateway's "Lambda proxy integrations" for REST
 (v1) and HTTP APIs (v2), "Using AWS Lambda with an Application Load Balancer", "Invoking Lambda
@@ -17,9 +17,9 @@ JSON = {"content-type": "application/json", "host": "example.test"}
 
 
 def http_api(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    extra_headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return api_gateway_event(
-        method, path, query=query, headers={**JSON, **named}.items(), body=body.encode()
+        method, path, query=query, headers={**JSON, **extra_headers}.items(), body=body.encode()
     )
 
 
@@ -44,14 +44,14 @@ def function_url(method: str, path: str, query: str = "", body: str = "", **head
 
 
 def rest_api(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
-    named = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    extra_headers = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
     pairs = [pair.split("=") for pair in query.split("&") if pair]
     return {
         "resource": "/{proxy+}",
         "path": path,
         "httpMethod": method,
-        "headers": named,
-        "multiValueHeaders": {name: [value] for name, value in named.items()},
+        "headers": extra_headers,
+        "multiValueHeaders": {name: [value] for name, value in extra_headers.items()},
         "queryStringParameters": dict(pairs) or None,
         "multiValueQueryStringParameters": {name: [value] for name, value in pairs} or None,
         "pathParameters": {"proxy": path.strip("/")},
@@ -70,13 +70,13 @@ def rest_api(method: str, path: str, query: str = "", body: str = "", **headers:
 
 
 def load_balancer(method: str, path: str, query: str = "", body: str = "", **headers: str) -> Event:
-    named = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    extra_headers = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return {
         "requestContext": {"elb": {"targetGroupArn": "arn:aws:elasticloadbalancing:…"}},
         "httpMethod": method,
         "path": path,
         "queryStringParameters": dict(pair.split("=") for pair in query.split("&") if pair),
-        "headers": named,
+        "headers": extra_headers,
         "body": base64.b64encode(body.encode()).decode(),
         "isBase64Encoded": True,
     }

@@ -147,8 +147,7 @@ def chosen_incident(word: str) -> Incident:
 async def _run_until_interrupted(stack: Stack, incident: Incident) -> None:
     async with incident(stack):
         print(
-            "The incident has begun. In another terminal: make status. Ctrl-C ends it.",
-            flush=True,
+            "The incident has begun. In another terminal: make status. Ctrl-C ends it.", flush=True
         )
         await asyncio.Event().wait()
 

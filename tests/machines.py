@@ -206,14 +206,8 @@ def outcomes(junit: str) -> tuple[Counter[str], dict[str, int]]:
 
 def is_good(row: dict[str, Any]) -> bool:
     exits_are_zero = row["doctor_exit"] == row["demo_exit"] == row["test_exit"] == 0
-    tests_passed = row["passed"] > 0 and row["failed"] == 0
-    return (
-        exits_are_zero
-        and tests_passed
-        and row["psql_works"]
-        and not row["left_running"]
-        and row["demo_s"] < 60
-    )
+    works = exits_are_zero and row["psql_works"] and row["passed"] > 0 and row["failed"] == 0
+    return works and not row["left_running"] and row["demo_s"] < 60
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -262,11 +256,7 @@ def main() -> int:
             selection = SELECTION if os.environ.get("TESTS") == "selection" else ""
             tried_rows[name] = try_machine(machine, source, machine.tests or selection)
             known = (json.loads(REPORT.read_text()) if REPORT.exists() else {}) | tried_rows
-            rows = {
-                machine_name: known[machine_name]
-                for machine_name in MACHINES
-                if machine_name in known
-            }
+            rows = {key: known[key] for key in MACHINES if key in known}
             REPORT.write_text(json.dumps(rows, indent=1) + "\n")
             DOCUMENT.write_text(document(DOCUMENT.read_text(), rows))
     print(table(tried_rows))

@@ -22,12 +22,12 @@ SEATS = 8
 
 def _with_first(handler: Any, work: Callable[[], Any]) -> Handler:
     """Return a handler that also runs `work` after the first event of its process."""
-    done: list[bool] = []
+    has_run: list[bool] = []
 
     def handle(event: Any, context: Any) -> Any:
         response = handler(event, context)
-        if not done:
-            done.append(True)
+        if not has_run:
+            has_run.append(True)
             handler.loop.run(work)
         return response
 

@@ -24,11 +24,8 @@ def test_the_json_report_matches_its_schema() -> None:
     jsonschema.validate(
         json.loads(json.dumps(content)), json.loads((ROOT / "docs/examine.schema.json").read_text())
     )
-    assert [result["verdict"] for result in content["properties"]] == [
-        "no",
-        "yes",
-        "could not tell",
-    ]
+    verdicts = [result["verdict"] for result in content["properties"]]
+    assert verdicts == ["no", "yes", "could not tell"]
     assert content["environment"]["postgres"] == "18.6"
 
 

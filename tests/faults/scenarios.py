@@ -182,10 +182,7 @@ SCENARIOS = [
         "requests to PgBouncer lost", network.data_lost("requests"), Expected(0.8), TO_PGBOUNCER
     ),
     Scenario(
-        "responses from PgBouncer lost",
-        network.data_lost("responses"),
-        Expected(0.8),
-        TO_PGBOUNCER,
+        "responses from PgBouncer lost", network.data_lost("responses"), Expected(0.8), TO_PGBOUNCER
     ),
     Scenario("network to Postgres 300 ms slower", network.delayed, target=TO_POSTGRES),
     Scenario(

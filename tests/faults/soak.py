@@ -1,9 +1,9 @@
 """`python -m tests.faults.soak [SEED [MINUTES]]`: inject random faults one after another.
 
 Exits with status 1 and names the broken promise if a write is lost or duplicated, a connection
-leaks or recovery takes too long. Success rates are not checked, because all scenarios
-share one fleet and their settings are combined. Full disks, a second PgBouncer and scenarios with
-specially configured sandboxes are left out.
+leaks or recovery takes too long. Success rates are not checked, because all scenarios share one
+fleet, with their settings combined. Full disks, a second PgBouncer and scenarios with specially
+configured sandboxes are omitted.
 """
 
 import argparse

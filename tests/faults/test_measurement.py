@@ -29,11 +29,7 @@ def test_a_leaked_connection_is_counted_once(
     sockets: list[int], clients: int, servers: int, servers_in_use: int, backends: int, leaks: int
 ) -> None:
     counted = number_of_leaks(
-        sockets,
-        clients=clients,
-        servers=servers,
-        servers_in_use=servers_in_use,
-        backends=backends,
+        sockets, clients=clients, servers=servers, servers_in_use=servers_in_use, backends=backends
     )
     assert counted == leaks
 

@@ -65,8 +65,8 @@ class Orders:
         keys = [tuple(row) for row in await admin.fetch(KEYS, [write.key for write in writes])]
         orders = await admin.fetch(NAMES, [write.value for write in writes])
         expected = {(write.key, (write.response or {}).get("id"), write.value) for write in writes}
-        kept = expected & set(keys)
-        return len(expected - kept), max(len(keys), len(orders)) - len(kept)
+        stored = expected & set(keys)
+        return len(expected - stored), max(len(keys), len(orders)) - len(stored)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Rows:
         records = await admin.fetch(self.traffic.rows, [write.key for write in writes])
         rows = [(str(key), str(value)) for key, value in records]
         expected = {(write.key, write.value) for write in writes}
-        kept = expected & set(rows)
-        return len(expected - kept), len(rows) - len(kept)
+        stored = expected & set(rows)
+        return len(expected - stored), len(rows) - len(stored)
 
 
 def _filled(template: Any, write: Write) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of AWS that moto lacks, and fake programs that the scripts start."""
+"""Imitates the parts of AWS that moto lacks, and the programs that the scripts start."""
 
 import contextlib
 import copy
@@ -16,12 +16,12 @@ from infra.aws import template_file
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 REGION = "eu-central-1"
-#: Any request to `httpserver`.
+#: Matches any request to `httpserver`.
 ANY = re.compile("")
 
 
 class LambdaSettings:
-    """Lambda's GetAccountSettings: the concurrency quota, and its unreserved part."""
+    """A double of Lambda's GetAccountSettings, with the quota and its unreserved part."""
 
     def __init__(self, quota: int = 1000, unreserved: int | None = None) -> None:
         self.limits = {
@@ -39,7 +39,7 @@ class LambdaSettings:
 
 
 def program(folder: Path, name: str, script: str) -> None:
-    """Create an executable in `folder`, to be found on the PATH."""
+    """Create an executable shell script in `folder`, which a test adds to the PATH."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -56,23 +56,23 @@ def client(service: str) -> Any:
     return boto3.client(service, region_name=REGION)  # type: ignore[call-overload]  # any service
 
 
-#: A template of another application.
+#: A template of another application, with one resource.
 NOTHING = {"Resources": {"Nothing": {"Type": "AWS::SNS::Topic"}}}
 
 
 def create_stack(name: str, body: dict[str, Any], **values: str) -> None:
     """Create or update a stack from a template that declares only `values`."""
     cloudformation = client("cloudformation")
-    request: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "StackName": name,
         "TemplateBody": json.dumps(body),
-        "Parameters": [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
+        "Parameters": [
+            {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
+        ],
     }
-    existing = {stack["StackName"] for stack in cloudformation.describe_stacks()["Stacks"]}
+    known = {stack["StackName"] for stack in cloudformation.describe_stacks()["Stacks"]}
     with contextlib.suppress(ClientError):  # "No updates are to be performed"
-        (cloudformation.update_stack if name in existing else cloudformation.create_stack)(
-            **request
-        )
+        (cloudformation.update_stack if name in known else cloudformation.create_stack)(**arguments)
 
 
 def create_registry(name: str, **values: str) -> None:

@@ -62,10 +62,7 @@ class Stack:
         for name, declaration in declarations.items():
             value = parameters.get(name, declaration.get("Default"))
             assert value is not None, f"{template}.yaml: the parameter {name} has no value"
-            is_list = (
-                declaration["Type"].startswith("List<")
-                or declaration["Type"] == "CommaDelimitedList"
-            )
+            is_list = declaration["Type"].startswith(("List<", "CommaDelimitedList"))
             if is_list and isinstance(value, str):
                 value = [member.strip() for member in value.split(",")]
             self.parameters[name] = value

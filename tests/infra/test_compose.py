@@ -102,9 +102,7 @@ async def test_every_service_is_confined(compose: ComposeStack) -> None:
         assert "CapEff:\t0000000000000000" in status, service
 
 
-async def test_only_leftovers_of_a_killed_run_are_removed(
-    compose: ComposeStack,
-) -> None:
+async def test_only_leftovers_of_a_killed_run_are_removed(compose: ComposeStack) -> None:
     # A run that has ended: process 1 never had this start time.
     abandoned_project = f"{PREFIX}1-1"
     for project in (abandoned_project, compose.project):

@@ -43,10 +43,7 @@ def test_every_service_is_confined() -> None:
 
 @pytest.mark.parametrize(
     ("service", "host", "port", "outcome"),
-    [
-        ("handler", "pgbouncer", 6432, "reached"),
-        ("handler", "postgres", 5432, "not reached"),
-    ],
+    [("handler", "pgbouncer", 6432, "reached"), ("handler", "postgres", 5432, "not reached")],
 )
 @ON_COMPOSE
 async def test_the_handler_reaches_pgbouncer_but_not_postgres(

@@ -398,18 +398,9 @@ def test_missing_git_is_reported_in_one_line(clone: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda shop: (shop / "new.txt").touch(),
-            "update: Destination repository is dirty",
-        ),
-        (
-            lambda shop: record(shop, "_commit: v9.9.9"),
-            "update: Unknown revision: 'v9.9.9'",
-        ),
-        (
-            lambda shop: record(shop, "_src_path: ../elsewhere"),
-            "LAB=../elsewhere is not a clone",
-        ),
+        (lambda shop: (shop / "new.txt").touch(), "update: Destination repository is dirty"),
+        (lambda shop: record(shop, "_commit: v9.9.9"), "update: Unknown revision: 'v9.9.9'"),
+        (lambda shop: record(shop, "_src_path: ../elsewhere"), "LAB=../elsewhere is not a clone"),
         (lambda shop: (shop / ".copier-answers.yml").unlink(), "LAB= is not a clone"),
     ],
     ids=["not committed", "unknown version", "another clone", "not made by make new"],

@@ -154,9 +154,9 @@ async def test_fifty_concurrent_requests_of_one_caller_create_one_order(
             return caller, (await connection.execute(orders.PLACE, parameters)).one().order_id
 
     async with handler_engines(settings, 10) as engines:
-        placed = await asyncio.gather(*map(place, range(50)))
-    assert len(set(placed)) == 2
-    assert len({order_id for _, order_id in placed}) == 2
+        orders_by_caller = await asyncio.gather(*map(place, range(50)))
+    assert len(set(orders_by_caller)) == 2
+    assert len({order_id for _, order_id in orders_by_caller}) == 2
 
 
 # --- Old and new versions ------------------------------------------------------------------------

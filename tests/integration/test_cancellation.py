@@ -1,4 +1,4 @@
-"""Cancelling, connecting and closing take bounded time and waste few connections."""
+"""Cancelling, connecting and closing take a limited time and waste few connections."""
 
 import asyncio
 import gc
@@ -129,10 +129,10 @@ async def test_a_client_disconnecting_from_uvicorn_cancels_its_query(
 
 INIT = """
 import json, sys, time
-import handler.app  # without bytecode this takes seconds by itself
+import handler.app  # before the clock starts, because this takes seconds without bytecode
 started = time.monotonic()
 import handler.main
-print("took", time.monotonic() - started, flush=True)
+print("duration", time.monotonic() - started, flush=True)
 sys.stdin.readline()
 event = json.loads(sys.stdin.readline())
 print("status", handler.main.handler(event, None)["statusCode"], flush=True)
@@ -140,9 +140,11 @@ print("status", handler.main.handler(event, None)["statusCode"], flush=True)
 
 
 def init_with_a_silent_server(environment: dict[str, str], resume: Callable[[], None]) -> float:
-    """Import the handler while the server is silent and time it; then resume the server and serve a
-    request."""
-    child = subprocess.Popen(
+    """Import the handler while the server is silent, and return the duration in seconds.
+
+    Then resume the server and check that the handler serves a request.
+    """
+    process = subprocess.Popen(
         [sys.executable, "-c", INIT],
         cwd=ROOT,
         env={**os.environ, **environment, "DB_PREWARM": "on"},
@@ -150,19 +152,19 @@ def init_with_a_silent_server(environment: dict[str, str], resume: Callable[[], 
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert child.stdin
-    assert child.stdout
+    assert process.stdin
+    assert process.stdout
     try:
-        lines = (line for line in child.stdout if line.startswith(("took", "status")))
-        took = float(next(lines).split()[1])
+        lines = (line for line in process.stdout if line.startswith(("duration", "status")))
+        duration = float(next(lines).split()[1])
         resume()
-        child.stdin.write("\n" + json.dumps(http_api("GET", "/orders/1")) + "\n")
-        child.stdin.flush()
+        process.stdin.write("\n" + json.dumps(http_api("GET", "/orders/1")) + "\n")
+        process.stdin.flush()
         assert next(lines) == "status 200\n"
     finally:
-        child.kill()
-        child.communicate()
-    return took
+        process.kill()
+        process.communicate()
+    return duration
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -183,28 +185,30 @@ def test_init_with_a_server_silent_after_login_ends_within_five_seconds(
     with module_stack.another_pgbouncer() as bouncer:
         assert module_stack.postgres.process
         postmaster = module_stack.postgres.process.pid
-        ping_through = subprocess.run(  # so that PgBouncer knows the login
+        login = subprocess.run(  # so that PgBouncer knows the login
             [sys.executable, "-m", "handler", "1"],
             cwd=ROOT,
             env={**os.environ, **module_stack.environment(through=bouncer)},
         )
-        assert ping_through.returncode == 0
+        assert login.returncode == 0
         os.killpg(postmaster, signal.SIGSTOP)
         try:
-            took = init_with_a_silent_server(
+            duration = init_with_a_silent_server(
                 module_stack.environment(through=bouncer),
                 lambda: os.killpg(postmaster, signal.SIGCONT),
             )
         finally:
             os.killpg(postmaster, signal.SIGCONT)
-    assert took < 5
+    assert duration < 5
 
 
 def test_init_with_an_unresponsive_secrets_manager_ends_within_five_seconds(
     module_stack: Stack, aws: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login = {"username": APP, "password": module_stack.environment()["DB_PASS"]}
-    made = boto3.client("secretsmanager").create_secret(Name="app", SecretString=json.dumps(login))
+    secret = boto3.client("secretsmanager").create_secret(
+        Name="app", SecretString=json.dumps(login)
+    )
     address = urlsplit(aws)
     assert address.hostname
     assert address.port
@@ -212,7 +216,7 @@ def test_init_with_an_unresponsive_secrets_manager_ends_within_five_seconds(
         proxy.stall()
         environment = module_stack.environment() | {
             "DB_AUTH": "secret",
-            "DB_SECRET_ARN": made["ARN"],
+            "DB_SECRET_ARN": secret["ARN"],
             "AWS_ENDPOINT_URL": f"http://{proxy.host}:{proxy.port}",
         }
         assert init_with_a_silent_server(environment, proxy.resume) < 5
@@ -223,20 +227,20 @@ def test_init_with_an_unresponsive_secrets_manager_ends_within_five_seconds(
 
 @contextmanager
 def silent_address(host: str, port: int) -> Iterator[None]:
-    """An address that never accepts: its listen queue is full, so the SYN is dropped."""
+    """Listen on an address with a full queue, so that every SYN to it is dropped."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(0)
-        filling = [socket.socket(family) for _ in range(4)]
-        for each in filling:
-            each.setblocking(False)
-            each.connect_ex((host, port))
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        clients = [socket.socket(family) for _ in range(4)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex((host, port))
         time.sleep(0.1)  # the kernel completes the handshakes that fit the queue
         yield
-        for each in filling:
-            each.close()
+        for client in clients:
+            client.close()
 
 
 REAL_GETADDRINFO = socket.getaddrinfo
@@ -249,15 +253,15 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
         if host != "database.test":
             return real(host, *args, **options)
-        return [found for each in addresses for found in real(each, *args, **options)]
+        return [result for address in addresses for result in real(address, *args, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 def has_ipv6() -> bool:
     try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.bind(("::1", 0))
     except OSError:
         return False
     return True
@@ -265,22 +269,21 @@ def has_ipv6() -> bool:
 
 @asynccontextmanager
 async def silent_after_tls(tls: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server that completes the TLS handshake and then neither reads nor responds. Yields its
-    port."""
+    """Start a server that completes the TLS handshake and then is silent; yield its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)  # SSLRequest
         writer.write(b"S")
         await writer.start_tls(tls)
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport for both directions
-        await ended.wait()
+        await is_over.wait()
         writer.transport.abort()
 
-    ended = asyncio.Event()
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield listening.sockets[0].getsockname()[1]
-    ended.set()
-    listening.close()
+    is_over = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    is_over.set()
+    server.close()
 
 
 @pytest.mark.parametrize("silent", ["127.0.0.77", "::1"])
@@ -290,12 +293,12 @@ async def test_an_unresponsive_address_costs_less_than_half_a_second(
 ) -> None:
     if silent == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    live = module_stack.pgbouncer
-    resolve_to(monkeypatch, *([silent, live.host] if is_first else [live.host, silent]))
-    settings = module_stack.settings(through=live, host="database.test", sslmode="verify-ca")
+    bouncer = module_stack.pgbouncer
+    resolve_to(monkeypatch, *([silent, bouncer.host] if is_first else [bouncer.host, silent]))
+    settings = module_stack.settings(through=bouncer, host="database.test", sslmode="verify-ca")
     connect = connector(settings)
 
-    async def one() -> float:
+    async def timed_login() -> float:
         started = time.monotonic()
         await (await connect()).close()
         return time.monotonic() - started
@@ -303,18 +306,18 @@ async def test_an_unresponsive_address_costs_less_than_half_a_second(
     async def hundred_logins() -> list[float]:
         times: list[float] = []
         for _ in range(10):
-            times += await asyncio.gather(*(one() for _ in range(10)))
+            times += await asyncio.gather(*(timed_login() for _ in range(10)))
         return times
 
-    with silent_address(silent, live.port):
+    with silent_address(silent, bouncer.port):
         times = await hundred_logins()
-    resolve_to(monkeypatch, live.host)
-    usual = await hundred_logins()
-    assert statistics.median(times) - statistics.median(usual) < 0.5
+    resolve_to(monkeypatch, bouncer.host)
+    usual_times = await hundred_logins()
+    assert statistics.median(times) - statistics.median(usual_times) < 0.5
     assert max(times) < settings.connect_timeout
 
 
-async def test_when_no_address_responds_the_caller_is_answered_in_time(
+async def test_unresponsive_addresses_are_reported_in_time(
     module_stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -326,21 +329,21 @@ async def test_when_no_address_responds_the_caller_is_answered_in_time(
     )
     with silent_address("127.0.0.77", port), silent_address("127.0.0.78", port):
         started = time.monotonic()
-        with pytest.raises(DatabaseError) as raised:
+        with pytest.raises(DatabaseError) as error_info:
             await ping()
         assert time.monotonic() - started < 1.2
-    assert raised.value.failure.status == 503
+    assert error_info.value.failure.status == 503
     await dispose()
 
 
 def sockets_to(port: int) -> int:
     connections = psutil.Process().net_connections("tcp")
-    return sum(1 for each in connections if each.raddr and each.raddr.port == port)
+    return sum(1 for item in connections if item.raddr and item.raddr.port == port)
 
 
 @pytest.fixture
 def without_garbage_collection() -> Iterator[None]:
-    """A socket that only the garbage collector closes would stay open while a sandbox is frozen."""
+    """Disable garbage collection, which cannot close sockets while a sandbox is frozen."""
     gc.disable()
     yield
     gc.enable()
@@ -379,39 +382,42 @@ async def test_a_login_that_times_out_within_tls_leaves_no_socket(
         with pytest.raises(TimeoutError):
             await connector(settings)()
         await asyncio.sleep(0)
-        left = sockets_to(port)
+        open_sockets = sockets_to(port)
     async with asyncio.timeout(5):  # the server's FIN closes the rest
         while sockets_to(port):
             await asyncio.sleep(0.01)
-    assert left == 0
+    assert open_sockets == 0
 
 
-async def test_an_unanswered_close_is_bounded_and_not_an_error(module_stack: Stack) -> None:
-    live = module_stack.pgbouncer
-    with TcpProxy(live.host, live.port) as proxy:
-        settings = module_stack.settings(through=live, port=proxy.port, sslmode="require")
-        raw = await connector(settings)()
+async def test_an_unanswered_close_ends_in_time_without_an_error(module_stack: Stack) -> None:
+    bouncer = module_stack.pgbouncer
+    with TcpProxy(bouncer.host, bouncer.port) as proxy:
+        settings = module_stack.settings(through=bouncer, port=proxy.port, sslmode="require")
+        connection = await connector(settings)()
         proxy.drop("requests", "responses")
         started = time.monotonic()
-        await raw.close()
+        await connection.close()
         assert time.monotonic() - started < 2
-        assert raw.is_closed()
+        assert connection.is_closed()
 
 
 # --- The pool ------------------------------------------------------------------------------------
 
 
-def refused_by_the_driver(s: Session) -> None:
+def send_invalid_value(s: Session) -> None:
     s.scalar(select(bindparam("n", 2**40, Integer) + literal(1)))
 
 
-def timed_out(s: Session) -> None:
+def time_out(s: Session) -> None:
     s.execute(text("SELECT pg_sleep(5)"))
 
 
-@pytest.mark.parametrize(("work", "lost"), [(refused_by_the_driver, 0), (timed_out, 1)])
+@pytest.mark.parametrize(("work", "lost_connections"), [(send_invalid_value, 0), (time_out, 1)])
 async def test_a_driver_failure_costs_at_most_one_connection_of_ten(
-    module_stack: Stack, monkeypatch: pytest.MonkeyPatch, work: Callable[[Session], None], lost: int
+    module_stack: Stack,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[Session], None],
+    lost_connections: int,
 ) -> None:
     bouncer = module_stack.pgbouncer
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
@@ -427,16 +433,16 @@ async def test_a_driver_failure_costs_at_most_one_connection_of_ten(
         with pytest.raises(DatabaseError):
             await run(work)
         await asyncio.gather(*(ping() for _ in range(10)))
-        assert proxy.connections <= 2 * lost  # the second is the cancel request
+        assert proxy.connections <= 2 * lost_connections  # with a cancel request for each
         await dispose()
 
 
 async def test_closing_an_already_closed_connection_logs_nothing(
     module_stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when an idle execution environment ends past PgBouncer's client_idle_timeout."""
-    idle: dict[str, str | int] = {"client_idle_timeout": 1}
-    with module_stack.another_pgbouncer(tls=True, settings=idle) as bouncer:
+    """This happens when an execution environment ends after PgBouncer's client_idle_timeout."""
+    settings: dict[str, str | int] = {"client_idle_timeout": 1}
+    with module_stack.another_pgbouncer(tls=True, settings=settings) as bouncer:
         configure(monkeypatch, module_stack.environment(through=bouncer))
         await ping()
         # The loop does not run meanwhile, as between invocations.

@@ -132,10 +132,7 @@ async def test_a_read_is_correct_or_fails_and_the_next_is_correct(
     chooser = random.Random(8)
     reads, errors = 0, 0
     with path_to(own_stack, path) as settings:
-        async with (
-            handler_engine(settings) as warm,
-            uncached_engine(own_stack) as uncached,
-        ):
+        async with handler_engine(settings) as warm, uncached_engine(own_stack) as uncached:
             while reads < READS:
                 kind, target = chooser.choice(changes)
                 await create(admin, kind)

@@ -162,7 +162,7 @@ def test_the_pending_password_is_used_before_the_label_moves(
     assert own_secret_store.reads == ["AWSCURRENT", "AWSCURRENT", "AWSPENDING"]
 
 
-def test_with_alternating_users_the_secret_names_the_user(
+def test_the_secret_names_the_user_when_users_alternate(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
     """Both passwords are valid for a while, so the secret is read again only after one expires."""
@@ -200,7 +200,7 @@ def test_warm_connections_survive_and_one_login_updates_pgbouncer(
     assert len(own_secret_store.reads) == 1
 
 
-def test_without_a_new_login_exactly_one_request_fails(
+def test_exactly_one_request_fails_without_a_new_login(
     own_stack: Stack, own_secret_store: SecretStore
 ) -> None:
     """PgBouncer reports `query_wait_timeout`, as in overload, where nothing is retried."""
@@ -356,8 +356,7 @@ async def test_an_iam_token_equals_the_one_boto3_generates(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("missing", "cause"),
-    [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")],
+    ("missing", "cause"), [("AWS_ACCESS_KEY_ID", "Credentials"), ("AWS_DEFAULT_REGION", "NoRegion")]
 )
 async def test_an_iam_token_needs_a_role_and_a_region(
     missing: str, cause: str, monkeypatch: pytest.MonkeyPatch

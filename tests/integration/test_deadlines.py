@@ -46,7 +46,7 @@ def environment(stack: Stack, path: str, **variables: str) -> dict[str, str]:
 @pytest.mark.parametrize("path", ["direct", "pgbouncer"])
 @pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
 @pytest.mark.parametrize("route", ROUTES)
-async def test_after_a_504_no_query_runs_and_nothing_is_written(
+async def test_no_query_runs_and_nothing_is_written_after_a_504(
     module_stack: Stack, admin: PgConnection, route: str, middleware: str, path: str
 ) -> None:
     variables = environment(module_stack, path, MIDDLEWARE=middleware)

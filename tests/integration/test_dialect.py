@@ -56,7 +56,7 @@ async def test_a_connection_resets_to_the_engine_isolation_level(stack: Stack, l
     await engine.dispose()
 
 
-async def test_without_an_engine_isolation_level_the_role_default_applies(own_stack: Stack) -> None:
+async def test_the_role_default_applies_without_an_engine_isolation_level(own_stack: Stack) -> None:
     async with administrator(own_stack) as admin:
         await admin.execute(f"ALTER ROLE {APP} SET default_transaction_isolation = 'serializable'")
     engine = engine_at(own_stack, pool_size=1, max_overflow=0)

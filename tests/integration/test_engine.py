@@ -68,10 +68,7 @@ def path_to_postgres(stack: Stack, path: str) -> Iterator[Settings]:
 
 @pytest.mark.parametrize("path", ["direct", "pgbouncer", "pgbouncer, TLS"])
 async def test_a_warm_read_is_exactly_one_round_trip(stack: Stack, path: str) -> None:
-    with (
-        path_to_postgres(stack, path) as settings,
-        TcpProxy(settings.host, settings.port) as proxy,
-    ):
+    with path_to_postgres(stack, path) as settings, TcpProxy(settings.host, settings.port) as proxy:
         async with handler_engine(settings.model_copy(update={"port": proxy.port})) as warm_engine:
             assert await read(warm_engine, 1) == "Amber Bakery"
             for order_id in (2, 3, 1):
@@ -109,8 +106,8 @@ async def test_no_named_statement_is_left_on_a_server(stack: Stack) -> None:
         for order_id in (1, 2, 3):
             await read(warm_engine, order_id)
         async with warm_engine.connect() as connection:
-            named = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
-        assert named == 0
+            count = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+        assert count == 0
 
 
 async def test_dispose_closes_the_connection_cleanly(stack: Stack) -> None:

@@ -61,9 +61,7 @@ def test_invalid_page_parameters_have_status_422(lambda_handler: Lambda, query: 
     assert json.loads(response["body"])["detail"].startswith(query.partition("=")[0])
 
 
-async def test_a_page_among_100_000_orders_reads_only_its_rows(
-    own_admin: PgConnection,
-) -> None:
+async def test_a_page_among_100_000_orders_reads_only_its_rows(own_admin: PgConnection) -> None:
     await own_admin.execute(
         "INSERT INTO orders (customer_name, status) SELECT 'Jade Kites',"
         " CASE WHEN n % 1000 = 0 THEN 'lost' ELSE 'paid' END FROM generate_series(1, 99000) AS n"

@@ -23,8 +23,8 @@ SCHEDULE = {"source": "aws.scheduler"}
 LINE_SCHEMA = json.loads((ROOT / "docs/log-line.schema.json").read_text())
 EMF_SCHEMA = json.loads(Path(__file__).with_name("emf.schema.json").read_text())
 JSON_FORMAT = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "INFO"}
-#: The levels that Lambda's filter at WARN passes. A JSON line without `level` counts as INFO ("Log-
-#: level filtering", AWS Lambda Developer Guide).
+#: The levels that Lambda's filter at WARN passes; a JSON line without `level` counts as INFO.
+#: Source: "Log-level filtering", AWS Lambda Developer Guide.
 LEVELS_AT_WARN = {"WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"}
 EVENTS: list[tuple[Any, str, str, dict[str, Any]]] = [
     (READ, "INFO", "ok", {"route": "/orders/{order_id}", "status": 200, "attempts": 1}),
@@ -165,7 +165,7 @@ async def test_failures_are_counted_by_cause(stack: Stack, tmp_path: Path) -> No
     assert line["failures"] == 1
 
 
-def test_outside_lambda_no_metrics_are_emitted(
+def test_no_metrics_are_emitted_outside_lambda(
     lambda_handler: Lambda, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lambda_handler(READ)
@@ -174,7 +174,7 @@ def test_outside_lambda_no_metrics_are_emitted(
     assert not {"_aws", "function", "coldStarts"} & line.keys()
 
 
-def test_outside_lambda_a_namespace_enables_metrics(
+def test_a_namespace_enables_metrics_outside_lambda(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_environment(monkeypatch, stack.environment() | {"AWS_EMF_NAMESPACE": "Shop/Orders"})

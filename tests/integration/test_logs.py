@@ -18,9 +18,8 @@ async def test_cold_and_warm_invocations_log_their_durations(stack: Stack, tmp_p
     async with Fleet(stack.environment(), logs=tmp_path) as fleet:
         results = [await fleet.invoke(READ) for _ in range(3)]
     cold, *warm = log_lines((tmp_path / "sandbox-1.log").read_text())
-    assert [line["requestId"] for line in (cold, *warm)] == [
-        result.request_id for result in results
-    ]
+    request_ids = [result.request_id for result in results]
+    assert [line["requestId"] for line in (cold, *warm)] == request_ids
     assert cold["coldStart"]
     assert cold["connectMs"] > 0
     assert cold["connectMs"] + cold["queryMs"] < cold["durationMs"]

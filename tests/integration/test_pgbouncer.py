@@ -76,9 +76,7 @@ def test_the_application_cannot_use_the_console(stack: Stack) -> None:
 async def test_an_unsupported_startup_parameter_is_rejected(stack: Stack) -> None:
     with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter"):
         await log_in(
-            stack,
-            ssl=stack.pgbouncer.ssl_context(),
-            server_settings={"statement_timeout": "1s"},
+            stack, ssl=stack.pgbouncer.ssl_context(), server_settings={"statement_timeout": "1s"}
         )
     await wait_for_transports_closed()
 

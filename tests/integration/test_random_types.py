@@ -219,22 +219,20 @@ expressions = st.one_of(
         ]
     ),
 )
-hundred_examples = settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+limited = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@hundred_examples
-@given(expression=expressions, where=truths, distinct=st.booleans())
+@limited
+@given(expression=expressions, condition=truths, distinct=st.booleans())
 def test_any_expression_evaluates_as_in_sqlalchemy(
-    engines: Any, expression: Any, where: Any, distinct: bool
+    engines: Any, expression: Any, condition: Any, distinct: bool
 ) -> None:
-    query = select(expression.label("e")).select_from(table).where(where | true())
+    query = select(expression.label("e")).select_from(table).where(condition | true())
     compare(engines, query.distinct().order_by("e") if distinct else query.order_by(table.c.id))
-    compare(engines, select(table.c.id).where(where).order_by(table.c.id))
+    compare(engines, select(table.c.id).where(condition).order_by(table.c.id))
 
 
-@hundred_examples
+@limited
 @given(name=st.sampled_from(["sum", "avg", "min", "max", "array_agg"]), group=columns, of=columns)
 def test_any_aggregate_evaluates_as_in_sqlalchemy(
     engines: Any, name: str, group: Any, of: Any
@@ -242,7 +240,7 @@ def test_any_aggregate_evaluates_as_in_sqlalchemy(
     compare(engines, select(getattr(func, name)(of), func.count(), group).group_by(group))
 
 
-@hundred_examples
+@limited
 @given(pair=values)
 def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: Any) -> None:
     column, value = pair
@@ -254,14 +252,14 @@ def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: A
     )
 
 
-@hundred_examples
+@limited
 @given(name=st.sampled_from(sorted(NUMBERS)), number=numbers)
 def test_any_update_computes_as_in_sqlalchemy(engines: Any, name: str, number: Any) -> None:
     change = update(table).values({name: number}).where(table.c.id < 3)
     compare(engines, change.returning(table.c[name]), select(table.c[name]).order_by(table.c.id))
 
 
-@hundred_examples
+@limited
 @given(combine=st.sampled_from([union, union_all, except_, intersect]), left=numbers, right=numbers)
 def test_any_set_operation_evaluates_as_in_sqlalchemy(
     engines: Any, combine: Any, left: Any, right: Any

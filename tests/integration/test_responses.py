@@ -112,9 +112,8 @@ def test_an_application_error_is_500_and_logged(
     response = invoke(app, build("GET", path))
     assert response["statusCode"] == 500
     assert json.loads(response["body"])["detail"] == "An internal error occurred."
-    assert "application/problem+json" in str(
-        response.get("headers") or response["multiValueHeaders"]
-    )
+    headers = response.get("headers") or response["multiValueHeaders"]
+    assert "application/problem+json" in str(headers)
     assert "secret" not in str(response)
     [line] = log_lines(capsys.readouterr().out)
     assert (line["outcome"], line["status"], line["cause"]) == ("failed", 500, error_name)

@@ -43,8 +43,7 @@ def path_to_postgres(stack: Stack, path: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("path", "cold"),
-    [("direct", COLD), ("pgbouncer", COLD), ("pgbouncer, TLS", COLD_WITH_TLS)],
+    ("path", "cold"), [("direct", COLD), ("pgbouncer", COLD), ("pgbouncer, TLS", COLD_WITH_TLS)]
 )
 def test_cold_and_warm_reads_take_the_documented_round_trips(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, path: str, cold: int

@@ -56,7 +56,7 @@ def test_redirects_ignore_caller_supplied_host_headers(lambda_handler: Lambda, p
 
 
 @pytest.mark.parametrize(("variables", "status"), [({}, 404), ({"API_DOCS": "on"}, 200)])
-async def test_on_lambda_documentation_pages_are_off_by_default(
+async def test_documentation_pages_are_off_on_lambda_by_default(
     stack: Stack, variables: dict[str, str], status: int
 ) -> None:
     async with Fleet(stack.environment() | variables) as fleet:

@@ -103,7 +103,7 @@ async def test_the_reset_adds_no_query_before_the_next_one(own_stack: Stack) -> 
     ],
     ids=["search_path", "read only"],
 )
-async def test_without_a_reset_query_the_hint_to_reconnect_works(
+async def test_the_hint_to_reconnect_works_without_a_reset_query(
     own_stack: Stack, tmp_path: Path, statement: str, event: Any, sqlstate: str
 ) -> None:
     without_reset = {**ONE_CONNECTION, "server_reset_query_always": 0}

@@ -246,7 +246,7 @@ def test_literals_are_removed_from_statements(statement: str, expected: str) -> 
     assert "secret" not in without_values(statement)
 
 
-def test_without_an_sdk_no_span_is_created(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_span_is_created_without_an_sdk(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     set_environment(monkeypatch, stack.environment())
 

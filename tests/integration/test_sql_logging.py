@@ -75,7 +75,7 @@ def test_sql_logging_is_off_without_a_configured_token(
     assert not logged_sql(caplog)
 
 
-async def test_on_lambda_sql_is_in_the_function_log(stack: Stack, tmp_path: Path) -> None:
+async def test_sql_is_in_the_function_log_on_lambda(stack: Stack, tmp_path: Path) -> None:
     environment = stack.environment() | {"DB_SQL_TOKEN": TOKEN}
     async with Fleet(environment, logs=tmp_path) as fleet:
         for header in ("", TOKEN, ""):

@@ -77,7 +77,7 @@ def test_an_error_in_the_block_removes_everything(temporary_directory: Path) -> 
         ("warm", signal.SIGTERM),
     ],
 )
-def test_an_interrupted_demo_leaves_nothing(
+def test_an_interrupted_demo_leaves_no_process_or_folder(
     temporary_directory: Path, output_line: str, signal_number: signal.Signals
 ) -> None:
     process = command("-m", "infra.local", "demo")
@@ -257,7 +257,7 @@ def test_endpoints_of_a_killed_run_are_ignored(tmp_path: Path) -> None:
         stack.read_endpoints(path)
 
 
-def test_without_a_stack_no_endpoints_are_published() -> None:
+def test_no_endpoints_are_published_without_a_stack() -> None:
     assert not ENDPOINTS.exists() or is_up(Path(json.loads(ENDPOINTS.read_text())["folder"]))
 
 

@@ -27,15 +27,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from handler.warm import (
-    ConstraintError,
-    DatabaseError,
-    dispose,
-    get_engine,
-    install,
-    run,
-    session,
-)
+from handler.warm import ConstraintError, DatabaseError, dispose, get_engine, install, run, session
 from infra.local import ROOT
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
@@ -75,10 +67,7 @@ async def admin(module_admin: PgConnection) -> PgConnection:
 
 @pytest.fixture
 async def proxy(
-    module_stack: Stack,
-    path: str,
-    admin: PgConnection,
-    monkeypatch: pytest.MonkeyPatch,
+    module_stack: Stack, path: str, admin: PgConnection, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TcpProxy]:
     """Put a TCP proxy between this process's engine and Postgres or PgBouncer."""
     environment = module_stack.environment(direct=path == "direct")
@@ -540,10 +529,7 @@ async def deadlock(idempotent: bool) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_a_deadlock_is_retried_when_the_work_is_idempotent(
-    proxy: TcpProxy,
-    admin: PgConnection,
-    monkeypatch: pytest.MonkeyPatch,
-    idempotent: bool,
+    proxy: TcpProxy, admin: PgConnection, monkeypatch: pytest.MonkeyPatch, idempotent: bool
 ) -> None:
     # Without a backoff the retry could lock its row before the other transaction wakes up.
     monkeypatch.setattr(random, "uniform", lambda _, longest: longest)

@@ -146,12 +146,7 @@ def test_a_missing_or_invalid_key_has_status_400(lambda_handler: Lambda) -> None
     ids=lambda value: str(value)[:40] if not isinstance(value, int) else "",
 )
 async def test_an_invalid_body_is_rejected_and_writes_nothing(
-    lambda_handler: Lambda,
-    key: str,
-    admin: PgConnection,
-    body: object,
-    status: int,
-    message: str,
+    lambda_handler: Lambda, key: str, admin: PgConnection, body: object, status: int, message: str
 ) -> None:
     before = await admin.fetchval("SELECT count(*) FROM orders")
     content = body if isinstance(body, str) else json.dumps(body)

@@ -38,11 +38,7 @@ def test_the_demo_prints_a_cold_and_a_warm_read(demo: list[str]) -> None:
     assert len(rows(demo, "warm")) >= 2
     for _, milliseconds, _, _, body in rows(demo, "cold") + rows(demo, "warm"):
         assert float(milliseconds) > 0
-        assert json.loads(body) == {
-            "id": 1,
-            "customer_name": "Amber Bakery",
-            "status": "pending",
-        }
+        assert json.loads(body) == {"id": 1, "customer_name": "Amber Bakery", "status": "pending"}
 
 
 def test_the_demo_sandbox_is_one_process_with_one_backend(demo: list[str]) -> None:

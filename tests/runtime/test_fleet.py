@@ -333,8 +333,7 @@ async def test_a_hundred_requests_use_one_database_connection(own_stack: Stack) 
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")],
+    ("variable", "value"), [("DB_PORT", "abc"), ("DB_SSLMODE", "maybe"), ("DB_POOL_SIZE", "0")]
 )
 async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
     variable: str, value: str, tmp_path: Path
@@ -356,7 +355,7 @@ async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
     ],
     ids=["neither", "no way to log in", "no host"],
 )
-async def test_on_lambda_a_missing_host_or_credential_fails_the_init_phase(
+async def test_a_missing_host_or_credential_fails_the_init_phase_on_lambda(
     environment: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     async with Fleet(environment, logs=tmp_path) as fleet:
@@ -366,7 +365,7 @@ async def test_on_lambda_a_missing_host_or_credential_fails_the_init_phase(
     assert "hunter2" not in (tmp_path / "sandbox-1.log").read_text()
 
 
-async def test_without_a_database_the_caller_gets_503_with_retry_after(tmp_path: Path) -> None:
+async def test_the_caller_gets_503_with_retry_after_without_a_database(tmp_path: Path) -> None:
     environment = {"DB_HOST": "localhost", "DB_PORT": "1", "DB_PASS": "hunter2"}
     async with Fleet(environment, logs=tmp_path) as fleet:
         result = await fleet.invoke(api_gateway_event("GET", "/orders/1"))

@@ -180,7 +180,7 @@ def test_an_unusable_folder_is_reported_with_a_hint(mounted_folder: Path, messag
     assert not (mounted_folder / "venv").exists()
 
 
-def test_without_a_network_a_hint_is_printed_and_nothing_is_left(
+def test_a_missing_network_is_reported_with_a_hint_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)

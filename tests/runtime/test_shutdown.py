@@ -105,7 +105,7 @@ async def test_a_second_process_that_cannot_register_the_extension_works(
         assert second.returncode == 0
 
 
-def test_outside_lambda_the_signal_handler_is_unchanged(stack: Stack) -> None:
+def test_the_signal_handler_is_unchanged_outside_lambda(stack: Stack) -> None:
     process = command(
         "-c",
         "import handler.main, signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)",

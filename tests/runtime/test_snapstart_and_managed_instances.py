@@ -31,10 +31,7 @@ async def sandbox(log: Path, environment: dict[str, str]) -> AsyncIterator[Sandb
 async def test_environments_restored_from_a_snapshot_share_nothing(
     stack: Stack, tmp_path: Path, prewarm: str
 ) -> None:
-    with (
-        stack.another_pgbouncer() as bouncer,
-        TcpProxy(bouncer.host, bouncer.port) as proxy,
-    ):
+    with stack.another_pgbouncer() as bouncer, TcpProxy(bouncer.host, bouncer.port) as proxy:
         environment = stack.environment(bouncer) | SNAP_START
         environment |= {"DB_PORT": str(proxy.port), "DB_PREWARM": prewarm}
         async with sandbox(tmp_path / "log", environment) as snapshot_sandbox:

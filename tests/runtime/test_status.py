@@ -35,9 +35,9 @@ def make_status(
     def run(*arguments: str, command: str = "status", stdin_text: str = "") -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["infra.local", command, *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin_text))
-        status_code = commands.main()
+        code = commands.main()
         output = capsys.readouterr()
-        return status_code, output.out + output.err
+        return code, output.out + output.err
 
     return run
 
@@ -60,38 +60,38 @@ def install_fake_docker(folder: Path, is_up: bool) -> Path:
     return log
 
 
-def test_without_a_stack_the_hint_names_the_commands_that_start_one(make_status: Status) -> None:
-    status_code, output = make_status()
-    assert (status_code, output) == (
+def test_a_missing_stack_is_reported_with_the_commands_that_start_one(make_status: Status) -> None:
+    code, output = make_status()
+    assert (code, output) == (
         1,
         "warm-engine: no stack is up. Start one in another terminal: make run, or make up\n",
     )
 
 
-def test_with_two_stacks_the_user_must_choose_one(
+def test_the_user_must_choose_one_of_two_stacks(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
     log = install_fake_docker(tmp_path, is_up=True)
-    status_code, output = make_status()
-    assert status_code == 1
+    code, output = make_status()
+    assert code == 1
     assert output == (
         "warm-engine: two stacks are up. Choose one: make status STACK=run, or STACK=up\n"
     )
-    status_code, output = make_status("--stack", "run")
-    assert status_code == 0
+    code, output = make_status("--stack", "run")
+    assert code == 0
     assert output.startswith("make run, ")
-    status_code, output = make_status("--stack", "up")
+    code, output = make_status("--stack", "up")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn status"
-    status_code, output = make_status("--stack", "up", command="console")
+    code, output = make_status("--stack", "up", command="console")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn console"
 
 
-def test_with_compose_down_the_other_stack_is_shown(
+def test_the_other_stack_is_shown_when_compose_is_down(
     published: Stack, make_status: Status, tmp_path: Path
 ) -> None:
     install_fake_docker(tmp_path, is_up=False)
-    status_code, output = make_status()
-    assert status_code == 0, output
+    code, output = make_status()
+    assert code == 0, output
     assert re.search(r"^Postgres +all +\d+ of 20 +connections;", output, re.M), output
 
 
@@ -104,10 +104,10 @@ def test_an_unresponsive_server_is_reported_and_the_other_shown(
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        status_code, output = make_status()
+        code, output = make_status()
     finally:
         os.kill(process.pid, signal.SIGCONT)
-    assert status_code == 1
+    assert code == 1
     assert f"{server.name} does not respond within 3 s" in output
     other = r"^Postgres +all" if unresponsive == "pgbouncer" else r"^PgBouncer +all"
     assert re.search(other, output, re.M), output
@@ -115,8 +115,8 @@ def test_an_unresponsive_server_is_reported_and_the_other_shown(
 
 def test_a_stopped_server_is_reported(published: Stack, make_status: Status) -> None:
     published.pgbouncer.stop()
-    status_code, output = make_status()
-    assert status_code == 1
+    code, output = make_status()
+    assert code == 1
     assert re.search("^PgBouncer does not respond: .*refused", output, re.M), output
     assert "Traceback" not in output
 
@@ -170,13 +170,10 @@ def test_a_narrow_terminal_shows_blocked_clients() -> None:
 
 
 def test_the_console_executes_commands(published: Stack, make_status: Status) -> None:
-    commands_typed = (
-        "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
-    )
-    status_code, output = make_status(
-        command="console", typed=commands_typed + "RESUME storefront\n\\q\nnonsense\n"
-    )
-    assert status_code == 0, output
+    lines = "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
+    lines += "RESUME storefront\n\\q\nnonsense\n"
+    code, output = make_status(command="console", stdin_text=lines)
+    assert code == 0, output
     assert f"PgBouncer {'.'.join(map(str, published.pgbouncer.program.version))}" in output
     assert "SHOW HELP|CONFIG|" in output
     assert output.splitlines()[-1] == "RESUME"
@@ -185,16 +182,16 @@ def test_the_console_executes_commands(published: Stack, make_status: Status) ->
 
 
 def test_the_console_reports_an_error_and_continues(published: Stack, make_status: Status) -> None:
-    status_code, output = make_status(command="console", typed="nonsense\nSHOW VERSION\n")
-    assert status_code == 1
+    code, output = make_status(command="console", stdin_text="nonsense\nSHOW VERSION\n")
+    assert code == 1
     assert "invalid command 'nonsense'" in output
     assert "PgBouncer 1." in output
 
 
 def test_a_lost_console_connection_is_reported(published: Stack, make_status: Status) -> None:
     published.pgbouncer.stop()
-    status_code, output = make_status(command="console", typed="SHOW VERSION\n")
-    assert status_code == 1
+    code, output = make_status(command="console", stdin_text="SHOW VERSION\n")
+    assert code == 1
     assert re.fullmatch("warm-engine: PgBouncer does not respond: .*refused.*\n", output, re.I), (
         output
     )
@@ -204,17 +201,12 @@ def test_a_lost_console_connection_is_reported(published: Stack, make_status: St
 
 EXAMPLE = re.findall(r"<!-- printed by make status -->\n```\n(.*?)```", OPERATIONS, re.S)[0]
 #: Maps the documented patterns of lines to the documented causes.
-CAUSES_BY_PATTERN = dict(
-    re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M)
-)
+CAUSES = dict(re.findall(r"^\| `\^(.+?)` \| \*\*(.+?)\*\*", OPERATIONS.replace("\\|", "|"), re.M))
 
 
 def causes(table: str) -> set[str]:
-    return {
-        cause
-        for pattern, cause in CAUSES_BY_PATTERN.items()
-        if re.search(f"^{pattern}", table, re.M)
-    }
+    patterns = [pattern for pattern in CAUSES if re.search(f"^{pattern}", table, re.M)]
+    return {CAUSES[pattern] for pattern in patterns}
 
 
 async def causes_of(target: status.Target) -> set[str]:

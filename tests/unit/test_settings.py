@@ -18,7 +18,7 @@ def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(str(field.validation_alias or f"DB_{name.upper()}"), raising=False)
 
 
-def test_the_defaults_are_the_documented_ones() -> None:
+def test_the_defaults_are_as_documented() -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.name, settings.user) == (
         "localhost",
@@ -174,7 +174,7 @@ def test_an_impossible_path_is_an_invalid_setting(monkeypatch: pytest.MonkeyPatc
         ({"DB_AUTH": "iam"}, "DB_HOST: unset, "),
     ],
 )
-def test_on_lambda_host_and_credentials_have_no_default(
+def test_host_and_credentials_have_no_default_on_lambda(
     environment: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "test_function")  # as the emulator sets it
@@ -189,7 +189,7 @@ def test_on_lambda_host_and_credentials_have_no_default(
     "login",
     [{"DB_PASS": "s3cr3t!"}, {"DB_AUTH": "iam"}, {"DB_AUTH": "secret", "DB_SECRET_ARN": ARN}],
 )
-def test_on_lambda_a_host_and_credentials_are_enough(
+def test_a_host_and_credentials_are_enough_on_lambda(
     login: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "warm-engine")
