@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -33,11 +34,7 @@ def examine() -> int:
     folder = report.folder_of(inputs.root)
     no_filter = network.enter_namespace("infra.local", "examine")
     # With JSON=1, stdout contains only the JSON.
-    stream = sys.stderr if inputs.as_json else sys.stdout
-
-    def show(line: str) -> None:
-        print(line, file=stream, flush=True)
-
+    show = partial(print, file=sys.stderr if inputs.as_json else sys.stdout, flush=True)
     show(f"examining  {inputs.handler} in {inputs.root}: {len(inputs.wanted)} properties\n")
     findings, servers = measure(
         inputs, no_filter, lambda name, finding: show(report.row(name, finding))

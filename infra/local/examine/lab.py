@@ -288,6 +288,11 @@ async def becomes_true(condition: Callable[[], Awaitable[bool]], seconds: float)
     return True
 
 
+async def has_no_backends(admin: Any, query: str = BACKENDS) -> bool:
+    """Return whether `query` counts no backends of the function."""
+    return not await admin.fetchval(query, APP)
+
+
 async def wait_until_frozen(fleet: Fleet) -> None:
     """Wait until each sandbox is frozen or has ended. Raises UnknownError."""
 

@@ -52,12 +52,8 @@ class Traffic:
             number += 1
             await asyncio.sleep(due - time.monotonic())
 
-    async def send_cold(self, index: int) -> bool:
-        """Send an event to a new sandbox. Return whether the response was correct."""
-        return await self.send(index, self.lab.new_key(), cold=True)
-
     async def send(self, index: int, key: str, *, cold: bool = False) -> bool:
-        """Send an event. Return whether the response was correct."""
+        """Send an event, to a new sandbox if `cold`. Return whether the response was correct."""
         events = self.lab.inputs.events
         index %= len(events)
         result = await self.fleet.invoke(replace_key(events[index], key), cold=cold)

@@ -42,11 +42,11 @@ class Response:
         return loads(self.body)
 
 
+@dataclass(frozen=True)
 class Invoker:
     """Invokes the handler with a Lambda event or with an HTTP request."""
 
-    def __init__(self, invoke: Callable[..., Any]) -> None:
-        self.invoke = invoke
+    invoke: Callable[..., Any]
 
     def __call__(self, event: Any, **options: Any) -> Any:
         """Return the handler's response to a Lambda event."""
