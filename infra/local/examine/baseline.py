@@ -9,7 +9,7 @@ from infra.local.fleet import InvocationResult
 
 @dataclass
 class Baseline:
-    """`contents` and `are_stable` have an element for each event."""
+    """The observations. `contents` and `are_stable` have an element for each event."""
 
     contents: list[Any] = field(default_factory=list)
     #: Whether the response to a repeated event was the same.

@@ -1,4 +1,4 @@
-"""Callers who send events without a pause, and a record of their requests."""
+"""Callers who keep sending events, and a record of their requests."""
 
 import asyncio
 import time
@@ -28,8 +28,8 @@ class Request:
 
 @dataclass
 class Traffic:
-    """`async with Traffic(lab, fleet, callers):`. Each caller waits for a response before it sends
-    the next request."""
+    """A context manager that runs callers. Each one waits for the response to its request before it
+    sends the next."""
 
     lab: Lab
     fleet: Fleet
