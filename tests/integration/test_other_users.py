@@ -174,7 +174,7 @@ with socket.socket() as taking:
 
 
 @needs_root
-@pytest.mark.skipif(not peer.CAN_TELL, reason="only Linux tells whose socket connects")
+@pytest.mark.skipif(not peer.IS_SUPPORTED, reason="only Linux tells whose socket connects")
 async def test_another_user_cannot_receive_events(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
         await fleet.invoke(READ)
@@ -188,7 +188,7 @@ async def test_another_user_cannot_receive_events(stack: Stack) -> None:
     assert not again.cold
 
 
-@pytest.mark.skipif(not peer.CAN_TELL, reason="only Linux tells whose socket connects")
+@pytest.mark.skipif(not peer.IS_SUPPORTED, reason="only Linux tells whose socket connects")
 def test_our_own_connections_are_recognized() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = server.getsockname()
