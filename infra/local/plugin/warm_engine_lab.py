@@ -25,9 +25,7 @@ from urllib.parse import urlencode
 import pytest
 
 LAB = Path(__file__).resolve().parents[3]
-
-
-api_gateway = runpy.run_path(str(LAB / "infra/local/fleet/api_gateway.py"))
+_API_GATEWAY = runpy.run_path(str(LAB / "infra/local/fleet/api_gateway.py"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Invoker:
         """Return the response to an HTTP request, as through API Gateway. `json`: the body."""
         body = b"" if json is None else dumps(json).encode()
         content_type = {"content-type": "application/json"} if body else {}
-        event = api_gateway["api_gateway_event"](
+        event = _API_GATEWAY["api_gateway_event"](
             method,
             path,
             query=urlencode(query or {}),
