@@ -102,22 +102,17 @@ def main() -> int:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
-        if name in ("demo", "run", "churn", "serve", "owner"):
-            command.add_argument(
-                "--root", type=Path, help="the folder of another service (default: the sample)"
-            )
-        if name == "owner":
-            command.add_argument("words", nargs="+", metavar="WORD")
-        if name == "env":
-            command.add_argument("--owner", action="store_true", help="the owner's, for Alembic")
-        if name == "run":
-            command.add_argument(
-                "--port", type=port, default=8000, help="on 127.0.0.1 (default: 8000)"
-            )
-        if name in ("status", "console"):
-            command.add_argument(
-                "--stack", choices=("run", "up"), help="which one, if both are running"
-            )
+    for name in ("demo", "run", "churn", "serve", "owner"):
+        text = "the folder of another service (default: the sample)"
+        commands.choices[name].add_argument("--root", type=Path, help=text)
+    for name in ("status", "console"):
+        text = "which one, if both are running"
+        commands.choices[name].add_argument("--stack", choices=("run", "up"), help=text)
+    commands.choices["owner"].add_argument("words", nargs="+", metavar="WORD")
+    text = "the owner's, for Alembic"
+    commands.choices["env"].add_argument("--owner", action="store_true", help=text)
+    text = "on 127.0.0.1 (default: 8000)"
+    commands.choices["run"].add_argument("--port", type=port, default=8000, help=text)
     arguments = parser.parse_args()
     try:
         return int(arguments.function(arguments))

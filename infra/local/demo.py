@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ WARM_INVOCATIONS = 4
 COMMAND_LINE = """\
            eval "$(.venv/bin/python -m infra.local env)" && .venv/bin/python -m handler 1
 """
+show = partial(print, flush=True)
 STOPPED = "stopped    the sandbox, PgBouncer and Postgres; nothing is left running"
 
 #: The backend that ran the most recent query.
@@ -67,20 +69,16 @@ def run(listener: socket.socket, service: Service = SAMPLE) -> int:
 def _stack(service: Service) -> Iterator[Stack]:
     """Run a stack and print its progress."""
     started = time.monotonic()
-
-    def report(line: str) -> None:
-        print(f"starting   {line}", flush=True)
-
-    with Stack(service=service, report=report) as stack, stack.published() as published:
+    new_stack = Stack(service=service, report=lambda step: show(f"starting   {step}"))
+    with new_stack as stack, stack.published() as published:
         pgbouncer_version = ".".join(map(str, stack.pgbouncer.program.version))
-        print(
+        show(
             f"stack      Postgres {stack.postgres.version}, at most "
             f"{stack.postgres.max_connections} connections, behind PgBouncer {pgbouncer_version}: "
-            f"transaction pooling, SCRAM, TLS 1.3; up in {time.monotonic() - started:.1f} s",
-            flush=True,
+            f"transaction pooling, SCRAM, TLS 1.3; up in {time.monotonic() - started:.1f} s"
         )
         if not published:
-            print(f"           {ENDPOINTS.name} belongs to another running stack")
+            show(f"           {ENDPOINTS.name} belongs to another running stack")
         yield stack
 
 
@@ -91,21 +89,14 @@ async def _invoke(stack: compose.RunningStack) -> None:
         with _sandboxes_log() as logs:
             async with service.fleet(stack.environment(), logs=logs) as fleet:
                 client = f"awslambdaric {version('awslambdaric')}"
-                print(f"sandbox    a separate process with {client}; this one is {os.getpid()}\n")
-                print(
-                    f"{'':11}{'ms':>8}  {'process':>8}  {'pg_backend_pid':>14}  response",
-                    flush=True,
-                )
+                show(f"sandbox    a separate process with {client}; this one is {os.getpid()}\n")
+                show(f"{'':11}{'ms':>8}  {'process':>8}  {'pg_backend_pid':>14}  response")
                 for _ in range(1 + WARM_INVOCATIONS):
                     result = await fleet.invoke(service.event)
                     body = _body(result)
                     backend_pid = await admin.fetchval(SERVED_BY, service.app)
-                    temperature = "cold" if result.cold else "warm"
-                    print(
-                        f"{temperature:11}{result.ms:8.1f}  {result.pid:8}  {backend_pid:14}  "
-                        f"{body}",
-                        flush=True,
-                    )
+                    start = "cold" if result.cold else "warm"
+                    show(f"{start:11}{result.ms:8.1f}  {result.pid:8}  {backend_pid:14}  {body}")
                 backends = dict(await admin.fetch(BACKENDS))
                 clients = [
                     row for row in stack.pgbouncer.show("CLIENTS") if row["user"] == service.app
@@ -135,12 +126,11 @@ def _sandboxes_log() -> Iterator[Path]:
 
 
 def _without_metrics(line: str) -> str:
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         fields = json.loads(line)
         del fields["_aws"]
-    except (ValueError, TypeError, KeyError):
-        return line
-    return json.dumps(fields)
+        return json.dumps(fields)
+    return line
 
 
 def _body(result: InvocationResult) -> str:
@@ -160,12 +150,11 @@ async def _serve(stack: Stack, listener: socket.socket) -> None:
         await web.SockSite(runner, listener).start()
         port = listener.getsockname()[1]
         address = f"http://127.0.0.1:{port}{service.path}"
-        print(
+        show(
             f"\nserving    {address} until Ctrl-C; in another terminal:\n"
             f"           curl {address}\n"
             f"{COMMAND_LINE if service is SAMPLE else ''}"
-            "           make psql\n",
-            flush=True,
+            "           make psql\n"
         )
         try:
             await asyncio.Event().wait()

@@ -50,6 +50,8 @@ class PgBouncer(Server):
         if program is None:
             raise LabError("there is no PgBouncer. Run: make demo, which fetches one")
         self.program = program
+        if program.version >= (1, 23):  # where SIGTERM waits for all clients
+            self.stop_signal = signal.SIGQUIT
         self.upstream = upstream
         self.settings = settings or {}
         self.ca = folder / "ca.pem" if tls else None
@@ -123,11 +125,6 @@ class PgBouncer(Server):
                 probe.connect_ex((self.host, self.port)) == 0
                 and "process up" in self.log_since_start()
             )
-
-    @property
-    def stop_signal(self) -> signal.Signals:
-        # Since 1.23 SIGTERM waits for all clients; older versions do not handle SIGQUIT.
-        return signal.SIGQUIT if self.program.version >= (1, 23) else signal.SIGTERM
 
     def show(self, table: str) -> list[dict[str, Any]]:
         """Return a table of the console, such as `show("POOLS")`."""

@@ -54,6 +54,7 @@ class Postgres(Server):
     """A Postgres process with a new cluster."""
 
     name = "Postgres"
+    stop_signal = signal.SIGINT  # fast shutdown, which does not wait for sessions
 
     def __init__(self, folder: Path, account: Account, max_connections: int) -> None:
         super().__init__(folder, account)
@@ -117,10 +118,6 @@ class Postgres(Server):
     def is_ready(self) -> bool:
         # A standby accepts read-only connections.
         return re.search("ready to accept (read-only )?conn", self.log_since_start()) is not None
-
-    @property
-    def stop_signal(self) -> signal.Signals:
-        return signal.SIGINT  # fast shutdown, which does not wait for sessions
 
     @property
     def admin(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Server(ABC):
     host = "127.0.0.1"
     start_seconds = 30.0
     stop_seconds = 10.0
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path, account: Account) -> None:
         self.folder = folder
@@ -111,10 +112,6 @@ class Server(ABC):
     @abstractmethod
     def is_ready(self) -> bool:
         """Return whether it accepts connections."""
-
-    @property
-    def stop_signal(self) -> signal.Signals:
-        return signal.SIGTERM
 
     def start(self) -> None:
         """Start on the previous or a free port. Raises LabError with the error in the log."""

@@ -75,7 +75,7 @@ def _root(group: str) -> Path:
 
 
 def prepare(group: str, folder: Path) -> None:
-    """Install `group` into the virtual environment `folder`. Raises LabError."""
+    """Install `group` into the virtual environment `folder`. Raises LabError if this fails."""
     if reason := unsuitable_python():
         raise LabError(f"{reason}. Set another, as in: make demo PYTHON=python3.13")
     with _locked(folder):

@@ -55,12 +55,13 @@ class Stack:
         try:
             self._start()
         except BaseException:
-            self._stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        with deferred_signals():
+            self._cleanup.close()
 
     def _start(self) -> None:
         sweep()  # may be interrupted
@@ -106,10 +107,6 @@ class Stack:
         if migration.returncode:
             reason = last_line(migration.stderr)
             raise LabError(f"the migrations of {self.service.root} failed: {reason}")
-
-    def _stop(self) -> None:
-        with deferred_signals():
-            self._cleanup.close()
 
     @contextlib.contextmanager
     def another_pgbouncer(

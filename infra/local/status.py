@@ -11,16 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
 import asyncpg
 import psycopg
 
 from handler.warm.log_safety import escape
 from infra.local import ROOT, LabError, compose, signals, stack, status_rows
-from infra.local.status_rows import Record, Row
-
-T = TypeVar("T")
+from infra.local.status_rows import Record, Response, Row
 
 #: The timeout for each server, in seconds.
 SERVER_TIMEOUT_S = 3.0
@@ -43,6 +40,10 @@ SELECT rolname, rolconnlimit, (SELECT count(*) FROM pg_stat_activity
   WHERE usename = rolname AND backend_type = 'client backend' AND pid <> pg_backend_pid()) AS held
 FROM pg_roles WHERE rolconnlimit >= 0 AND rolcanlogin AND NOT rolsuper ORDER BY rolname
 """
+LIMITS = """
+SELECT current_setting('max_connections')::int AS connections,
+  current_setting('superuser_reserved_connections')::int AS reserved
+"""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,6 @@ class Target:
     name: str
     postgres: Record  # for asyncpg
     console: Record  # for psycopg
-
-
-@dataclass(frozen=True)
-class PostgresState:
-    """`limit`: the greatest number of connections, the last `reserved` of them for superusers."""
-
-    limit: int
-    reserved: int
-    roles: list[Record]
-    activity: list[Record]
 
 
 def native() -> Target | None:
@@ -128,13 +119,13 @@ def _show(target: Target) -> int:
 
 async def _table(target: Target) -> tuple[str, bool]:
     """Return the current table and whether both servers responded."""
-    pooler_or_error, postgres = await asyncio.gather(
+    responses = await asyncio.gather(
         _response_or_error("PgBouncer", _query_pooler(target.console)),
         _response_or_error("Postgres", _query_postgres(target.postgres)),
     )
-    errors = [error for error in (pooler_or_error, postgres) if isinstance(error, str)]
-    pooler = {} if isinstance(pooler_or_error, str) else pooler_or_error
-    activity = [] if isinstance(postgres, str) else postgres.activity
+    errors = [response for response in responses if isinstance(response, str)]
+    pooler, postgres = ({} if isinstance(response, str) else response for response in responses)
+    activity = postgres.get("ACTIVITY", [])
     rows = [
         *status_rows.limit_rows(pooler),
         *status_rows.stopped_rows(pooler),
@@ -142,19 +133,20 @@ async def _table(target: Target) -> tuple[str, bool]:
         *status_rows.client_rows(pooler),
         *status_rows.server_rows(pooler, activity),
     ]
-    if not isinstance(postgres, str):
+    if postgres:
         # Without PgBouncer's response it is unknown which connections are direct.
         rows += status_rows.direct_rows("direct" if pooler else "Postgres", pooler, activity)
-        rows += status_rows.role_rows(postgres.roles)
-        what = f"connections; the last {postgres.reserved} are kept for superusers"
-        level = status_rows.fill_level(len(activity), postgres.limit, postgres.reserved)
+        rows += status_rows.role_rows(postgres["ROLES"])
+        [limits] = postgres["LIMITS"]
+        what = f"connections; the last {limits['reserved']} are kept for superusers"
+        level = status_rows.fill_level(len(activity), limits["connections"], limits["reserved"])
         rows.append(("Postgres", "all", level, "", "", what))
     heading = f"{target.name}, {datetime.now():%H:%M:%S}"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED_WIDTH
     return "\n".join([heading, *errors, "", *_formatted(rows, width)]), not errors
 
 
-async def _response_or_error(name: str, query: Awaitable[T]) -> T | str:
+async def _response_or_error(name: str, query: Awaitable[Response]) -> Response | str:
     """Return a server's response, or a line that says why there was none."""
     try:
         async with asyncio.timeout(SERVER_TIMEOUT_S):
@@ -171,7 +163,7 @@ def reason(error: Exception) -> str:
     return escape(" ".join(str(error).split()) or type(error).__name__)
 
 
-async def _query_pooler(login: Record) -> dict[str, list[Record]]:
+async def _query_pooler(login: Record) -> Response:
     # The console only supports the simple protocol.
     async with await psycopg.AsyncConnection.connect(
         dbname="pgbouncer",
@@ -186,15 +178,13 @@ async def _query_pooler(login: Record) -> dict[str, list[Record]]:
         }
 
 
-async def _query_postgres(login: Record) -> PostgresState:
+async def _query_postgres(login: Record) -> Response:
     connection = await asyncpg.connect(**login, database="postgres")
     try:
-        return PostgresState(
-            limit=int(await connection.fetchval("SHOW max_connections")),
-            reserved=int(await connection.fetchval("SHOW superuser_reserved_connections")),
-            roles=[dict(row) for row in await connection.fetch(ROLES)],
-            activity=[dict(row) for row in await connection.fetch(ACTIVITY)],
-        )
+        return {
+            name: [dict(row) for row in await connection.fetch(query)]
+            for name, query in (("LIMITS", LIMITS), ("ROLES", ROLES), ("ACTIVITY", ACTIVITY))
+        }
     finally:
         connection.terminate()
 

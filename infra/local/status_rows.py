@@ -6,17 +6,18 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 Record = dict[str, Any]
-Pooler = Mapping[str, list[Record]]
+#: The records of a server by the names of tables.
+Response = dict[str, list[Record]]
 #: Where, who, state, count, age in seconds, and what.
 Row = tuple[str, str, str, str, str, str]
 
 
-def limit_rows(pooler: Pooler) -> Iterable[Row]:
+def limit_rows(pooler: Response) -> Iterable[Row]:
     if pooler:
         counts = {record["list"]: record["items"] for record in pooler["LISTS"]}
         settings = {record["key"]: record["value"] for record in pooler["CONFIG"]}
@@ -26,7 +27,7 @@ def limit_rows(pooler: Pooler) -> Iterable[Row]:
         yield ("PgBouncer", "all", fill_level(clients, limit), "", "", what)
 
 
-def stopped_rows(pooler: Pooler) -> Iterable[Row]:
+def stopped_rows(pooler: Response) -> Iterable[Row]:
     """Yield databases whose clients wait (`PAUSE`, `KILL`) or are refused (`DISABLE`)."""
     for database in pooler.get("DATABASES", []):
         for column, remedy in (("paused", "RESUME"), ("disabled", "ENABLE")):
@@ -35,7 +36,7 @@ def stopped_rows(pooler: Pooler) -> Iterable[Row]:
                 yield ("PgBouncer", name, column.upper(), "", "", f"{remedy} {name}")
 
 
-def pool_rows(pooler: Pooler) -> Iterable[Row]:
+def pool_rows(pooler: Response) -> Iterable[Row]:
     databases = {database["name"]: database for database in pooler.get("DATABASES", [])}
     for pool in _without_console(pooler.get("POOLS", [])):
         servers = ", ".join(
@@ -53,7 +54,7 @@ def pool_rows(pooler: Pooler) -> Iterable[Row]:
         )
 
 
-def client_rows(pooler: Pooler) -> Iterable[Row]:
+def client_rows(pooler: Response) -> Iterable[Row]:
     """Yield PgBouncer's clients by owner, state and address, largest group first."""
     groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for client in _without_console(pooler.get("CLIENTS", [])):
@@ -67,7 +68,7 @@ def client_rows(pooler: Pooler) -> Iterable[Row]:
         yield ("client", owner, state, str(len(ages)), _seconds(max(ages)), f"from {address}")
 
 
-def server_rows(pooler: Pooler, activity: list[Record]) -> Iterable[Row]:
+def server_rows(pooler: Response, activity: list[Record]) -> Iterable[Row]:
     """Yield PgBouncer's server connections with the backend's work and the client, oldest first."""
     backends = {backend["pid"]: backend for backend in activity}
     clients = {client["ptr"]: client for client in pooler.get("CLIENTS", [])}
@@ -89,7 +90,7 @@ def server_rows(pooler: Pooler, activity: list[Record]) -> Iterable[Row]:
         yield ("server", owner, state, "1", _seconds(age), what)
 
 
-def direct_rows(where: str, pooler: Pooler, activity: list[Record]) -> Iterable[Row]:
+def direct_rows(where: str, pooler: Response, activity: list[Record]) -> Iterable[Row]:
     """Yield connections that are not PgBouncer's; idle ones are grouped."""
     pooled = {server["remote_pid"] for server in pooler.get("SERVERS", [])}
     blocked = _count_blocked(activity)

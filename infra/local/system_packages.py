@@ -18,7 +18,7 @@ from infra.local.signals import run_program
 
 TOOLS = ROOT / ".tools"
 OLDEST_PGBOUNCER = (1, 18)
-#: Package manager → its command to install PgBouncer.
+#: The command that installs PgBouncer, by package manager.
 INSTALL = {
     "apt-get": "apt-get install pgbouncer",
     "brew": "brew install pgbouncer",
@@ -32,13 +32,13 @@ INSTALL = {
 @dataclass(frozen=True)
 class PgBouncerProgram:
     path: Path
-    #: The folder of its shared libraries; None for an installed one.
+    #: The folder of its shared libraries, or None if the system has them.
     libraries: Path | None
     version: tuple[int, ...]
 
 
 def find_pgbouncer() -> PgBouncerProgram | None:
-    """Return `$PGBOUNCER`, the system's PgBouncer, or the one in `.tools`; None without any.
+    """Return `$PGBOUNCER`, the system's PgBouncer or the one in `.tools`, or None if there is none.
 
     Raises LabError if it does not run or is too old.
     """
@@ -51,7 +51,8 @@ def find_pgbouncer() -> PgBouncerProgram | None:
     libraries, environment = None, dict(os.environ)
     if path == downloaded:
         libraries = next((TOOLS / "pgbouncer/usr/lib").glob("*-linux-*"), None)
-        environment["LD_LIBRARY_PATH"] = str(libraries or "")
+    if libraries is not None:
+        environment["LD_LIBRARY_PATH"] = str(libraries)
     try:
         output = subprocess.run(
             [path, "--version"], env=environment, capture_output=True, text=True, check=True

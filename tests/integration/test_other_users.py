@@ -179,7 +179,7 @@ with socket.socket() as client:
 
 
 @needs_root
-@pytest.mark.skipif(not peer.CAN_TELL, reason="only Linux reports the owner of a socket")
+@pytest.mark.skipif(not peer.IS_SUPPORTED, reason="only Linux reports the owner of a socket")
 async def test_another_user_cannot_receive_events(stack: Stack) -> None:
     async with Fleet(stack.environment()) as fleet:
         await fleet.invoke(READ)
@@ -193,7 +193,7 @@ async def test_another_user_cannot_receive_events(stack: Stack) -> None:
     assert not result.cold
 
 
-@pytest.mark.skipif(not peer.CAN_TELL, reason="only Linux reports the owner of a socket")
+@pytest.mark.skipif(not peer.IS_SUPPORTED, reason="only Linux reports the owner of a socket")
 def test_connections_of_the_same_user_are_recognized() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()

@@ -65,8 +65,7 @@ class Monitor:
 
     def terminate_backends(self) -> None:
         """Terminate the backends of this run."""
-        with self._postgres.cursor() as cursor:
-            cursor.execute(TERMINATE_BACKENDS, [self._app, self._address])
+        self._postgres.execute(TERMINATE_BACKENDS, [self._app, self._address])
 
     @property
     def now(self) -> float:

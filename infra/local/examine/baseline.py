@@ -9,7 +9,7 @@ from infra.local.fleet import InvocationResult
 
 @dataclass
 class Baseline:
-    """`contents` and `are_stable` have an element for each event."""
+    """The observations. `contents` and `are_stable` have an element for each event."""
 
     contents: list[Any] = field(default_factory=list)
     #: Whether the response to a repeated event was the same.
@@ -26,8 +26,7 @@ class Baseline:
         contents = [responses.content(result.payload) for result in (first, second)]
         self.contents.append(contents[0])
         self.are_stable.append(responses.has_failed(second) or responses.are_equal(*contents))
-        if responses.has_failed(first) or responses.has_failed(second):
-            self.serves_repeatedly = False
+        self.serves_repeatedly &= not (responses.has_failed(first) or responses.has_failed(second))
 
     def matches(self, index: int, result: InvocationResult) -> bool:
         """Return whether a response to the event is as under normal conditions; if responses to the

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -35,11 +36,7 @@ def examine() -> int:
     folder = report.folder_of(inputs.root)
     no_filter = network.enter_namespace("infra.local", "examine")
     # With JSON=1, stdout contains only the JSON.
-    stream = sys.stderr if inputs.as_json else sys.stdout
-
-    def show(line: str) -> None:
-        print(line, file=stream, flush=True)
-
+    show = partial(print, file=sys.stderr if inputs.as_json else sys.stdout, flush=True)
     with unpacked(inputs.image, inputs) if inputs.image else nullcontext(inputs) as inputs:
         where = inputs.image or inputs.root
         show(f"examining  {inputs.handler} in {where}: {len(inputs.wanted)} properties\n")

@@ -1,9 +1,16 @@
 """A query that takes longer than the function's time-out."""
 
-from infra.database.roles import APP
+from functools import partial
+
 from infra.local.examine import responses
 from infra.local.examine.finding import Finding, UnknownError, conclude
-from infra.local.examine.lab import BACKENDS, Lab, becomes_true, wait_until_frozen
+from infra.local.examine.lab import (
+    BACKENDS,
+    Lab,
+    becomes_true,
+    has_no_backends,
+    wait_until_frozen,
+)
 
 #: The function's time-out in seconds, below the role's `statement_timeout` of 5.
 TIMEOUT_S = 3.0
@@ -30,10 +37,7 @@ async def deadline(lab: Lab) -> Finding:
             result = await fleet.invoke(lab.event(0))
             if lab.is_correct(0, result):
                 raise UnknownError(f"its query did not wait for a lock of {tables}")
-
-            async def is_cancelled() -> bool:
-                return not await admin.fetchval(ACTIVE, APP)
-
+            is_cancelled = partial(has_no_backends, admin, ACTIVE)
             cancelled = await becomes_true(is_cancelled, CANCELLED_WITHIN_S)
         next_result = await fleet.invoke(lab.event(0))
     responded = result.error != "Sandbox.Timedout"

@@ -53,7 +53,9 @@ async def _deploy(lab: Lab, admin: Any, environment: dict[str, str]) -> tuple[Tr
         traffic = Traffic(lab, fleet, CALLERS)
         async with traffic:
             for start in range(0, SANDBOXES, BATCH_SIZE):
-                await asyncio.gather(*map(traffic.send_cold, range(BATCH_SIZE)))
+                await asyncio.gather(
+                    *(traffic.send(n, lab.new_key(), cold=True) for n in range(BATCH_SIZE))
+                )
                 await asyncio.gather(*map(fleet.retire, old[start : start + BATCH_SIZE]))
             await asyncio.sleep(0.5)
     return traffic, max(samples, default=0)

@@ -15,8 +15,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """`measured`: the measurement as one line of text. `numbers`: the same for programs.
-    `reason`: why the verdict is UNKNOWN."""
+    """The result for a property. `measured`: the measurement as one line of text. `numbers`: the
+    same for programs. `reason`: why the verdict is UNKNOWN."""
 
     verdict: Verdict
     measured: str = ""

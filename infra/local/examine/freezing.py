@@ -1,12 +1,19 @@
 """A sandbox that Lambda freezes between two events: what it holds, and whether it recovers."""
 
 import asyncio
-from typing import Any
+from functools import partial
 
 from infra.database.roles import APP
 from infra.local.examine import responses
 from infra.local.examine.finding import Finding, UnknownError, Verdict, conclude
-from infra.local.examine.lab import BACKENDS, Lab, becomes_true, once_per_lab, wait_until_frozen
+from infra.local.examine.lab import (
+    BACKENDS,
+    Lab,
+    becomes_true,
+    has_no_backends,
+    once_per_lab,
+    wait_until_frozen,
+)
 from infra.local.network import Filter
 
 SANDBOXES = 3
@@ -76,13 +83,9 @@ async def _error_after_thaw(lab: Lab, packet_filter: Filter | None) -> str | Non
             await wait_until_frozen(fleet)
             async with lab.admin() as admin:
                 await admin.fetch(TERMINATE, APP)
-                if not await becomes_true(lambda: _are_closed(admin), 5):
+                if not await becomes_true(partial(has_no_backends, admin), 5):
                     raise UnknownError("its connections could not be closed")
             result = await fleet.invoke(lab.event(number))
             if not lab.is_correct(number, result):
                 return responses.describe(result)
     return None
-
-
-async def _are_closed(admin: Any) -> bool:
-    return not await admin.fetchval(BACKENDS, APP)

@@ -47,9 +47,9 @@ def _read_events(value: str) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """`events` are sent in turn, and `{key}` in them is replaced by a new value each time.
-    `variables`: the function's environment with names in braces. `wanted` and `required`:
-    properties."""
+    """The settings. `events` are sent in turn, with a new value for `{key}` each time. `variables`:
+    the function's environment with names in braces. `wanted`: the properties to measure.
+    `required`: those without which the exit status is 1."""
 
     handler: str = DEFAULT_HANDLER
     root: Path = ROOT

@@ -55,8 +55,8 @@ IN_TRANSACTION = f"{BACKENDS} AND state LIKE 'idle in transaction%'"
 
 
 class Lab:
-    """`async with Lab(…) as lab:`. `no_filter`: why packets cannot be dropped here, or None if they
-    can."""
+    """The context manager of an examination. `no_filter`: why packets cannot be dropped here, or
+    None if they can."""
 
     def __init__(self, inputs: Inputs, stack: Stack, folder: Path, no_filter: str | None) -> None:
         self.inputs, self.stack, self.no_filter = inputs, stack, no_filter
@@ -286,6 +286,11 @@ async def becomes_true(condition: Callable[[], Awaitable[bool]], seconds: float)
             return False
         await asyncio.sleep(0.005)
     return True
+
+
+async def has_no_backends(admin: Any, query: str = BACKENDS) -> bool:
+    """Return whether `query` counts no backends of the function."""
+    return not await admin.fetchval(query, APP)
 
 
 async def wait_until_frozen(fleet: Fleet) -> None:

@@ -33,7 +33,7 @@ async def transaction_pooling(lab: Lab) -> Finding:
                     if not lab.is_correct(index, result)
                 ]
     total = rounds * SANDBOXES
-    statements = (await requests.measure(lab)).all_statements
+    _, statements = await requests.measure(lab)
     prepared = {statement.name for statement in statements if statement.name}
     compared = "" if all(lab.baseline.are_stable) else ", some compared by status only"
     return conclude(

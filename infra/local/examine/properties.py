@@ -60,8 +60,8 @@ class Cause:
 
 @dataclass(frozen=True)
 class Property:
-    """`prerequisites`: return why the property cannot be measured, or None. `causes`: replace
-    `consequence` and `remedy` if they apply."""
+    """A property of a function. `prerequisites` return why it cannot be measured, or None.
+    `consequence` and `remedy` are for a "no"; `causes` that apply replace both."""
 
     name: str
     title: str

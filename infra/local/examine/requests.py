@@ -40,16 +40,12 @@ class WarmRequest:
         return self.work + 2 * self.transactions
 
 
-@dataclass
-class WarmRequests:
-    by_event: list[WarmRequest]
-    #: Including the start of the process and the warm-up.
-    all_statements: list[Statement]
-
-
 @once_per_lab
-async def measure(lab: Lab) -> WarmRequests:
-    """Measure with a direct connection, because PgBouncer would add its own statements."""
+async def measure(lab: Lab) -> tuple[list[WarmRequest], list[Statement]]:
+    """Return a request for each event, and all statements since the start of the process.
+
+    The connection is direct, because PgBouncer would add its own statements.
+    """
     by_event: list[WarmRequest] = []
     indexes = range(len(lab.inputs.events))
     postgres = lab.stack.postgres
@@ -78,13 +74,13 @@ async def measure(lab: Lab) -> WarmRequests:
                 request.round_trips = median(round_trips)
                 request.connections = median(connections)
                 by_event.append(request)
-    return WarmRequests(by_event, all_statements)
+    return by_event, all_statements
 
 
 async def round_trips(lab: Lab) -> Finding:
     """At most one round trip for each of the function's own statements, and two for each
     transaction."""
-    requests = (await measure(lab)).by_event
+    requests, _ = await measure(lab)
     worst = max(
         requests,
         key=lambda request: request.round_trips - request.allowed_round_trips + request.connections,
@@ -106,7 +102,7 @@ async def round_trips(lab: Lab) -> Finding:
 
 
 async def transactions(lab: Lab) -> Finding:
-    requests = (await measure(lab)).by_event
+    requests, _ = await measure(lab)
     begun = sum(request.transactions for request in requests)
     open_after = sum(request.open_transactions for request in requests)
     return conclude(
@@ -119,7 +115,7 @@ async def transactions(lab: Lab) -> Finding:
 
 
 async def session_state(lab: Lab) -> Finding:
-    statements = (await measure(lab)).all_statements
+    _, statements = await measure(lab)
     setting = [statement.sql.strip() for statement in statements if statement.sets_session_state]
     prepared = {statement.name for statement in statements if statement.name}
     example = f", such as {json.dumps(setting[0][:60])}" if setting else ""

@@ -60,7 +60,7 @@ class Statement:
 
 
 class StatementLog:
-    """Returns with `since_mark()` what the application executed since `mark()`."""
+    """Reads what the application executed after a call of `mark`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

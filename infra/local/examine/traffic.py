@@ -1,4 +1,4 @@
-"""Callers who send events without a pause, and a record of their requests."""
+"""Callers who keep sending events, and a record of their requests."""
 
 import asyncio
 import time
@@ -28,8 +28,8 @@ class Request:
 
 @dataclass
 class Traffic:
-    """`async with Traffic(lab, fleet, callers):`. Each caller waits for a response before it sends
-    the next request."""
+    """A context manager that runs callers. Each one waits for the response to its request before it
+    sends the next."""
 
     lab: Lab
     fleet: Fleet
@@ -52,12 +52,8 @@ class Traffic:
             number += 1
             await asyncio.sleep(due - time.monotonic())
 
-    async def send_cold(self, index: int) -> bool:
-        """Send an event to a new sandbox. Return whether the response was correct."""
-        return await self.send(index, self.lab.new_key(), cold=True)
-
     async def send(self, index: int, key: str, *, cold: bool = False) -> bool:
-        """Send an event. Return whether the response was correct."""
+        """Send an event, to a new sandbox if `cold`. Return whether the response was correct."""
         events = self.lab.inputs.events
         index %= len(events)
         result = await self.fleet.invoke(replace_key(events[index], key), cold=cold)

@@ -89,10 +89,6 @@ def _run_forked(request: dict[str, Any]) -> None:
     _start(request["handler"])
 
 
-def _report(reports: IO[str], **fields: int) -> None:
-    print(json.dumps(fields), file=reports, flush=True)
-
-
 def _fork_server(_: str) -> None:
     """Fork a sandbox for each line of JSON on stdin, and report starts and exits on stdout.
 
@@ -125,7 +121,7 @@ def _fork_server(_: str) -> None:
                 os.kill(pid, signal.SIGKILL)
         elif pid := os.fork():
             alive.add(pid)
-            _report(reports, pid=pid)
+            print(json.dumps({"pid": pid}), file=reports, flush=True)
         else:
             reports.close()
             _run_forked(request)
@@ -137,7 +133,8 @@ def _reap(alive: set[int], reports: IO[str]) -> None:
         if not pid:
             return
         alive.discard(pid)
-        _report(reports, pid=pid, status=os.waitstatus_to_exitcode(status))
+        report = {"pid": pid, "status": os.waitstatus_to_exitcode(status)}
+        print(json.dumps(report), file=reports, flush=True)
 
 
 def _read_request() -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
-#: On other systems there is no check: see `infra/local/LAMBDA.md`.
-CAN_TELL = sys.platform == "linux"
+#: Other systems do not list the owners of sockets: see `infra/local/LAMBDA.md`.
+IS_SUPPORTED = sys.platform == "linux"
 _TABLE = Path("/proc/net/tcp")
 
 
@@ -49,7 +49,7 @@ def ours_alone() -> Any:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         transport = request.transport
-        if CAN_TELL and transport is not None:
+        if IS_SUPPORTED and transport is not None:
             if transport not in is_ours:
                 peer = transport.get_extra_info("peername")[:2]
                 local = transport.get_extra_info("sockname")[:2]

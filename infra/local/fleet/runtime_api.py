@@ -160,12 +160,12 @@ class RuntimeApi:
             return _refuse(400, "InvalidRequestID", "no such invocation in progress")
         if not invocation.outcome.done():
             invocation.outcome.set_result((payload, error))
-        return _accept()
+        return web.json_response({"status": "OK"}, status=202)
 
     async def _init_error(self, request: web.Request) -> web.Response:
         if not self.init_error.done():
             self.init_error.set_result(json.loads(await request.read() or b"{}"))
-        return _accept()
+        return web.json_response({"status": "OK"}, status=202)
 
     async def _register(self, request: web.Request) -> web.Response:
         name = request.headers.get("Lambda-Extension-Name", "")
@@ -199,10 +199,6 @@ def _trace_header() -> str:
     """Return an X-Ray trace header with the trace and Lambda's segment."""
     root = f"1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]}"
     return f"Root={root};Parent={uuid.uuid4().hex[:16]};Sampled=1"
-
-
-def _accept() -> web.Response:
-    return web.json_response({"status": "OK"}, status=202)
 
 
 def _refuse(status: int, kind: str, message: str) -> web.Response:

@@ -11,10 +11,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -118,7 +118,7 @@ class Sandbox:
             if fork_server is not None:
                 process: Process = await fork_server.fork(handler, variables, log)
             else:
-                with _output(log) as output:
+                with contextlib.nullcontext() if log is None else log.open("ab") as output:
                     process = await asyncio.create_subprocess_exec(
                         *(*KILLED_WITH_PARENT, *command),
                         cwd=root,
@@ -305,12 +305,3 @@ def _environment(handler: str, runtime_api: str, root: Path) -> dict[str, str]:
         "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
         "AWS_LAMBDA_RUNTIME_API": runtime_api,
     }
-
-
-@contextlib.contextmanager
-def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
-    if log is None:
-        yield None
-    else:
-        with log.open("ab") as file:
-            yield file

@@ -25,9 +25,7 @@ from urllib.parse import urlencode
 import pytest
 
 LAB = Path(__file__).resolve().parents[3]
-
-
-api_gateway = runpy.run_path(str(LAB / "infra/local/fleet/api_gateway.py"))
+_API_GATEWAY = runpy.run_path(str(LAB / "infra/local/fleet/api_gateway.py"))
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,11 @@ class Response:
         return loads(self.body)
 
 
+@dataclass(frozen=True)
 class Invoker:
     """Invokes the handler with a Lambda event or with an HTTP request."""
 
-    def __init__(self, invoke: Callable[..., Any]) -> None:
-        self.invoke = invoke
+    invoke: Callable[..., Any]
 
     def __call__(self, event: Any, **options: Any) -> Any:
         """Return the handler's response to a Lambda event."""
@@ -65,7 +63,7 @@ class Invoker:
         """Return the response to an HTTP request, as through API Gateway. `json`: the body."""
         body = b"" if json is None else dumps(json).encode()
         content_type = {"content-type": "application/json"} if body else {}
-        event = api_gateway["api_gateway_event"](
+        event = _API_GATEWAY["api_gateway_event"](
             method,
             path,
             query=urlencode(query or {}),
