@@ -49,6 +49,7 @@ def test_no_role_has_unexpected_wildcards(stack: Stack) -> None:
         "ec2:DescribeNetworkInterfaces",
         "ec2:DescribeSubnets",
         "ecr:GetAuthorizationToken",
+        "logs:DescribeLogGroups",
         "secretsmanager:GetRandomPassword",
         "xray:PutTelemetryRecords",
         "xray:PutTraceSegments",
