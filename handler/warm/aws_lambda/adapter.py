@@ -37,7 +37,7 @@ async def _ping() -> dict[str, Any]:
 async def _prewarm() -> None:
     """Pre-warm with a time limit, so that a silent database does not use up the init phase."""
     try:
-        async with cancellation.invocation(request_policy.PREWARM_TIMEOUT) as mine:
+        async with cancellation.Invocation(request_policy.PREWARM_TIMEOUT) as mine:
             async with asyncio.timeout_at(mine.deadline):
                 await engine.prewarm()
     except TimeoutError:
@@ -120,7 +120,7 @@ class LambdaHandler:
 
     async def _run_schedule(self, context: LambdaContext | None) -> dict[str, Any]:
         try:
-            async with cancellation.invocation(request_policy.seconds_left(context)) as mine:
+            async with cancellation.Invocation(request_policy.seconds_left(context)) as mine:
                 async with asyncio.timeout_at(mine.deadline) as limit:
                     return {"warm": True, **await self._on_schedule()}
         except (DatabaseError, TimeoutError) as error:

@@ -4,8 +4,6 @@ There are two middlewares. The inner one is inside of the app's middleware, so t
 gets the same headers as any response. The outer one limits that middleware too, a little later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 
@@ -17,6 +15,7 @@ from handler.warm import log_line, request_policy
 from handler.warm.database import cancellation
 from handler.warm.errors import Failure
 from handler.warm.http import problems
+from handler.warm.time_limit import TimeLimit
 
 log = logging.getLogger(__name__)
 _BACKGROUND = Failure(
@@ -71,7 +70,7 @@ class AnswerInTime:
         response = _Response(send, is_held=invocation is not None)
 
         async def send_whole(message: Message) -> None:
-            if limit.expired() or response.hold(message):
+            if limit.has_expired or response.hold(message):
                 return  # too late, the 504 is sent instead; or incomplete
             # No deadline while the app's middleware passes on the response.
             limit.reschedule(None)
@@ -79,13 +78,13 @@ class AnswerInTime:
             limit.reschedule(deadline)
 
         try:
-            async with asyncio.timeout_at(deadline) as limit:
+            with TimeLimit(deadline) as limit:
                 try:
                     await self._app(scope, receive, send_whole)
                 finally:
                     _note_route(scope)
         except Exception as error:
-            if invocation and isinstance(error, TimeoutError) and limit.expired():
+            if invocation and isinstance(error, TimeoutError) and limit.has_expired:
                 await invocation.close()
                 await _answer_late(response, scope, receive, send)
             elif response.is_sent:
@@ -110,17 +109,16 @@ def within_deadline(app: ASGIApp) -> ASGI:
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         send = _without_body(send) if scope["method"] == "HEAD" else send
         response = _Response(send)
-        async with cancellation.invocation(
-            request_policy.seconds_left(scope.get("aws.context"))
-        ) as mine:
+        seconds = request_policy.seconds_left(scope.get("aws.context"))
+        async with cancellation.Invocation(seconds) as mine:
             last = mine.deadline and mine.deadline + request_policy.CANCEL_TIMEOUT
             try:
-                async with asyncio.timeout_at(last) as limit:
+                with TimeLimit(last) as limit:
                     await app(scope, receive, response.send)
                 if not response.is_sent:
                     raise IncompleteResponseError
             except Exception as error:
-                if isinstance(error, TimeoutError) and limit.expired():
+                if isinstance(error, TimeoutError) and limit.has_expired:
                     await mine.close()
                     await _answer_late(response, scope, receive, send)
                     return
