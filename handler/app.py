@@ -36,16 +36,9 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     await dispose()
 
 
+app = FastAPI(title="Warm Engine", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
 # An order is about 200 bytes; without a limit one request could exhaust the sandbox's memory.
-app = FastAPI(
-    title="Warm Engine",
-    version="1",
-    lifespan=lifespan,
-    max_body_size=16 * 1024,
-    docs_url=None,
-    redoc_url=None,
-)
-install(app)
+install(app, max_body_size=16 * 1024)
 # The interactive pages load scripts from a CDN, so on Lambda they are off unless API_DOCS=on.
 # `/openapi.json` is always served.
 if os.environ.get("API_DOCS", "" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else "on") == "on":
