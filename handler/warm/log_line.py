@@ -162,14 +162,14 @@ def connecting() -> Iterator[None]:
         line.connect_ms += (time.perf_counter() - begun) * 1000
 
 
-@contextmanager
-def querying() -> Iterator[None]:
-    """Add the block's duration to the query time."""
-    line, begun = current(), time.perf_counter()
-    try:
-        yield
-    finally:
-        line.query_ms += (time.perf_counter() - begun) * 1000
+class QueryTime:
+    """Adds the duration of the block to the query time."""
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        current().query_ms += (time.perf_counter() - self._begun) * 1000
 
 
 def failed(failure: Failure) -> None:

@@ -9,8 +9,8 @@ import asyncio
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -175,13 +175,12 @@ def seconds_left(context: LambdaContext | None) -> float | None:
     return context.get_remaining_time_in_millis() / 1000 - MARGIN if context else None
 
 
-@contextmanager
-def translated() -> Iterator[None]:
+class TranslatedErrors(AbstractContextManager[None]):
     """Raise errors of the database in the block as DatabaseError."""
-    try:
-        yield
-    except RAISED as error:
-        raise database_error(error) from error
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RAISED):
+            raise database_error(error) from error
 
 
 async def with_retry(attempt: Callable[[], Awaitable[T]], is_safe: Callable[[], bool]) -> T:

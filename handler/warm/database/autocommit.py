@@ -3,17 +3,15 @@
 Why, and what it saves: docs/decisions/autocommit.md.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Engine, TextClause, event, inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 
+T = TypeVar("T")
 #: Transaction control, and row locks, which would be released at once. A SELECT inside of another
 #: statement may lock rows.
 _NEEDS_TRANSACTION = re.compile(
@@ -24,9 +22,8 @@ _NEEDS_TRANSACTION = re.compile(
 )
 
 
-@contextmanager
-def autocommit_session(engine: Engine) -> Iterator[Session]:
-    """Open a session on a connection in autocommit."""
+def run_in_autocommit(engine: Engine, work: Callable[[Session], T]) -> T:
+    """Call `work` with a session on a connection in autocommit, and return its result."""
     with engine.connect() as connection:
         adapter: Any = connection.connection.dbapi_connection
         if is_ours := hasattr(adapter, "autocommit"):
@@ -37,12 +34,13 @@ def autocommit_session(engine: Engine) -> Iterator[Session]:
             connection.execution_options(isolation_level="AUTOCOMMIT")
         try:
             with AutocommitSession(connection, expire_on_commit=False) as session:
-                yield session
+                result = work(session)
                 if session.new or session.dirty or session.deleted:
                     _refuse("work that ends with unflushed changes, which would be lost,")
                 if is_ours and adapter.driver_connection.is_in_transaction():
                     connection.invalidate()
                     _refuse("BEGIN")
+                return result
         finally:
             if is_ours:
                 adapter.autocommit = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from sqlalchemy import text
@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from handler.warm import log_line, request_policy
 from handler.warm.database import cancellation, engine
-from handler.warm.database.autocommit import autocommit_session
+from handler.warm.database.autocommit import run_in_autocommit
 from handler.warm.errors import DatabaseError
 from handler.warm.settings import load_settings
 
@@ -91,14 +91,16 @@ async def run(
             return answer
 
     def in_autocommit() -> Any:
-        nonlocal called, may_be_stored
-        with autocommit_session(engine.get_engine().sync_engine) as sync:
+        def work_once(session: Session) -> Any:
+            nonlocal called, may_be_stored
             called, may_be_stored = True, not idempotent
-            return work(sync)
+            return work(session)
+
+        return run_in_autocommit(engine.get_engine().sync_engine, work_once)
 
     async def attempt() -> Any:
         log_line.attempting()
-        with log_line.querying(), request_policy.translated():
+        with log_line.QueryTime(), request_policy.TranslatedErrors():
             # One greenlet for everything. AsyncSession uses one per method and a task to close: a
             # quarter of a warm request's CPU.
             return await greenlet_spawn(in_autocommit if autocommit else in_transaction)
@@ -109,7 +111,7 @@ async def run(
         if may_be_stored:
             error.outcome_unknown()
         raise
-    if asyncio.iscoroutine(answer):
+    if isinstance(answer, CoroutineType):
         answer.close()
         raise TypeError("work is an async function: run() needs a regular one")
     return answer
@@ -132,11 +134,11 @@ async def session(
 
     async def connect() -> None:
         log_line.attempting()
-        with request_policy.translated():
+        with request_policy.TranslatedErrors():
             await opened.connection(execution_options=options)
 
     try:
-        with log_line.querying(), request_policy.translated():
+        with log_line.QueryTime(), request_policy.TranslatedErrors():
             async with AsyncSession(engine.get_engine(), expire_on_commit=False) as opened:
                 await request_policy.with_retry(connect, lambda: True)
                 yield opened
@@ -153,11 +155,7 @@ async def session(
 
 async def ping() -> None:
     """Make one round trip to Postgres. Raises DatabaseError."""
-    await run(_ping, autocommit=True, idempotent=True)
-
-
-def _ping(session: Session) -> None:
-    session.execute(text("SELECT 1"))
+    await run(lambda s: s.scalar(text("SELECT 1")), autocommit=True, idempotent=True)
 
 
 def _check_timeout(seconds: float) -> None:
