@@ -138,12 +138,12 @@ def classify(error: BaseException) -> Failure:
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
     state = getattr(cause, "sqlstate", None) or ""
     # Only the first line: the others may quote a row. Never the statement or its parameters.
-    said = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
-    said = (said.splitlines() or [type(cause).__name__])[0]
+    text = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
+    text = (text.splitlines() or [type(cause).__name__])[0]
     for name, kind, states, words, failure in _TABLE:
-        if isinstance(cause, kind) and re.match(states, state) and re.search(words, said):
-            said = type(cause).__name__ if failure is _TABLE[-1][-1] else said  # may quote a value
-            cause = failure.cause.replace("{}", said)
+        if isinstance(cause, kind) and re.match(states, state) and re.search(words, text):
+            text = type(cause).__name__ if failure is _TABLE[-1][-1] else text  # may quote a value
+            cause = failure.cause.replace("{}", text)
             return replace(failure, name=name, cause=cause, sqlstate=state or None)
     raise AssertionError("the last row matches every error")
 

@@ -71,13 +71,13 @@ class Gateway:
             [name, value if value.isascii() else value.decode("latin-1").encode()]
             for name, value in response["headers"]
         ]
-        answer: dict[str, Any] = self._mangum(response)
+        result: dict[str, Any] = self._mangum(response)
         # Mangum adds a type to a response without a body, and a cache would store that of a 304.
         if not response["body"] and not any(
             name == b"content-type" for name, _ in response["headers"]
         ):
-            (answer.get("headers") or {}).pop("content-type", None)
-        return answer
+            (result.get("headers") or {}).pop("content-type", None)
+        return result
 
 
 def _corrected(scope: Scope, base_path: str) -> Scope:

@@ -56,9 +56,9 @@ class Invocation:
         was_closed, self._closed = self._closed, True
         if was_closed and not self._users:
             return  # an earlier call has waited
-        ends = asyncio.get_running_loop().time() + request_policy.CANCEL_TIMEOUT
-        me = asyncio.current_task()
-        tasks = {task for task in self._users.values() if task and task is not me}
+        until = asyncio.get_running_loop().time() + request_policy.CANCEL_TIMEOUT
+        this_task = asyncio.current_task()
+        tasks = {task for task in self._users.values() if task and task is not this_task}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -66,7 +66,7 @@ class Invocation:
         for record in list(self._users):
             if record.driver_connection is not None:
                 record.driver_connection.terminate()
-        await wait_for_closing(ends)
+        await wait_for_closing(until)
 
 
 def current() -> Invocation | None:
@@ -76,8 +76,8 @@ def current() -> Invocation | None:
 
 def raise_if_over() -> None:
     """Raise DatabaseError if the current invocation is over."""
-    if mine := current():
-        mine.raise_if_over()
+    if invocation := current():
+        invocation.raise_if_over()
 
 
 def seconds_left() -> float | None:
@@ -85,7 +85,7 @@ def seconds_left() -> float | None:
 
     Work in batches can stop between two batches instead of being cancelled within one.
     """
-    deadline = mine.deadline if (mine := current()) else None
+    deadline = invocation.deadline if (invocation := current()) else None
     return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 

@@ -42,8 +42,8 @@ class Network:
         except socket.gaierror:  # a name, resolved on a thread
             addresses = await self._loop.getaddrinfo(host, port, type=tcp)
         # asyncio's happy_eyeballs_delay leaks a socket if it is cancelled.
-        opened = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
-        self._socket, protocol = await self._loop.create_connection(factory, sock=opened)
+        connected = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
+        self._socket, protocol = await self._loop.create_connection(factory, sock=connected)
         self._guard(self._socket)
         return self._socket, protocol
 

@@ -79,16 +79,16 @@ async def run(
 
     def in_transaction() -> Any:
         nonlocal called, may_be_stored
-        with Session(engine.get_engine().sync_engine, expire_on_commit=False) as sync:
-            sync.connection(execution_options=_options(isolation, read_only))
+        with Session(engine.get_engine().sync_engine, expire_on_commit=False) as session:
+            session.connection(execution_options=_options(isolation, read_only))
             called = True
             if statement_timeout is not None:
                 milliseconds = round(statement_timeout * 1000)
-                sync.execute(_SET_TIMEOUT, {"milliseconds": str(milliseconds)})
-            answer = work(sync)
+                session.execute(_SET_TIMEOUT, {"milliseconds": str(milliseconds)})
+            result = work(session)
             may_be_stored = not idempotent
-            sync.commit()
-            return answer
+            session.commit()
+            return result
 
     def in_autocommit() -> Any:
         def work_once(session: Session) -> Any:
@@ -106,15 +106,15 @@ async def run(
             return await greenlet_spawn(in_autocommit if autocommit else in_transaction)
 
     try:
-        answer = await request_policy.with_retry(attempt, lambda: idempotent or not called)
+        result = await request_policy.with_retry(attempt, lambda: idempotent or not called)
     except DatabaseError as error:
         if may_be_stored:
             error.outcome_unknown()
         raise
-    if isinstance(answer, CoroutineType):
-        answer.close()
+    if isinstance(result, CoroutineType):
+        result.close()
         raise TypeError("work is an async function: run() needs a regular one")
-    return answer
+    return result
 
 
 @asynccontextmanager
@@ -129,28 +129,28 @@ async def session(
     """
     _check_can_connect()
     options, committing = _options(isolation, read_only), False
-    mine: list[None] = [None]
-    _open_sessions.set((*(each for each in _open_sessions.get() if each), mine))
+    marker: list[None] = [None]
+    _open_sessions.set((*(other for other in _open_sessions.get() if other), marker))
 
     async def connect() -> None:
         log_line.attempting()
         with request_policy.TranslatedErrors():
-            await opened.connection(execution_options=options)
+            await async_session.connection(execution_options=options)
 
     try:
         with log_line.QueryTime(), request_policy.TranslatedErrors():
-            async with AsyncSession(engine.get_engine(), expire_on_commit=False) as opened:
+            async with AsyncSession(engine.get_engine(), expire_on_commit=False) as async_session:
                 await request_policy.with_retry(connect, lambda: True)
-                yield opened
+                yield async_session
                 committing = True
-                await opened.commit()
+                await async_session.commit()
     except DatabaseError as error:
         error.not_retried()
         if committing:
             error.outcome_unknown()
         raise
     finally:
-        mine.clear()
+        marker.clear()
 
 
 async def ping() -> None:

@@ -11,13 +11,13 @@ BODY_SIZE = "warm.body_size"
 def limit_body(app: ASGIApp, max_body_size: int) -> ASGIApp:
     """ASGI middleware: 413 for a body of more than `max_body_size` bytes.
 
-    A body of known size is only counted if it is too large. FastAPI's `max_body_size` counts every
-    body three times (for the app, the router and the route), a twentieth of a warm request.
+    A body of known size is counted only if it is too large. FastAPI's `max_body_size` counts every
+    body for the app, the router and the route: 4 % of a warm request's instructions.
     """
-    counted = RequestBodyLimitMiddleware(app, max_body_size)
+    counting_app = RequestBodyLimitMiddleware(app, max_body_size)
 
-    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         is_small = scope.get(BODY_SIZE, max_body_size + 1) <= max_body_size
-        await (app if is_small else counted)(scope, receive, send)
+        await (app if is_small else counting_app)(scope, receive, send)
 
-    return limited
+    return serve

@@ -130,17 +130,17 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    status, faults = HTTPStatus.UNPROCESSABLE_ENTITY, []
-    for each in error.errors():
-        where, what = each["loc"][-1], each["msg"]
-        if each["type"] == "string_pattern_mismatch":
-            what = "contains a character that is not allowed"  # instead of the pattern
-        if each["type"] == "json_invalid":
-            where = "body"  # instead of the position
-        if each["type"] == "json_invalid" or each["loc"][0] == "header":
+    status, details = HTTPStatus.UNPROCESSABLE_ENTITY, []
+    for fault in error.errors():
+        location, message = fault["loc"][-1], fault["msg"]
+        if fault["type"] == "string_pattern_mismatch":
+            message = "contains a character that is not allowed"  # instead of the pattern
+        if fault["type"] == "json_invalid":
+            location = "body"  # instead of the position
+        if fault["type"] == "json_invalid" or fault["loc"][0] == "header":
             status = HTTPStatus.BAD_REQUEST  # the request is malformed
-        faults.append(f"{where}: {what}")
-    return respond(request, status, "; ".join(faults))
+        details.append(f"{location}: {message}")
+    return respond(request, status, "; ".join(details))
 
 
 async def bug(request: Request, error: Exception) -> JSONResponse:
