@@ -163,7 +163,7 @@ def connecting() -> Iterator[None]:
 
 
 class QueryTime:
-    """Adds the duration of the block to the query time."""
+    """A context manager that adds the duration of its block to the query time."""
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()

@@ -176,7 +176,7 @@ def seconds_left(context: LambdaContext | None) -> float | None:
 
 
 class TranslatedErrors(AbstractContextManager[None]):
-    """Raise errors of the database in the block as DatabaseError."""
+    """A context manager that raises errors of the database in its block as DatabaseError."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, RAISED):

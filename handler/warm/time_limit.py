@@ -14,13 +14,13 @@ from weakref import WeakKeyDictionary
 
 
 class Call:
-    """Like the handle of `loop.call_at`: calls `function` at `when` on the loop's clock (None:
-    never)."""
+    """A call of `function` at `when` on the loop's clock (None: never), like the handle of
+    `loop.call_at`."""
 
     def __init__(self, when: float | None, function: Callable[..., object], *args: Any) -> None:
-        self.function, self.args, self.has_expired = function, args, False
+        self.when, self.function, self.args, self.has_expired = when, function, args, False
         self._timer = _timers.get(loop := asyncio.get_running_loop()) or _Timer(loop)
-        self.reschedule(when)
+        self._timer.add(self)
 
     def reschedule(self, when: float | None) -> None:
         """Change the time; None suspends the call."""
@@ -32,8 +32,8 @@ class Call:
 
 
 class TimeLimit(Call):
-    """Like `asyncio.timeout_at`: cancels the current task at `when`, and then raises TimeoutError
-    at the end of the block."""
+    """A limit of a block, like `asyncio.timeout_at`: the current task is cancelled at `when`, and
+    the block then raises TimeoutError."""
 
     def __init__(self, when: float | None) -> None:
         task: Any = asyncio.current_task()  # never None: an ASGI app runs in a task
@@ -67,13 +67,13 @@ class _Timer:
 
     def _wake(self) -> None:
         self._due, now = inf, asyncio.get_running_loop().time()
+        due = [call for call in self.calls if call.when is not None and call.when <= now]
+        self.calls.difference_update(due)
         for call in list(self.calls):
-            if call.when is not None and call.when <= now:
-                self.calls.discard(call)
-                call.has_expired = True
-                call.function(*call.args)
-            else:
-                self.add(call)
+            self.add(call)
+        for call in due:
+            call.has_expired = True
+            call.function(*call.args)
 
 
 _timers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Timer] = WeakKeyDictionary()

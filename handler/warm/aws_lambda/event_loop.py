@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class _ContextExecutor(ThreadPoolExecutor):
-    """Runs functions in the context of their invocation, as `asyncio.to_thread` does."""
+    """A thread pool that runs functions in the context of their invocation, like
+    `asyncio.to_thread`."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         return super().submit(partial(copy_context().run, function, *args, **kwargs))

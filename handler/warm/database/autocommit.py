@@ -23,7 +23,10 @@ _NEEDS_TRANSACTION = re.compile(
 
 
 def run_in_autocommit(engine: Engine, work: Callable[[Session], T]) -> T:
-    """Call `work` with a session on a connection in autocommit, and return its result."""
+    """Call `work` with a session on a connection in autocommit, and return its result.
+
+    Raises InvalidRequestError for what needs a transaction.
+    """
     with engine.connect() as connection:
         adapter: Any = connection.connection.dbapi_connection
         if is_ours := hasattr(adapter, "autocommit"):

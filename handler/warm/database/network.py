@@ -32,7 +32,7 @@ class Network:
         return getattr(self._loop, name)
 
     def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Call:
-        """Set asyncpg's time limit of a statement, DB_COMMAND_TIMEOUT."""
+        """Set asyncpg's time limit of a statement (DB_COMMAND_TIMEOUT) on the shared timer."""
         return Call(self._loop.time() + delay, function, *args)
 
     async def create_connection(self, factory: Any, host: str, port: int) -> Any:

@@ -1,4 +1,4 @@
-"""Adds the engine's middleware and error handlers to a FastAPI app."""
+"""Installation of the engine's middleware and error handlers in a FastAPI app."""
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
