@@ -1,8 +1,8 @@
 """Time limits that share one timer of the event loop.
 
-`asyncio.timeout_at` and asyncpg set a timer for each use and nearly always cancel it: a tenth of a
-warm request's instructions. The shared timer stays until it is due and is then set for the next
-call, so that most requests set none.
+`asyncio.timeout_at` and asyncpg set a timer for each use and nearly always cancel it: 5 % of a warm
+request's instructions. The shared timer stays until it is due and is then set for the next call, so
+that most requests set none.
 """
 
 import asyncio

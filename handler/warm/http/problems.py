@@ -79,7 +79,7 @@ def complete_responses(app: ASGIApp) -> ASGIApp:
         async def send_with_headers(message: Message) -> None:
             nonlocal refused
             if message["type"] == "http.response.start":
-                # As bytes, because Starlette's `MutableHeaders` take ten times as long.
+                # As bytes: Starlette's `MutableHeaders` takes 2.6 times as long for each response.
                 headers = message["headers"] = list(message.get("headers", ()))
                 values = dict(headers)
                 if b"location" in values:
