@@ -10,6 +10,7 @@ from handler.warm import DatabaseError, SettingsError, dispose
 
 
 def order_id(text: str) -> int:
+    """Return an id from the command line. Raises ValueError if there can be no such order."""
     if not 1 <= int(text) <= orders.MAX_ID:
         raise ValueError
     return int(text)
@@ -19,6 +20,7 @@ order_id.__name__ = f"id (1 to {orders.MAX_ID})"  # argparse: "invalid id (1 to 
 
 
 async def show(number: int) -> str:
+    """Return the order with that id as a line of text. Raises DatabaseError."""
     try:
         order = await orders.find(number)
     finally:

@@ -36,16 +36,9 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     await dispose()
 
 
+app = FastAPI(title="Warm Engine", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
 # An order is about 200 bytes; without a limit one request could exhaust the sandbox's memory.
-app = FastAPI(
-    title="Warm Engine",
-    version="1",
-    lifespan=lifespan,
-    max_body_size=16 * 1024,
-    docs_url=None,
-    redoc_url=None,
-)
-install(app)
+install(app, max_body_size=16 * 1024)
 # The interactive pages load scripts from a CDN, so on Lambda they are off unless API_DOCS=on.
 # `/openapi.json` is always served.
 if os.environ.get("API_DOCS", "" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else "on") == "on":
@@ -107,12 +100,12 @@ async def list_orders(
     after: Annotated[int, Query(ge=0, le=orders.MAX_ID)] = 0,
 ) -> dict[str, Any]:
     # One row more than the page shows whether there is a next page.
-    found = await orders.page(status, after, limit + 1)
-    if len(found) <= limit:
-        return {"orders": found, "next": None}
-    same = {} if status is None else {"status": status}
-    following = urlencode({**same, "limit": limit, "after": found[limit - 1].id})
-    return {"orders": found[:limit], "next": f"?{following}"}
+    rows = await orders.page(status, after, limit + 1)
+    if len(rows) <= limit:
+        return {"orders": rows, "next": None}
+    filters = {} if status is None else {"status": status}
+    following = urlencode({**filters, "limit": limit, "after": rows[limit - 1].id})
+    return {"orders": rows[:limit], "next": f"?{following}"}
 
 
 _refusals = problem_responses(400, 409, 413, 422)
@@ -123,12 +116,12 @@ async def place_order(
     order: OrderIn,
     response: Response,
     idempotency_key: IdempotencyKey,
-    who: Annotated[str | None, Depends(caller)],
+    identity: Annotated[str | None, Depends(caller)],
 ) -> dict[str, Any]:
     """Place an order once: after a lost response, repeat the request with the same key."""
     body = order.model_dump()
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    placed = await orders.place(who or "", idempotency_key, digest, **body)
+    placed = await orders.place(identity or "", idempotency_key, digest, **body)
     if not placed.is_same_body:
         raise HTTPException(409, "This Idempotency-Key belongs to another order. Use a new key.")
     if not placed.is_new:

@@ -121,8 +121,8 @@ async def place(caller: str, key: str, body_sha256: str, customer_name: str, sta
     `caller` is empty for unauthenticated callers.
     """
     order = {"customer_name": customer_name, "status": status}
-    sent = {"caller": caller, "key": key, "body_sha256": body_sha256, **order}
-    row = await run(lambda s: s.execute(PLACE, sent).one(), autocommit=True, idempotent=True)
+    values = {"caller": caller, "key": key, "body_sha256": body_sha256, **order}
+    row = await run(lambda s: s.execute(PLACE, values).one(), autocommit=True, idempotent=True)
     return Placed(row.order_id, row.is_new, row.is_same_body)
 
 

@@ -1,7 +1,5 @@
 """The errors that the engine raises."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -20,6 +20,7 @@ def is_id(text: object) -> TypeGuard[str]:
 
 
 def rfc3339(seconds: float) -> str:
+    """Return a Unix time in seconds as text in UTC, to the millisecond."""
     days, rest = divmod(int(seconds * 1000), 86_400_000)
     minutes, milliseconds = divmod(rest, 60_000)
     clock = f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}"
@@ -38,9 +39,11 @@ def trace_id() -> str | None:
 
 
 def cause_and_hint(failure: Failure) -> dict[str, str | None]:
+    """Return the fields of the line that describe a failure."""
     cause, hint = log_safety.escape(failure.cause), log_safety.escape(failure.hint)
     return {"cause": cause, "hint": hint, "sqlstate": failure.sqlstate}
 
 
 def fields_of(failure: Failure) -> dict[str, str | None]:
+    """Return a failure's name and description, for another log record than the line."""
     return {"failure": failure.name, **cause_and_hint(failure)}

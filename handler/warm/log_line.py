@@ -81,20 +81,20 @@ def begin_request(context: object) -> None:
 def invocation(request_id: str | None, serve: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """Call `serve`, return its result, and write the line whether it returns or raises."""
     global _served
-    line, begun = Invocation(request_id, cold_start=_served == 0), time.perf_counter()
+    line, started = Invocation(request_id, cold_start=_served == 0), time.perf_counter()
     _served += 1
     token = _current.set(line)
     raised = None
     try:
-        answer = serve()
-        line.status = answer.get("statusCode")
-        return answer
+        response = serve()
+        line.status = response.get("statusCode")
+        return response
     except BaseException as error:
         raised = type(error).__name__  # not the message, which may contain values
         raise
     finally:
         _current.reset(token)
-        _write(line, (time.perf_counter() - begun) * 1000, raised)
+        _write(line, (time.perf_counter() - started) * 1000, raised)
 
 
 def _write(line: Invocation, duration_ms: float, raised: str | None) -> None:
@@ -154,22 +154,22 @@ def attempting() -> None:
 @contextmanager
 def connecting() -> Iterator[None]:
     """Count the connection that the block opens and add the time it takes."""
-    line, begun = current(), time.perf_counter()
+    line, started = current(), time.perf_counter()
     try:
         yield
         line.connections += 1
     finally:
-        line.connect_ms += (time.perf_counter() - begun) * 1000
+        line.connect_ms += (time.perf_counter() - started) * 1000
 
 
-@contextmanager
-def querying() -> Iterator[None]:
-    """Add the block's duration to the query time."""
-    line, begun = current(), time.perf_counter()
-    try:
-        yield
-    finally:
-        line.query_ms += (time.perf_counter() - begun) * 1000
+class QueryTime:
+    """A context manager that adds the duration of its block to the query time."""
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        current().query_ms += (time.perf_counter() - self._started) * 1000
 
 
 def failed(failure: Failure) -> None:

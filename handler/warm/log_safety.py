@@ -20,16 +20,16 @@ _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 def escape(text: str) -> str:
     """Return `text` on one line, with control characters as Python escapes."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def _format_exception(error: BaseException, seen: set[int]) -> str:
     """Return a traceback in which no part of an error message can start a line."""
     seen.add(id(error))
-    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     lines = []
-    if before is not None and id(before) not in seen:
-        lines.append(f"{_format_exception(before, seen)}\n\n{_CAUSE}\n\n")
+    if cause is not None and id(cause) not in seen:
+        lines.append(f"{_format_exception(cause, seen)}\n\n{_CAUSE}\n\n")
     for part in getattr(error, "exceptions", ()):  # of a group
         lines.append(f"{_format_exception(part, seen)}\n\n{_MEMBER}\n\n")
     lines += ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
@@ -40,8 +40,8 @@ def install() -> None:
     """Install the factory of safe log records in this process."""
     make = logging.getLogRecordFactory()
 
-    def safe(*args: Any, **more: Any) -> logging.LogRecord:
-        record = make(*args, **more)
+    def safe(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
         if record.levelno < logging.INFO and _LOGS_SECRETS.match(record.name):
             record.msg, record.args = "(omitted: it may contain a secret)", ()
         else:

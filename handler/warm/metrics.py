@@ -22,12 +22,12 @@ class MetricBlock:
         self._namespace = namespace
         self._rendered = cache(self._render)
 
-    def members(self, seconds: float, *what: bool) -> str:
-        """Return members that make a JSON object metrics. `what` are the arguments of `_render`.
+    def members(self, seconds: float, *facts: bool) -> str:
+        """Return members that make a JSON object metrics. `facts` are the arguments of `_render`.
 
         The object must already have the members that the metrics refer to.
         """
-        return f"{self._rendered(*what)}{int(seconds * 1000)}}}"
+        return f"{self._rendered(*facts)}{int(seconds * 1000)}}}"
 
     def _render(
         self, routed: bool, connected: bool, queried: bool, failed: bool, is_cold: bool

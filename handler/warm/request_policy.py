@@ -9,8 +9,8 @@ import asyncio
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -139,12 +139,12 @@ def classify(error: BaseException) -> Failure:
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
     state = getattr(cause, "sqlstate", None) or ""
     # Only the first line: the others may quote a row. Never the statement or its parameters.
-    said = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
-    said = (said.splitlines() or [type(cause).__name__])[0]
+    text = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
+    text = (text.splitlines() or [type(cause).__name__])[0]
     for name, kind, states, words, failure in _TABLE:
-        if isinstance(cause, kind) and re.match(states, state) and re.search(words, said):
-            said = type(cause).__name__ if failure is _TABLE[-1][-1] else said  # may quote a value
-            cause = failure.cause.replace("{}", said)
+        if isinstance(cause, kind) and re.match(states, state) and re.search(words, text):
+            text = type(cause).__name__ if failure is _TABLE[-1][-1] else text  # may quote a value
+            cause = failure.cause.replace("{}", text)
             return replace(failure, name=name, cause=cause, sqlstate=state or None)
     raise AssertionError("the last row matches every error")
 
@@ -176,13 +176,12 @@ def seconds_left(context: LambdaContext | None) -> float | None:
     return context.get_remaining_time_in_millis() / 1000 - MARGIN if context else None
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise errors of the database in the block as DatabaseError."""
-    try:
-        yield
-    except RAISED as error:
-        raise database_error(error) from error
+class TranslatedErrors(AbstractContextManager[None]):
+    """A context manager that raises errors of the database in its block as DatabaseError."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RAISED):
+            raise database_error(error) from error
 
 
 async def with_retry(attempt: Callable[[], Awaitable[T]], is_safe: Callable[[], bool]) -> T:

@@ -186,15 +186,15 @@ def _redacted(value: object) -> str:
 
 
 def _error_messages(error: ValidationError) -> list[str]:
-    faults, known = [], Settings.model_fields
+    messages, fields = [], Settings.model_fields
     for item in error.errors(include_url=False):
         fault = item["msg"].removeprefix("Value error, ")
         if item["loc"]:  # else the error concerns two variables
             name = str(item["loc"][0])
-            field = next((k for k, v in known.items() if v.validation_alias == name), name)
-            variable = known[field].validation_alias or f"DB_{field.upper()}"
+            field = next((k for k, v in fields.items() if v.validation_alias == name), name)
+            variable = fields[field].validation_alias or f"DB_{field.upper()}"
             value = "" if field in ("password", "sql_token") else f" is {_redacted(item['input'])}"
-            allowed = known[field].description
+            allowed = fields[field].description
             fault = f"{variable}{value}: {fault}. Allowed: {allowed}"
-        faults.append(fault)
-    return faults
+        messages.append(fault)
+    return messages

@@ -23,11 +23,11 @@ _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 def remember_request(app: ASGIApp) -> ASGIApp:
     """Wrap `app` to remember each request's scope, which only a statement that is logged reads."""
 
-    async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         _scope.set(scope)
         await app(scope, receive, send)
 
-    return remembering
+    return serve
 
 
 def log_requested_statements(engine: Engine, token: SecretStr) -> None:
@@ -38,6 +38,6 @@ def log_requested_statements(engine: Engine, token: SecretStr) -> None:
 
 def _log_statement(token: bytes, _: Any, __: Any, statement: str, *values: Any) -> None:
     scope = _scope.get() or {}
-    sent = dict(scope.get("headers", ())).get(b"x-log-sql", b"")
-    if hmac.compare_digest(token, sent):
+    received = dict(scope.get("headers", ())).get(b"x-log-sql", b"")
+    if hmac.compare_digest(token, received):
         log.debug("%s", " ".join(statement.split()))

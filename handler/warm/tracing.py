@@ -72,5 +72,5 @@ def replace_trace_headers(headers: Headers) -> Headers:
     reads the parent of its span from them."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    ours = {name.lower().encode(): value.encode() for name, value in carrier.items()}
-    return [h for h in headers if h[0].lower() not in ours] + [list(h) for h in ours.items()]
+    current = {name.lower().encode(): value.encode() for name, value in carrier.items()}
+    return [h for h in headers if h[0].lower() not in current] + [list(h) for h in current.items()]

@@ -37,8 +37,8 @@ async def _ping() -> dict[str, Any]:
 async def _prewarm() -> None:
     """Pre-warm with a time limit, so that a silent database does not use up the init phase."""
     try:
-        async with cancellation.invocation(request_policy.PREWARM_TIMEOUT) as mine:
-            async with asyncio.timeout_at(mine.deadline):
+        async with cancellation.Invocation(request_policy.PREWARM_TIMEOUT) as invocation:
+            async with asyncio.timeout_at(invocation.deadline):
                 await engine.prewarm()
     except TimeoutError:
         if load_settings().prewarm == "required":
@@ -89,11 +89,11 @@ class LambdaHandler:
     def _serve(self, event: object, context: LambdaContext | None) -> Mapping[str, object]:
         request_id = getattr(context, "aws_request_id", None)
         if not self._is_traced:
-            return log_line.invocation(request_id, lambda: self._answer(event, context))
+            return log_line.invocation(request_id, lambda: self._dispatch(event, context))
         with tracing.invocation():
-            return log_line.invocation(request_id, lambda: self._answer(event, context))
+            return log_line.invocation(request_id, lambda: self._dispatch(event, context))
 
-    def _answer(self, event: Any, context: LambdaContext | None) -> Mapping[str, object]:
+    def _dispatch(self, event: Any, context: LambdaContext | None) -> Mapping[str, object]:
         kind = events.kind_of(event)  # decides what `event` is, hence its type above
         if kind == events.HTTP:
             log_line.begin_request(event["requestContext"])
@@ -110,18 +110,18 @@ class LambdaHandler:
         try:
             return self._adapter(event, context)
         except UnreadableEventError as error:
-            what = "an HTTP event that cannot be read"
+            description = "an HTTP event that cannot be read"
             hint = "check what invokes this function"
-            log_line.failed(Failure(f"{what}: {error}", hint, name="event"))
-            return _problem(400, f"This function was sent {what}.", event, context)
+            log_line.failed(Failure(f"{description}: {error}", hint, name="event"))
+            return _problem(400, f"This function was sent {description}.", event, context)
         except Exception as error:  # in the response; the app's own errors are handled before
             log.exception("the response cannot be returned")
             return _problem(500, problems.log_bug(error), event, context)
 
     async def _run_schedule(self, context: LambdaContext | None) -> dict[str, Any]:
         try:
-            async with cancellation.invocation(request_policy.seconds_left(context)) as mine:
-                async with asyncio.timeout_at(mine.deadline) as limit:
+            async with cancellation.Invocation(request_policy.seconds_left(context)) as invocation:
+                async with asyncio.timeout_at(invocation.deadline) as limit:
                     return {"warm": True, **await self._on_schedule()}
         except (DatabaseError, TimeoutError) as error:
             if isinstance(error, DatabaseError):
@@ -145,7 +145,7 @@ def _problem(
     body = json.dumps(problems.body(status, detail, context))
     headers = {"content-type": problems.PROBLEM}
     headers |= {name.lower(): value for name, value in problems.HEADERS.items()}
-    answer = HttpResponse(statusCode=status, headers=headers, body=body, isBase64Encoded=False)
+    response = HttpResponse(statusCode=status, headers=headers, body=body, isBase64Encoded=False)
     if "multiValueHeaders" in event:  # then the load balancer reads only these
-        answer["multiValueHeaders"] = {name: [value] for name, value in headers.items()}
-    return answer
+        response["multiValueHeaders"] = {name: [value] for name, value in headers.items()}
+    return response

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class _ContextExecutor(ThreadPoolExecutor):
-    """Runs functions in the context of their invocation, as `asyncio.to_thread` does."""
+    """A thread pool that runs functions in the context of their invocation, like
+    `asyncio.to_thread`."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         return super().submit(partial(copy_context().run, function, *args, **kwargs))
@@ -54,16 +55,16 @@ class EventLoop:
         self.call(lambda: asyncio.get_event_loop().close())
         self._loop = None
 
-    def shut_down(self, last: Callable[[], Awaitable[None]], timeout: float) -> None:
-        """Cancel all tasks, then run `last`, for at most `timeout` seconds. For any thread."""
+    def shut_down(self, cleanup: Callable[[], Awaitable[None]], timeout: float) -> None:
+        """Cancel all tasks, then run `cleanup`, for at most `timeout` seconds. For any thread."""
         if self._loop is None:
             return  # nothing ever ran
-        # Listed now: on an idle loop a callback that lists the tasks would run together with `last`
-        # and cancel that.
+        # Listed now: on an idle loop a callback that lists the tasks would run after `cleanup` has
+        # begun, and cancel it.
         for task in asyncio.all_tasks(self._loop):
             self._loop.call_soon_threadsafe(task.cancel)
-        closing = threading.Thread(target=self.run, args=(last,), name="closing", daemon=True)
-        closing.start()
-        closing.join(timeout)
-        if closing.is_alive():
+        thread = threading.Thread(target=self.run, args=(cleanup,), name="closing", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if thread.is_alive():
             log.warning("the database connections were not closed within %s s", timeout)

@@ -9,7 +9,7 @@ HTTP, SCHEDULE = "HTTP", "schedule"
 WEBSOCKET, LATTICE = "API Gateway WebSocket", "VPC Lattice"
 _SERVED = 'this function serves HTTP requests, and schedules that send {"source": "aws.scheduler"}'
 #: Keys that identify a service: at the top level, in `requestContext` or in a record.
-_TELLING = {
+_KIND_BY_KEY = {
     "connectionId": WEBSOCKET,
     "serviceArn": LATTICE,
     "serviceNetworkArn": LATTICE,
@@ -76,17 +76,17 @@ def kind_of(event: object) -> str:
     if not isinstance(event, dict):
         return "null" if event is None else type(event).__name__
     records = event.get("Records")
-    first = records[0] if isinstance(records, list) and records else None
-    inner = event.get("requestContext", first)
+    first_record = records[0] if isinstance(records, list) and records else None
+    inner = event.get("requestContext", first_record)
     parts = (event, inner) if isinstance(inner, dict) else (event,)
     for part in parts:
         # All at once: a loop over the keys costs a hundredth of a warm request.
-        if not _TELLING.keys().isdisjoint(part):
-            return next(kind for key, kind in _TELLING.items() if key in part)
+        if not _KIND_BY_KEY.keys().isdisjoint(part):
+            return next(kind for key, kind in _KIND_BY_KEY.items() if key in part)
     if "requestContext" in event:
         return HTTP
-    source, named = event.get("source"), event.get("detail-type", "Scheduled Event")
-    if source in ("aws.events", "aws.scheduler") and named == "Scheduled Event":
+    source, detail_type = event.get("source"), event.get("detail-type", "Scheduled Event")
+    if source in ("aws.events", "aws.scheduler") and detail_type == "Scheduled Event":
         return SCHEDULE
     for part in parts:
         for key in ("eventSource", "EventSource", "source"):

@@ -4,7 +4,6 @@ All corrections of what Mangum gets wrong are here.
 """
 
 import base64
-from functools import cached_property
 from typing import Any, ClassVar
 
 from mangum.handlers import ALB, APIGateway, HTTPGateway, alb, api_gateway
@@ -12,6 +11,7 @@ from mangum.types import LambdaConfig, LambdaContext, LambdaEvent, Response, Sco
 
 from handler.warm import log_line, tracing
 from handler.warm.aws_lambda import identity
+from handler.warm.http.body_limit import BODY_SIZE
 from handler.warm.http.caller import CALLER
 
 #: Suffixes of the domains of API Gateway and function URLs; any other domain is a custom one.
@@ -22,9 +22,9 @@ _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".on.aws
 # `_corrected` sets the server instead.
 for _module in (alb, api_gateway):
     vars(_module)["get_server_and_port"] = lambda _: ("", 0)
-# Mangum's handlers build the scope a second time for the response. These subclasses keep it.
+# Mangum's handlers build the scope each time it is read. In these subclasses it is an attribute.
 _ALB, _HTTP, _REST = (
-    type(kind.__name__, (kind,), {"scope": cached_property(vars(kind)["scope"].fget)})
+    type(kind.__name__, (kind,), {"scope": None, "build_scope": vars(kind)["scope"].fget})
     for kind in (ALB, HTTPGateway, APIGateway)
 )
 
@@ -52,8 +52,8 @@ class Gateway:
         try:
             rest_or_http = _HTTP if "version" in event else _REST
             kind = _ALB if "elb" in event["requestContext"] else rest_or_http
-            self._mangum = kind(event, context, config)
-            self.scope = _corrected(self._mangum.scope, self.base_path)
+            self._mangum: Any = kind(event, context, config)
+            self._mangum.scope = self.scope = _corrected(self._mangum.build_scope(), self.base_path)
             if self.is_traced:
                 self.scope["headers"] = tracing.replace_trace_headers(self.scope["headers"])
             self.scope[CALLER] = identity.of(event, self.caller_claim)
@@ -61,6 +61,7 @@ class Gateway:
             # Mangum ignores characters that are not base64.
             encoded = event.get("isBase64Encoded") and event.get("body")
             self.body = base64.b64decode(encoded, validate=True) if encoded else self._mangum.body
+            self.scope[BODY_SIZE] = len(self.body)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UnreadableEventError(type(error).__name__) from error
 
@@ -70,13 +71,13 @@ class Gateway:
             [name, value if value.isascii() else value.decode("latin-1").encode()]
             for name, value in response["headers"]
         ]
-        answer: dict[str, Any] = self._mangum(response)
+        result: dict[str, Any] = self._mangum(response)
         # Mangum adds a type to a response without a body, and a cache would store that of a 304.
         if not response["body"] and not any(
             name == b"content-type" for name, _ in response["headers"]
         ):
-            (answer.get("headers") or {}).pop("content-type", None)
-        return answer
+            (result.get("headers") or {}).pop("content-type", None)
+        return result
 
 
 def _corrected(scope: Scope, base_path: str) -> Scope:

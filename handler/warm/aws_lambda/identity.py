@@ -20,8 +20,10 @@ def of(event: Mapping[str, Any], claim: str) -> str | None:
     """
     context = event["requestContext"]
     authorizer = _object(context, "authorizer")
+    if not authorizer and "identity" not in context:
+        return None
     # Payload 2.0, then 1.0 and REST APIs.
-    claims = _object(authorizer, "jwt", "claims") or _object(authorizer, "claims")
+    claims = _object(_object(authorizer, "jwt"), "claims") or _object(authorizer, "claims")
     if claims:
         return _text("jwt", claims.get("iss"), claims.get(claim or "sub"))
     signer = _object(authorizer, "iam") or _object(context, "identity")
@@ -32,12 +34,10 @@ def of(event: Mapping[str, Any], claim: str) -> str | None:
     return _text("authorizer", named.get(claim or "principalId"))
 
 
-def _object(outer: Mapping[str, object], *names: str) -> Mapping[str, Any]:
-    """Return the nested object with these names, or an empty one."""
-    for name in names:
-        inner = outer.get(name)
-        outer = inner if isinstance(inner, dict) else {}
-    return outer
+def _object(outer: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    """Return the nested object with that name, or an empty one."""
+    inner = outer.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _without_session(arn: str) -> str:

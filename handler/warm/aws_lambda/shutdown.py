@@ -29,13 +29,13 @@ def call_at_shutdown(shut_down: Callable[[], None]) -> None:
     if api is None:
         return
     _register_extension(api)
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while signal.SIGTERM not in os.read(reading, 64):
+        while signal.SIGTERM not in os.read(read_end, 64):
             pass
         try:
             shut_down()

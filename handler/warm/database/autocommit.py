@@ -3,17 +3,15 @@
 Why, and what it saves: docs/decisions/autocommit.md.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Engine, TextClause, event, inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 
+T = TypeVar("T")
 #: Transaction control, and row locks, which would be released at once. A SELECT inside of another
 #: statement may lock rows.
 _NEEDS_TRANSACTION = re.compile(
@@ -24,9 +22,11 @@ _NEEDS_TRANSACTION = re.compile(
 )
 
 
-@contextmanager
-def autocommit_session(engine: Engine) -> Iterator[Session]:
-    """Open a session on a connection in autocommit."""
+def run_in_autocommit(engine: Engine, work: Callable[[Session], T]) -> T:
+    """Call `work` with a session on a connection in autocommit, and return its result.
+
+    Raises InvalidRequestError for what needs a transaction.
+    """
     with engine.connect() as connection:
         adapter: Any = connection.connection.dbapi_connection
         if is_ours := hasattr(adapter, "autocommit"):
@@ -37,20 +37,21 @@ def autocommit_session(engine: Engine) -> Iterator[Session]:
             connection.execution_options(isolation_level="AUTOCOMMIT")
         try:
             with AutocommitSession(connection, expire_on_commit=False) as session:
-                yield session
+                result = work(session)
                 if session.new or session.dirty or session.deleted:
                     _refuse("work that ends with unflushed changes, which would be lost,")
                 if is_ours and adapter.driver_connection.is_in_transaction():
                     connection.invalidate()
                     _refuse("BEGIN")
+                return result
         finally:
             if is_ours:
                 adapter.autocommit = False
 
 
-def _refuse(what: str) -> NoReturn:
+def _refuse(operation: str) -> NoReturn:
     raise InvalidRequestError(
-        f"{what} needs a transaction, and with autocommit=True there is none: use run(work)"
+        f"{operation} needs a transaction, and with autocommit=True there is none: use run(work)"
     )
 
 
@@ -61,8 +62,8 @@ def _check(statement: Any, parameters: Any) -> None:
     is_orm = getattr(statement, "_propagate_attrs", {}).get("compile_state_plugin") == "orm"
     if is_orm and isinstance(parameters, (list, tuple)) and len(parameters) > 1:
         _refuse("a list of several rows, which may become several statements,")
-    if isinstance(statement, TextClause) and (found := _NEEDS_TRANSACTION.match(statement.text)):
-        _refuse(" ".join((found[1] or found[2]).upper().split()))
+    if isinstance(statement, TextClause) and (match := _NEEDS_TRANSACTION.match(statement.text)):
+        _refuse(" ".join((match[1] or match[2]).upper().split()))
 
 
 class AutocommitSession(Session):
@@ -98,14 +99,14 @@ for _bulk in ("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings
 def _flush_one_row(session: Session, *_: Any) -> None:
     """Refuse to flush several rows: if the second failed, the first would stay committed."""
     changed = [*session.new, *session.deleted, *filter(session.is_modified, session.dirty)]
-    if sum(_rows_of(each, each in session.deleted) for each in changed) > 1:
+    if sum(_rows_of(instance, instance in session.deleted) for instance in changed) > 1:
         _refuse("flush() of several rows")
 
 
 def _rows_of(instance: Any, deleted: bool) -> int:
     """Count the rows that a flush of `instance` may write, including its relationships."""
     state = inspect(instance)
-    related = [each.key for each in state.mapper.relationships if not each.viewonly]
+    related = [link.key for link in state.mapper.relationships if not link.viewonly]
     if deleted:
         return len(state.mapper.tables) + len(related)  # their foreign keys may be set to NULL
     changed = [key for key in related if state.attrs[key].history.has_changes()]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, event
@@ -23,8 +21,9 @@ _latest: WeakKeyDictionary[asyncio.AbstractEventLoop, Invocation] = WeakKeyDicti
 class Invocation:
     """The database work of one invocation: the connections it holds, and which task uses each.
 
-    The invocation's tasks and threads inherit it with their context. Once it is closed, none of
-    them gets a connection.
+    `async with Invocation(seconds)` runs the block as an invocation with `seconds` left (None:
+    without a deadline) and closes it at the end. The invocation's tasks and threads inherit it with
+    their context. Once it is closed, none of them gets a connection.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -32,6 +31,15 @@ class Invocation:
         self.deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self._closed = False
         self._users: dict[Any, asyncio.Task[Any] | None] = {}
+
+    async def __aenter__(self) -> Self:
+        _latest[asyncio.get_running_loop()] = self
+        self._token = _current.set(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        _current.reset(self._token)
+        await self.close()
 
     def raise_if_over(self) -> None:
         """Raise DatabaseError if the invocation is closed or its deadline has passed."""
@@ -48,9 +56,9 @@ class Invocation:
         was_closed, self._closed = self._closed, True
         if was_closed and not self._users:
             return  # an earlier call has waited
-        ends = asyncio.get_running_loop().time() + request_policy.CANCEL_TIMEOUT
-        me = asyncio.current_task()
-        tasks = {task for task in self._users.values() if task and task is not me}
+        until = asyncio.get_running_loop().time() + request_policy.CANCEL_TIMEOUT
+        this_task = asyncio.current_task()
+        tasks = {task for task in self._users.values() if task and task is not this_task}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -58,7 +66,7 @@ class Invocation:
         for record in list(self._users):
             if record.driver_connection is not None:
                 record.driver_connection.terminate()
-        await wait_for_closing(ends)
+        await wait_for_closing(until)
 
 
 def current() -> Invocation | None:
@@ -68,8 +76,8 @@ def current() -> Invocation | None:
 
 def raise_if_over() -> None:
     """Raise DatabaseError if the current invocation is over."""
-    if mine := current():
-        mine.raise_if_over()
+    if invocation := current():
+        invocation.raise_if_over()
 
 
 def seconds_left() -> float | None:
@@ -77,22 +85,8 @@ def seconds_left() -> float | None:
 
     Work in batches can stop between two batches instead of being cancelled within one.
     """
-    mine = current()
-    if mine is None or mine.deadline is None:
-        return None
-    return mine.deadline - asyncio.get_running_loop().time()
-
-
-@asynccontextmanager
-async def invocation(seconds: float | None) -> AsyncIterator[Invocation]:
-    """Run the block as an invocation with `seconds` left, and cancel its work at the end."""
-    mine = _latest[asyncio.get_running_loop()] = Invocation(seconds)
-    token = _current.set(mine)
-    try:
-        yield mine
-    finally:
-        _current.reset(token)
-        await mine.close()
+    deadline = invocation.deadline if (invocation := current()) else None
+    return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 
 def track(engine: Engine) -> None:

@@ -45,12 +45,12 @@ class _Connection(protocol.Connection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # asyncpg's
         """Raise InFailedSQLTransactionError if Postgres responds to COMMIT with ROLLBACK."""
-        done = await super().execute(query, *args, timeout=timeout)
-        if done == "ROLLBACK" and query.startswith("COMMIT"):
+        command_tag = await super().execute(query, *args, timeout=timeout)
+        if command_tag == "ROLLBACK" and query.startswith("COMMIT"):
             raise asyncpg.InFailedSQLTransactionError(
                 "COMMIT found the transaction aborted and rolled it back"
             )
-        return done
+        return command_tag
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncpg's
         if not self._cancellations and was_closed(self):
@@ -89,8 +89,8 @@ class _Connection(protocol.Connection):
 async def wait_for_closing(until: float) -> None:
     """Wait for connections that are being closed, until the loop's clock shows `until`."""
     loop = asyncio.get_running_loop()
-    if mine := {task for task in _closing if task.get_loop() is loop}:
-        await asyncio.wait(mine, timeout=max(0, until - loop.time()))
+    if tasks := {task for task in _closing if task.get_loop() is loop}:
+        await asyncio.wait(tasks, timeout=max(0, until - loop.time()))
 
 
 #: Options of every connection.
@@ -139,10 +139,10 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
             except asyncpg.PostgresError as error:
                 if not request_policy.is_refused_login(error):
                     raise
-                another = await source(login)  # the password may have been rotated
-                if another == login:
+                new_login = await source(login)  # the password may have been rotated
+                if new_login == login:
                     raise
-                raw = await handshake(another)
+                raw = await handshake(new_login)
         set_tcp_timeouts(raw, settings.connect_timeout)
         return raw
 

@@ -55,8 +55,8 @@ def _secret(settings: Settings, session: Any) -> Callable[[Login | None], Login]
     from botocore.config import Config
     from botocore.exceptions import ClientError
 
-    arn, client, known = str(settings.secret_arn), cast(Any, None), cast(Login, None)
-    alone = Lock()  # of several rejected connections only one reads the secret again
+    arn, client, cached = str(settings.secret_arn), cast(Any, None), cast(Login, None)
+    lock = Lock()  # of several rejected connections only one reads the secret again
     seconds = settings.connect_timeout
     config = Config(connect_timeout=seconds, read_timeout=seconds, retries={"max_attempts": 1})
 
@@ -64,23 +64,23 @@ def _secret(settings: Settings, session: Any) -> Callable[[Login | None], Login]
         nonlocal client
         if client is None:  # in the region of the ARN, which may not be the function's
             client = session.create_client("secretsmanager", arn.split(":")[3], config=config)
-        found = client.get_secret_value(SecretId=arn, VersionStage=stage)
+        response = client.get_secret_value(SecretId=arn, VersionStage=stage)
         try:
-            said = json.loads(found["SecretString"])
-            return str(said.get("username", settings.user)), str(said["password"])
+            secret = json.loads(response["SecretString"])
+            return str(secret.get("username", settings.user)), str(secret["password"])
         except (AttributeError, KeyError, ValueError):
             raise CredentialsError("the secret is not JSON with a password") from None
 
     def login(refused: Login | None) -> Login:
-        nonlocal known
-        with alone:
-            if known is None or known == refused:
-                known = read("AWSCURRENT")
-            if known == refused:
+        nonlocal cached
+        with lock:
+            if cached is None or cached == refused:
+                cached = read("AWSCURRENT")
+            if cached == refused:
                 # A rotation changes the password before it moves the label AWSCURRENT.
                 with contextlib.suppress(ClientError):  # no rotation in progress
-                    known = read("AWSPENDING")
-            return known
+                    cached = read("AWSPENDING")
+            return cached
 
     return login
 
@@ -92,8 +92,8 @@ def _token(settings: Settings, session: Any) -> Callable[[Login | None], Login]:
     from botocore.awsrequest import AWSRequest
     from botocore.exceptions import NoRegionError
 
-    asked = urlencode({"Action": "connect", "DBUser": settings.user})
-    address = f"https://{settings.host}:{settings.port}/?{asked}"
+    query = urlencode({"Action": "connect", "DBUser": settings.user})
+    address = f"https://{settings.host}:{settings.port}/?{query}"
 
     def login(refused: Login | None) -> Login:
         if refused:

@@ -61,13 +61,13 @@ async def prewarm() -> None:
     if settings.prewarm == "off":
         return
 
-    async def open_one() -> None:
+    async def open_connection() -> None:
         async with get_engine().connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             # Executed, because a statement that is only prepared pins a server connection.
             await connection.execute(text("SELECT 1"))
 
-    opening = (open_one() for _ in range(settings.pool_size))
+    opening = (open_connection() for _ in range(settings.pool_size))
     for error in filter(None, await asyncio.gather(*opening, return_exceptions=True)):
         if settings.prewarm == "required":
             raise error

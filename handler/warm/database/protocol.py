@@ -25,20 +25,20 @@ _numbers = itertools.count()
 class Connection(asyncpg.Connection):
     """A connection through a `Link`, which identifies a prepared statement by its unique text."""
 
-    def __init__(self, protocol: Any, transport: Any, *more: Any) -> None:
-        super().__init__(protocol, transport, *more)
+    def __init__(self, protocol: Any, transport: Any, *options: Any) -> None:
+        super().__init__(protocol, transport, *options)
         link = Link(protocol, transport)
         transport.set_protocol(link)
         transport.write, transport.writelines = link.write, link.writelines  # as asyncpg calls them
 
-    async def prepare(self, query: str, **more: Any) -> Any:
-        return await super().prepare(f"{query}{_MARK.decode()}{next(_numbers)}", **more)
+    async def prepare(self, query: str, **options: Any) -> Any:
+        return await super().prepare(f"{query}{_MARK.decode()}{next(_numbers)}", **options)
 
 
 @dataclass(slots=True)
 class _Statement:
     parse: bytes  # Parse with the types that asyncpg encodes parameters as, and Describe
-    answer: bytes  # the server's response to both while the types are unchanged
+    reply: bytes  # the server's response to both while the types are unchanged
     row: bytes  # the description that asyncpg decodes rows with
 
 
@@ -86,8 +86,8 @@ class Link(asyncio.Protocol):
         name, text, _ = data[5:size].split(b"\0", 2)
         if data.endswith(_FLUSH):  # asyncpg prepares
             self._preparing, self._cancelled = text, False
-            shown = text.rsplit(_MARK, 1)[0]
-            parse = _message(b"P", name + b"\0" + shown + b"\0\0\0")
+            sql = text.rsplit(_MARK, 1)[0]
+            parse = _message(b"P", name + b"\0" + sql + b"\0\0\0")
             self._send(parse + data[size : -len(_FLUSH)] + _SYNC)
         elif name or len(data) > size:
             self._send(data)
@@ -101,8 +101,8 @@ class Link(asyncio.Protocol):
         """Pass on what the server sends, which may be split anywhere."""
         if self._read:
             data, self._read = self._read + data, b""
-        if self._running and data.startswith(self._running.answer):
-            data = data[len(self._running.answer) :]  # nothing new for asyncpg
+        if self._running and data.startswith(self._running.reply):
+            data = data[len(self._running.reply) :]  # nothing new for asyncpg
             self._running = None
         if self._running or self._stale:
             self._compare(data)
@@ -112,16 +112,16 @@ class Link(asyncio.Protocol):
             self._remember(data, self._preparing)
 
     def _remember(self, data: bytes, text: bytes) -> None:
-        seen = {}
+        received = {}
         for kind, begin, end in _messages(data):
-            seen[kind] = data[begin:end]
+            received[kind] = data[begin:end]
             if kind == b"E":
                 self._deliver(data)  # then asyncpg sends Sync
                 self._preparing = None
                 return
             if kind == b"Z":
-                row = seen.get(b"T") or seen.get(b"n", b"")
-                if types := seen.get(b"t"):
+                row = received.get(b"T") or received.get(b"n", b"")
+                if types := received.get(b"t"):
                     parse = _message(b"P", b"\0" + text.rsplit(_MARK, 1)[0] + b"\0" + types[5:])
                     self._statements[text] = _Statement(
                         parse + _message(b"D", b"S\0"), _PARSED + types + row, row
@@ -135,24 +135,24 @@ class Link(asyncio.Protocol):
         self._read = data
 
     def _compare(self, data: bytes) -> None:
-        rest = 0
-        for kind, begin, rest in _messages(data):
+        end = 0
+        for kind, begin, end in _messages(data):
             if kind in b"SNA":  # settings, notices, notifications
-                self._deliver(data[begin:rest])
+                self._deliver(data[begin:end])
             elif kind in b"EZ":
                 self._running, self._stale = None, False
                 self._deliver(data[begin:])
                 return
             elif self._running and kind in b"Tn":
-                running, row, self._running = self._running, data[begin:rest], None
+                running, row, self._running = self._running, data[begin:end], None
                 if _columns(row) == _columns(running.row):  # only the table or the length differs
-                    running.answer = running.answer.removesuffix(running.row) + row
+                    running.reply = running.reply.removesuffix(running.row) + row
                     running.row = row
-                    self._deliver(data[rest:])
+                    self._deliver(data[end:])
                     return
                 self._stale = True
                 self._deliver(_STALE)
-        self._read = data[rest:]
+        self._read = data[end:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._inner.connection_lost(exc)
@@ -184,11 +184,11 @@ def _messages(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _columns(row: bytes) -> list[tuple[bytes, bytes]]:
     """Return the name and type of each column; none for NoData."""
-    columns, at = [], 7
-    while at < len(row):
-        end = row.index(b"\0", at)
-        columns.append((row[at:end], row[end + 7 : end + 11]))
-        at = end + 19
+    columns, position = [], 7
+    while position < len(row):
+        end = row.index(b"\0", position)
+        columns.append((row[position:end], row[end + 7 : end + 11]))
+        position = end + 19
     return columns
 
 

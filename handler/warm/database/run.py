@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from sqlalchemy import text
@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from handler.warm import log_line, request_policy
 from handler.warm.database import cancellation, engine
-from handler.warm.database.autocommit import autocommit_session
+from handler.warm.database.autocommit import run_in_autocommit
 from handler.warm.errors import DatabaseError
 from handler.warm.settings import load_settings
 
@@ -79,40 +79,42 @@ async def run(
 
     def in_transaction() -> Any:
         nonlocal called, may_be_stored
-        with Session(engine.get_engine().sync_engine, expire_on_commit=False) as sync:
-            sync.connection(execution_options=_options(isolation, read_only))
+        with Session(engine.get_engine().sync_engine, expire_on_commit=False) as session:
+            session.connection(execution_options=_options(isolation, read_only))
             called = True
             if statement_timeout is not None:
                 milliseconds = round(statement_timeout * 1000)
-                sync.execute(_SET_TIMEOUT, {"milliseconds": str(milliseconds)})
-            answer = work(sync)
+                session.execute(_SET_TIMEOUT, {"milliseconds": str(milliseconds)})
+            result = work(session)
             may_be_stored = not idempotent
-            sync.commit()
-            return answer
+            session.commit()
+            return result
 
     def in_autocommit() -> Any:
-        nonlocal called, may_be_stored
-        with autocommit_session(engine.get_engine().sync_engine) as sync:
+        def work_once(session: Session) -> Any:
+            nonlocal called, may_be_stored
             called, may_be_stored = True, not idempotent
-            return work(sync)
+            return work(session)
+
+        return run_in_autocommit(engine.get_engine().sync_engine, work_once)
 
     async def attempt() -> Any:
         log_line.attempting()
-        with log_line.querying(), request_policy.translated():
+        with log_line.QueryTime(), request_policy.TranslatedErrors():
             # One greenlet for everything. AsyncSession uses one per method and a task to close: a
             # quarter of a warm request's CPU.
             return await greenlet_spawn(in_autocommit if autocommit else in_transaction)
 
     try:
-        answer = await request_policy.with_retry(attempt, lambda: idempotent or not called)
+        result = await request_policy.with_retry(attempt, lambda: idempotent or not called)
     except DatabaseError as error:
         if may_be_stored:
             error.outcome_unknown()
         raise
-    if asyncio.iscoroutine(answer):
-        answer.close()
+    if isinstance(result, CoroutineType):
+        result.close()
         raise TypeError("work is an async function: run() needs a regular one")
-    return answer
+    return result
 
 
 @asynccontextmanager
@@ -127,37 +129,33 @@ async def session(
     """
     _check_can_connect()
     options, committing = _options(isolation, read_only), False
-    mine: list[None] = [None]
-    _open_sessions.set((*(each for each in _open_sessions.get() if each), mine))
+    marker: list[None] = [None]
+    _open_sessions.set((*(other for other in _open_sessions.get() if other), marker))
 
     async def connect() -> None:
         log_line.attempting()
-        with request_policy.translated():
-            await opened.connection(execution_options=options)
+        with request_policy.TranslatedErrors():
+            await async_session.connection(execution_options=options)
 
     try:
-        with log_line.querying(), request_policy.translated():
-            async with AsyncSession(engine.get_engine(), expire_on_commit=False) as opened:
+        with log_line.QueryTime(), request_policy.TranslatedErrors():
+            async with AsyncSession(engine.get_engine(), expire_on_commit=False) as async_session:
                 await request_policy.with_retry(connect, lambda: True)
-                yield opened
+                yield async_session
                 committing = True
-                await opened.commit()
+                await async_session.commit()
     except DatabaseError as error:
         error.not_retried()
         if committing:
             error.outcome_unknown()
         raise
     finally:
-        mine.clear()
+        marker.clear()
 
 
 async def ping() -> None:
     """Make one round trip to Postgres. Raises DatabaseError."""
-    await run(_ping, autocommit=True, idempotent=True)
-
-
-def _ping(session: Session) -> None:
-    session.execute(text("SELECT 1"))
+    await run(lambda s: s.scalar(text("SELECT 1")), autocommit=True, idempotent=True)
 
 
 def _check_timeout(seconds: float) -> None:

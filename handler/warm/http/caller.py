@@ -1,4 +1,4 @@
-"""The caller, for a route: `who: Annotated[str | None, Depends(caller)]`."""
+"""The caller, for a route: `identity: Annotated[str | None, Depends(caller)]`."""
 
 from fastapi import Request
 
@@ -8,5 +8,5 @@ CALLER = "warm.caller"
 
 def caller(request: Request) -> str | None:
     """Return a text that identifies the authenticated caller, or None."""
-    found: str | None = request.scope.get(CALLER)
-    return found
+    identity: str | None = request.scope.get(CALLER)
+    return identity

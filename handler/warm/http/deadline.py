@@ -4,8 +4,6 @@ There are two middlewares. The inner one is inside of the app's middleware, so t
 gets the same headers as any response. The outer one limits that middleware too, a little later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 
@@ -17,6 +15,7 @@ from handler.warm import log_line, request_policy
 from handler.warm.database import cancellation
 from handler.warm.errors import Failure
 from handler.warm.http import problems
+from handler.warm.time_limit import TimeLimit
 
 log = logging.getLogger(__name__)
 _BACKGROUND = Failure(
@@ -52,8 +51,8 @@ class _Response:
 
     async def send_held(self) -> None:
         self.is_sent, parts, self._parts = True, self._parts, []
-        for each in parts:
-            await self._send(each)
+        for message in parts:
+            await self._send(message)
 
 
 class AnswerInTime:
@@ -71,7 +70,7 @@ class AnswerInTime:
         response = _Response(send, is_held=invocation is not None)
 
         async def send_whole(message: Message) -> None:
-            if limit.expired() or response.hold(message):
+            if limit.has_expired or response.hold(message):
                 return  # too late, the 504 is sent instead; or incomplete
             # No deadline while the app's middleware passes on the response.
             limit.reschedule(None)
@@ -79,15 +78,15 @@ class AnswerInTime:
             limit.reschedule(deadline)
 
         try:
-            async with asyncio.timeout_at(deadline) as limit:
+            with TimeLimit(deadline) as limit:
                 try:
                     await self._app(scope, receive, send_whole)
                 finally:
                     _note_route(scope)
         except Exception as error:
-            if invocation and isinstance(error, TimeoutError) and limit.expired():
+            if invocation and isinstance(error, TimeoutError) and limit.has_expired:
                 await invocation.close()
-                await _answer_late(response, scope, receive, send)
+                await _respond_late(response, scope, receive, send)
             elif response.is_sent:
                 raise
             else:
@@ -98,8 +97,8 @@ class AnswerInTime:
 def _note_route(scope: Scope) -> None:
     """Set the path template in the log line; in a mounted app without the mount's path."""
     # Only the context has the prefix of an included router.
-    found = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    if isinstance(path := getattr(found, "path", None), str):
+    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    if isinstance(path := getattr(route, "path", None), str):
         log_line.current().route = path
 
 
@@ -110,32 +109,31 @@ def within_deadline(app: ASGIApp) -> ASGI:
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         send = _without_body(send) if scope["method"] == "HEAD" else send
         response = _Response(send)
-        async with cancellation.invocation(
-            request_policy.seconds_left(scope.get("aws.context"))
-        ) as mine:
-            last = mine.deadline and mine.deadline + request_policy.CANCEL_TIMEOUT
+        seconds = request_policy.seconds_left(scope.get("aws.context"))
+        async with cancellation.Invocation(seconds) as invocation:
+            cancel_by = invocation.deadline and invocation.deadline + request_policy.CANCEL_TIMEOUT
             try:
-                async with asyncio.timeout_at(last) as limit:
+                with TimeLimit(cancel_by) as limit:
                     await app(scope, receive, response.send)
                 if not response.is_sent:
                     raise IncompleteResponseError
             except Exception as error:
-                if isinstance(error, TimeoutError) and limit.expired():
-                    await mine.close()
-                    await _answer_late(response, scope, receive, send)
+                if isinstance(error, TimeoutError) and limit.has_expired:
+                    await invocation.close()
+                    await _respond_late(response, scope, receive, send)
                     return
-                answer = await problems.bug(Request(scope), error)
+                document = await problems.bug(Request(scope), error)
                 if not response.is_sent:
-                    await answer(scope, receive, send)
+                    await document(scope, receive, send)
                 raise  # Mangum logs its traceback
             except asyncio.CancelledError:
                 line = log_line.current()
                 line.outcome, line.failure = "cancelled", request_policy.SHUTDOWN
                 retry = {"Retry-After": str(request_policy.SHUTDOWN.retry_after)}
-                answer = problems.respond(
+                document = problems.respond(
                     Request(scope), 503, "The function is shutting down. Retry.", retry
                 )
-                await answer(scope, receive, send)
+                await document(scope, receive, send)
 
     return bounded
 
@@ -145,11 +143,11 @@ def _without_body(send: Send) -> Send:
     return lambda message: send({**message, "body": b""} if "body" in message else message)
 
 
-async def _answer_late(response: _Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond_late(response: _Response, scope: Scope, receive: Receive, send: Send) -> None:
     if response.is_sent:  # so a background task was still running
         log_line.failed(_BACKGROUND)
         return
     line = log_line.current()
     line.outcome, line.failure = "late", line.failure or request_policy.PAST_DEADLINE
-    answer = problems.respond(Request(scope), 504, "The request did not complete in time.")
-    await answer(scope, receive, send)
+    document = problems.respond(Request(scope), 504, "The request did not complete in time.")
+    await document(scope, receive, send)

@@ -12,43 +12,43 @@ def complete_methods(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: FastAPI's routes have no HEAD (fastapi/fastapi#1773), and the `Allow` of
     Starlette's 405 has the methods of one route only."""
 
-    async def completing(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         # Kept, because a mounted app changes both in the scope.
         outermost, root_path = scope["app"], scope.get("root_path", "")
 
-        async def naming(message: Message) -> None:
+        async def send_with_allow(message: Message) -> None:
             if message.get("status") == 405:
-                found = _methods(outermost.routes, {**scope, "root_path": root_path})
+                methods = _methods(outermost.routes, {**scope, "root_path": root_path})
                 # If the route has the method, the app itself returned the 405 and its `Allow`.
-                if found and scope["method"] not in found:
-                    names = ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))
+                if methods and scope["method"] not in methods:
+                    names = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
                     others = [pair for pair in message["headers"] if pair[0] != b"allow"]
                     message = {**message, "headers": [*others, (b"allow", names.encode())]}
             await send(message)
 
         if scope.get("method") == "HEAD" and _first_has_no_head(outermost.routes, scope):
             scope = {**scope, "method": "GET"}  # the server drops the body
-        await app(scope, receive, naming)
+        await app(scope, receive, send_with_allow)
 
-    return completing
+    return serve
 
 
 def _first_has_no_head(routes: Sequence[BaseRoute | RouteContext], scope: Scope) -> bool:
     """Tell whether the route that serves GET does not accept HEAD, even if a later one does."""
     for route in iter_route_contexts(routes):
-        found = _methods([route], scope)
-        if found & {"GET", "HEAD"}:
-            return "HEAD" not in found
+        methods = _methods([route], scope)
+        if methods & {"GET", "HEAD"}:
+            return "HEAD" not in methods
     return False
 
 
 def _methods(routes: Sequence[BaseRoute | RouteContext], scope: Scope) -> set[str]:
     """Return the methods of all routes for the path, also of included routers and mounted apps."""
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in iter_route_contexts(routes):
         match, child_scope = route.matches(scope)
         if match is not Match.NONE:
             files = {"GET", "HEAD"} if isinstance(getattr(route, "app", None), StaticFiles) else ()
-            below = _methods(getattr(route, "routes", ()), {**scope, **child_scope})
-            found |= {*files, *(route.methods or below)}
-    return found
+            inner = _methods(getattr(route, "routes", ()), {**scope, **child_scope})
+            methods |= {*files, *(route.methods or inner)}
+    return methods

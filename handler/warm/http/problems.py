@@ -29,6 +29,7 @@ _properties = {"properties": {name: {"type": kind} for name, kind in _FIELDS.ite
 _content = {PROBLEM: {"schema": _schema | _properties}}
 #: On every response: browsers do not guess its type, and nobody caches it.
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_DEFAULT_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 _DETAIL = {
     409: "The request conflicts with stored data.",
     413: "The body is too large.",
@@ -78,14 +79,16 @@ def complete_responses(app: ASGIApp) -> ASGIApp:
         async def send_with_headers(message: Message) -> None:
             nonlocal refused
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if "location" in headers:
-                    headers["location"] = _without_host(headers["location"], scope)
+                # As bytes: Starlette's `MutableHeaders` takes 2.6 times as long for each response.
+                headers = message["headers"] = list(message.get("headers", ()))
+                values = dict(headers)
+                if b"location" in values:
+                    location = MutableHeaders(raw=headers)
+                    location["location"] = _without_host(location["location"], scope)
                 refused = message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-                refused = refused and headers.get("content-type", "").startswith("text/plain")
+                refused = refused and values.get(b"content-type", b"").startswith(b"text/plain")
                 if not refused:
-                    for name, value in HEADERS.items():
-                        headers.setdefault(name, value)
+                    headers += [header for header in _DEFAULT_HEADERS if header[0] not in values]
             if not refused:
                 await send(message)
             elif not message.get("more_body") and message["type"] == "http.response.body":
@@ -127,17 +130,17 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    status, faults = HTTPStatus.UNPROCESSABLE_ENTITY, []
-    for each in error.errors():
-        where, what = each["loc"][-1], each["msg"]
-        if each["type"] == "string_pattern_mismatch":
-            what = "contains a character that is not allowed"  # instead of the pattern
-        if each["type"] == "json_invalid":
-            where = "body"  # instead of the position
-        if each["type"] == "json_invalid" or each["loc"][0] == "header":
+    status, details = HTTPStatus.UNPROCESSABLE_ENTITY, []
+    for fault in error.errors():
+        location, message = fault["loc"][-1], fault["msg"]
+        if fault["type"] == "string_pattern_mismatch":
+            message = "contains a character that is not allowed"  # instead of the pattern
+        if fault["type"] == "json_invalid":
+            location = "body"  # instead of the position
+        if fault["type"] == "json_invalid" or fault["loc"][0] == "header":
             status = HTTPStatus.BAD_REQUEST  # the request is malformed
-        faults.append(f"{where}: {what}")
-    return respond(request, status, "; ".join(faults))
+        details.append(f"{location}: {message}")
+    return respond(request, status, "; ".join(details))
 
 
 async def bug(request: Request, error: Exception) -> JSONResponse:
