@@ -1,14 +1,13 @@
 """Connecting to the server: all its addresses in time, and no password in clear text."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from aiohappyeyeballs import start_connection
-
-from handler.warm.time_limit import Call
 
 #: How long to wait for one address of a host before also trying the next, in seconds (RFC 8305).
 #: asyncpg alone would wait for all of DB_CONNECT_TIMEOUT.
@@ -30,10 +29,6 @@ class Network:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
-
-    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Call:
-        """Set asyncpg's time limit of a statement (DB_COMMAND_TIMEOUT) on the shared timer."""
-        return Call(self._loop.time() + delay, function, *args)
 
     async def create_connection(self, factory: Any, host: str, port: int) -> Any:
         tcp, numeric = socket.SOCK_STREAM, socket.AI_NUMERICHOST

@@ -15,7 +15,6 @@ from handler.warm import log_line, request_policy
 from handler.warm.database import cancellation
 from handler.warm.errors import Failure
 from handler.warm.http import problems
-from handler.warm.time_limit import TimeLimit
 
 log = logging.getLogger(__name__)
 _BACKGROUND = Failure(
@@ -70,7 +69,7 @@ class AnswerInTime:
         response = _Response(send, is_held=invocation is not None)
 
         async def send_whole(message: Message) -> None:
-            if limit.has_expired or response.hold(message):
+            if limit.expired() or response.hold(message):
                 return  # too late, the 504 is sent instead; or incomplete
             # No deadline while the app's middleware passes on the response.
             limit.reschedule(None)
@@ -78,13 +77,13 @@ class AnswerInTime:
             limit.reschedule(deadline)
 
         try:
-            with TimeLimit(deadline) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 try:
                     await self._app(scope, receive, send_whole)
                 finally:
                     _note_route(scope)
         except Exception as error:
-            if invocation and isinstance(error, TimeoutError) and limit.has_expired:
+            if invocation and isinstance(error, TimeoutError) and limit.expired():
                 await invocation.close()
                 await _respond_late(response, scope, receive, send)
             elif response.is_sent:
@@ -113,12 +112,12 @@ def within_deadline(app: ASGIApp) -> ASGI:
         async with cancellation.Invocation(seconds) as invocation:
             cancel_by = invocation.deadline and invocation.deadline + request_policy.CANCEL_TIMEOUT
             try:
-                with TimeLimit(cancel_by) as limit:
+                async with asyncio.timeout_at(cancel_by) as limit:
                     await app(scope, receive, response.send)
                 if not response.is_sent:
                     raise IncompleteResponseError
             except Exception as error:
-                if isinstance(error, TimeoutError) and limit.has_expired:
+                if isinstance(error, TimeoutError) and limit.expired():
                     await invocation.close()
                     await _respond_late(response, scope, receive, send)
                     return
