@@ -1,4 +1,4 @@
-"""A query that takes longer than the function's time-out."""
+"""A query that takes longer than the function's timeout."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from infra.local.examine.lab import (
     wait_until_frozen,
 )
 
-#: The function's time-out in seconds, below the role's `statement_timeout` of 5.
+#: The function's timeout in seconds, below the role's `statement_timeout` of 5.
 TIMEOUT_S = 3.0
 #: How long after the response the query may run.
 CANCELLED_WITHIN_S = 1.0

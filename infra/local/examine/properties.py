@@ -232,7 +232,7 @@ _ALL = (
     ),
     Property(
         "deadline",
-        "responds before the time-out, cancels its query and survives",
+        "responds before the timeout, cancels its query and survives",
         deadline.deadline,
         "The caller gets Lambda's error without details, the query continues and keeps its locks,"
         " and the next request has a cold start.",
@@ -240,7 +240,7 @@ _ALL = (
         "    seconds = context.get_remaining_time_in_millis() / 1000 - 0.5\n"
         "    async with asyncio.timeout(seconds): ...\n"
         "Then respond with 504 (`WithinDeadline` in tests/examine/recipes/every_property.py), and"
-        " set the role's `statement_timeout` below the function's time-out.",
+        " set the role's `statement_timeout` below the function's timeout.",
         prerequisites=(repeats, ends_transactions),
     ),
     Property(

@@ -16,7 +16,7 @@ __all__ = ["api_gateway_event", "application", "http_response"]
 
 
 def http_response(result: InvocationResult) -> web.Response:
-    """Convert the function's result as API Gateway does: 503 for a time-out and 500 for other
+    """Convert the function's result as API Gateway does: 503 for a timeout and 500 for other
     failures. A throttled event is 429, as with function URLs and the Invoke API."""
     payload = result.payload
     if result.error == THROTTLED:
