@@ -54,7 +54,9 @@ def main() -> int:
         return 1
     os.environ[DURATION_VARIABLE] = str(seconds)
     collector = ResultCollector()
-    status = pytest.main(["tests/faults/test_faults.py", "-q", "-n2"], plugins=[collector])
+    # `probe` has imported anyio, whose pytest plugin is then imported without rewritten assertions.
+    options = ["-q", "-n2", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main(["tests/faults/test_faults.py", *options], plugins=[collector])
     from tests.faults.scenarios import ISOLATED_SCENARIOS, SCENARIOS  # after pytest's rewriting
 
     order = [scenario.title for scenario in (*SCENARIOS, *ISOLATED_SCENARIOS)]

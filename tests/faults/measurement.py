@@ -72,7 +72,7 @@ def prepared_system(
             environment["DB_SSLROOTCERT"] = str(bundle)
         system = SystemUnderTest(stack, bouncers, environment, proxies, undo=undo)
         if setup.secret_store:
-            store = SecretStore(folder.name, environment.pop("DB_PASS"))
+            store = SecretStore(folder.name, stack.service.app, environment.pop("DB_PASS"))
             system.secret_store = undo.enter_context(store)
             environment |= store.environment
         if name_server:

@@ -7,16 +7,14 @@ from typing import Any, Self
 import boto3
 from moto.server import ThreadedMotoServer
 
-from infra.database.roles import APP
-
 REGION = "eu-central-1"
 
 
 class SecretStore:
-    """A moto server that stores the password. `environment` points a handler at it."""
+    """A moto server that stores a role's password. `environment` points a handler at it."""
 
-    def __init__(self, name: str, password: str) -> None:
-        self._name = name
+    def __init__(self, name: str, role: str, password: str) -> None:
+        self._name, self._role = name, role
         self.password = password
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -37,7 +35,7 @@ class SecretStore:
             aws_secret_access_key="testing",
         )
         secret = self._client.create_secret(
-            Name=self._name, SecretString=_secret_string(self.password)
+            Name=self._name, SecretString=self._secret_string(self.password)
         )
         self._current = secret["VersionId"]
         self.environment |= {"DB_AUTH": "secret", "DB_SECRET_ARN": secret["ARN"]}
@@ -50,7 +48,9 @@ class SecretStore:
     def propose(self, password: str) -> None:
         """Store a new password as AWSPENDING, the first step of a rotation."""
         version: Any = self._client.put_secret_value(
-            SecretId=self._name, SecretString=_secret_string(password), VersionStages=["AWSPENDING"]
+            SecretId=self._name,
+            SecretString=self._secret_string(password),
+            VersionStages=["AWSPENDING"],
         )
         self._proposed = version["VersionId"]
 
@@ -64,6 +64,5 @@ class SecretStore:
         )
         self._current = self._proposed
 
-
-def _secret_string(password: str) -> str:
-    return json.dumps({"username": APP, "password": password})
+    def _secret_string(self, password: str) -> str:
+        return json.dumps({"username": self._role, "password": password})

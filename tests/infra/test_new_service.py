@@ -511,6 +511,21 @@ def test_the_traffic_of_make_faults_sends_headers_and_a_nested_body(
     probe(service.find(service_with_api_key))
 
 
+@pytest.mark.timeout(120)
+def test_make_faults_runs_the_service_and_writes_its_report(service_with_api_key: Path) -> None:
+    status, output = run(
+        *(sys.executable, "-m", "tests.faults", "1"),
+        cwd=ROOT,
+        ROOT=str(service_with_api_key),
+        PYTEST_ADDOPTS="-k 'frozen_in_mid_query or password_rotated'",
+    )
+    assert status == 0, output
+    assert "2 passed" in output
+    assert (
+        "a sandbox frozen in mid-query" in (service_with_api_key / "reports/faults.md").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
