@@ -1,4 +1,4 @@
-"""`make bench`: warm, cold and scale in turn, with progress; six minutes at most."""
+"""`make bench`: warm, cold and scale in turn, with progress; eight minutes at most."""
 
 import os
 import sys
@@ -10,29 +10,24 @@ from infra.local import LabError
 from infra.local.signals import run_async, treat_sigterm_as_sigint
 from infra.local.stack import Stack
 from tests.benchmarks import cold, plot, report, scale, warm
-from tests.benchmarks.plan import (
-    HANDLERS,
-    RTTS_MS,
-    SCALES,
-    SERVER_CONNECTIONS,
-    STARTS,
-    TURNS,
-)
+from tests.benchmarks.plan import SERVER_CONNECTIONS, STANDARD, Plan
 
 
 def main() -> int:
     treat_sigterm_as_sigint()
-    load, started = os.getloadavg()[0], time.monotonic()
-    scale.allow_many_sockets()
-    steps = len(RTTS_MS) * TURNS + 2 + STARTS * 2 * len(HANDLERS) + len(SCALES)
+    load, started, plan = os.getloadavg()[0], time.monotonic(), STANDARD
+    most_clients = max(clients for clients, _ in plan.scales)
+    scale.allow_many_sockets(most_clients)
     sizes: dict[str, str | int] = {
         "default_pool_size": SERVER_CONNECTIONS,
         "reserve_pool_size": 0,
-        "max_client_conn": max(clients for clients, _ in SCALES) + 100,
+        "max_client_conn": most_clients + 100,
     }
     with (
         # disable=None: no bar without a terminal, where each redrawing would be a line of a log.
-        tqdm(total=steps, bar_format="{bar:20} {n}/{total} {elapsed}  {desc}", disable=None) as bar,
+        tqdm(
+            total=_steps(plan), bar_format="{bar:20} {n}/{total} {elapsed}  {desc}", disable=None
+        ) as bar,
         Stack(max_connections=SERVER_CONNECTIONS + 10) as stack,
         stack.another_pgbouncer(tls=False, settings=sizes) as bouncer,
     ):
@@ -44,9 +39,9 @@ def main() -> int:
             bar.update()
 
         rows = {
-            "warm": warm.measure(stack, bouncer, report_progress),
-            "cold": run_async(cold.measure, stack, bouncer, report_progress),
-            "scale": run_async(scale.measure, stack, bouncer, report_progress),
+            "warm": warm.measure(stack, bouncer, plan, report_progress),
+            "cold": run_async(cold.measure, stack, bouncer, plan, report_progress),
+            "scale": run_async(scale.measure, stack, bouncer, plan, report_progress),
         }
         servers = {
             "postgres": stack.postgres.version,
@@ -55,12 +50,14 @@ def main() -> int:
     made = report.make(rows, servers, load)
     report.write(made)
     plot.draw()
-    print("\n".join(report.summary(made)))
-    for target in made["targets"]:
-        kept = "reached" if target["measured"] <= target["target"] else "missed"
-        print(f"{kept:8} {target['measured']:6} of {target['target']:5}  {target['metric']}")
+    for table in (report.summary(made), report.stages(made), report.target_table(made)):
+        print("\n".join(table), end="\n\n")
     print(f"written  reports/bench.json, .md, .png after {time.monotonic() - started:.0f} s")
     return 0
+
+
+def _steps(plan: Plan) -> int:
+    return plan.rounds * len(plan.turns) + len(plan.compiled) + plan.starts + len(plan.scales)
 
 
 if __name__ == "__main__":

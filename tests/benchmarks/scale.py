@@ -19,28 +19,30 @@ from infra.database.roles import APP
 from infra.local import LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
-from tests.benchmarks.plan import SCALE_DURATION_S, SCALES
+from tests.benchmarks.plan import SCALE_DURATION_S, Plan
 
 Row = dict[str, Any]
 #: Logins and goodbyes at a time, so that none waits for its turn longer than a client waits.
 CONCURRENT_LOGINS = 20
 
 
-def allow_many_sockets() -> None:
-    """For this process and those that it starts: 2,000 clients have as many sockets, twice."""
+def allow_many_sockets(clients: int) -> None:
+    """Raise the limit of open files, for this process and those that it starts. Raises LabError."""
+    files = clients + 1000
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and most < 5000:
-        raise LabError(f"{most} open files are too few for 2,000 clients: ulimit -n 5000")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (5000, most))
+    if most != resource.RLIM_INFINITY and most < files:
+        raise LabError(f"{most} open files are too few for {clients} clients: ulimit -n {files}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
 
 
 async def measure(
-    stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]
+    stack: Stack, bouncer: PgBouncer, plan: Plan, report_progress: Callable[[str], None]
 ) -> list[Row]:
     admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         return [
-            await _measure_one(stack, bouncer, admin, *scale, report_progress) for scale in SCALES
+            await _measure_one(stack, bouncer, admin, *scale, report_progress)
+            for scale in plan.scales
         ]
     finally:
         await admin.close()
