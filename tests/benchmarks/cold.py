@@ -49,7 +49,7 @@ async def measure(
         folders = {compiled: Path(scratch) / str(compiled) for compiled in plan.compiled}
         for compiled, folder in folders.items():
             report_progress(f"cold: packages, {'compiled' if compiled else 'not compiled'}")
-            _fill(folder, compiled)
+            fill(folder, compiled)
         environment = stack.environment(bouncer) | {
             "DB_PORT": str(proxy.port),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -95,10 +95,11 @@ def _cpu_s(pid: int) -> float:
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
-def _fill(folder: Path, compiled: bool) -> None:
-    """What the image's Dockerfile puts into /var/task, and the baselines."""
+def fill(folder: Path, compiled: bool) -> None:
+    """What the image's Dockerfile puts into /var/task, and the baselines with their driver."""
     pinned = (ROOT / "handler/requirements.txt").read_text()
-    for name in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==", pinned, re.M):
+    packages = re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==", pinned, re.M)
+    for name in [*packages, "psycopg", "psycopg-binary"]:
         for file in distribution(name).files or ():
             if ".." in file.parts or file.suffix == ".pyc" or ".dist-info" in file.parts[0]:
                 continue

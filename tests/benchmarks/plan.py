@@ -1,6 +1,6 @@
 """What is measured, how often, and the targets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Names in the report → the Lambda handlers, in the order in which they take turns.
 HANDLERS = {
@@ -8,6 +8,8 @@ HANDLERS = {
     "frameworks_only": "tests.benchmarks.baselines.frameworks_only.handler",
     "tutorial": "tests.benchmarks.baselines.tutorial.handler",
     "nullpool": "tests.benchmarks.baselines.nullpool.handler",
+    "async_psycopg": "tests.benchmarks.baselines.async_psycopg.handler",
+    "fastapi_asyncpg": "tests.benchmarks.baselines.fastapi_asyncpg.handler",
     "bare_asyncpg": "tests.benchmarks.baselines.bare_asyncpg.handler",
 }
 #: What each stage adds to the one before it. The first is the driver, the last `frameworks_only`.
@@ -47,6 +49,22 @@ class Plan:
 #: Requests in a turn: short, so that noise that comes and goes affects all handlers alike.
 REQUESTS = 25
 STANDARD = Plan(handlers=ALL_HANDLERS, turns={0: 20, 1: 5})
+#: With FAST=1: under two minutes.
+FAST = Plan(
+    handlers={name: HANDLERS[name] for name in ("warm_engine", "frameworks_only", "async_psycopg")},
+    turns=STANDARD.turns,
+    starts=STANDARD.rounds,
+    compiled=(True,),
+    scales=(),
+)
+FULL = replace(STANDARD, scales=(*STANDARD.scales, (10_000, 20)))
+#: On another Python, with FULL=1.
+OTHER_PYTHON = Plan(
+    handlers={name: HANDLERS[name] for name in ("warm_engine", "frameworks_only")}, turns={0: 20}
+)
+
+#: Clients that connect at the same moment, and the CPUs of their PgBouncer, with FULL=1.
+STORMS, STORM_CPUS = (100, 300, 600), 0.25
 
 SERVER_CONNECTIONS = 20
 SCALE_DURATION_S = 6.0
@@ -55,7 +73,23 @@ SCALE_DURATION_S = 6.0
 TARGETS = {
     "warm_db_round_trips": (1, 1),
     "cold_db_round_trips_without_tls": (5, 5),
+    "cold_db_round_trips_with_tls": (7, 7),
+    "warm_instructions_ratio_to_frameworks_only": (1.08, 1.0),
+    "cold_instructions_ratio_to_frameworks_only": (0.95, 0.9),
     "warm_p50_ratio_to_frameworks_only_at_0_ms": (1.05, 1.0),
     "warm_p50_ratio_to_frameworks_only_at_1_ms": (1.03, 1.0),
+    "warm_p50_ratio_to_async_psycopg_at_1_ms": (0.9, 0.8),
     "cold_cpu_ratio_to_frameworks_only_compiled": (0.97, 0.93),
+}
+
+#: Count → its limit. Not a target: a change that exceeds one must explain itself.
+COUNT_LIMITS: dict[str, float] = {
+    "warm_db_round_trips": 1,
+    "cold_db_round_trips_without_tls": 5,
+    "cold_db_round_trips_with_tls": 7,
+    "warm_statements": 1,
+    "modules_more_than_frameworks_only": 70,
+    "module_kib_more_than_frameworks_only": 420,
+    "cold_instructions_ratio_to_frameworks_only": 0.95,
+    "warm_instructions_ratio_to_frameworks_only": 1.08,
 }

@@ -6,7 +6,7 @@ import matplotlib
 
 from infra.local.churn.report import REPORTS
 from tests.benchmarks.plan import HANDLERS
-from tests.benchmarks.report import by_handler, read
+from tests.benchmarks.report import by_handler, committed
 
 matplotlib.use("Agg")
 
@@ -18,7 +18,7 @@ COLOURS = ("#0072B2", "#E69F00")
 
 def draw() -> None:
     """`bench.png` from `bench.json`."""
-    report = read((REPORTS / "bench.json").read_text())
+    report = committed()
     figure, panels = pyplot.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
     _bars(
         panels[0],

@@ -18,6 +18,7 @@ from tests.benchmarks.plan import (
     SERVER_CONNECTIONS,
     STAGES,
     STANDARD,
+    STORM_CPUS,
     TARGETS,
 )
 from tests.benchmarks.ratio import Ratio
@@ -32,6 +33,8 @@ DESCRIPTIONS = {
     "frameworks_only": "FastAPI, Mangum and the ORM, without this engine",
     "tutorial": "`pool_pre_ping`, a transaction, both statement caches 0",
     "nullpool": "`NullPool`, a unique name for each statement",
+    "async_psycopg": "psycopg 3 through SQLAlchemy, `prepare_threshold=None`",
+    "fastapi_asyncpg": "asyncpg's pool in FastAPI, without SQLAlchemy",
     "bare_asyncpg": "the driver alone, without a framework: the lower bound",
 }
 STAGE_DESCRIPTIONS = {
@@ -42,6 +45,7 @@ STAGE_DESCRIPTIONS = {
     "mangum": "the event and the response of Lambda: `frameworks_only`",
     "warm_engine": "this handler: the log line, the deadline, the retry, the check of the socket",
 }
+STORM_TITLE = f"Storm: PgBouncer with {STORM_CPUS} CPUs, TLS 1.3, SCRAM"
 METHOD = f"""\
 Every handler gets the same API Gateway event and reads the same 1,000 orders through the same
 PgBouncer (transaction pooling, SCRAM, no TLS), all in one run. **Warm**: {STANDARD.rounds} rounds.
@@ -79,15 +83,28 @@ def write(report: Report) -> None:
     replace(REPORTS / "bench.md", _markdown(report))
 
 
+def committed() -> Report:
+    """Return the report in `reports/`. Raises LabError."""
+    try:
+        return read((REPORTS / "bench.json").read_text(errors="replace"))
+    except OSError as error:
+        raise LabError(f"reports/bench.json: {error.strerror}. Run: make bench") from None
+
+
 def read(text: str) -> Report:
-    """Return a committed report. Raises LabError if it is corrupt or has another schema."""
+    """Return a report from its text. Raises LabError if it is corrupt or has another schema."""
+    corrupt = LabError("reports/bench.json is corrupt. Run: make bench")
     try:
         report: Report = json.loads(text)
         schema = report["schema"]
     except (ValueError, LookupError, TypeError):
-        raise LabError("reports/bench.json is corrupt. Run: make bench") from None
+        raise corrupt from None
     if schema != SCHEMA:
         raise LabError(f"reports/bench.json has schema {schema}, not {SCHEMA}. Run: make bench")
+    needed = {"warm", "cold", "scale", "counts", "targets", "environment"}
+    columns = {"metric", "target", "measured", "low", "high"}
+    if not needed <= report.keys() or not all(columns <= row.keys() for row in report["targets"]):
+        raise corrupt
     return report
 
 
@@ -106,24 +123,21 @@ def ratio(rows: dict[str, Row], figure: str, to: str) -> Ratio:
 
 
 def targets(report: Report) -> list[Row]:
-    """The metrics of TARGETS that the rows allow, with what was measured."""
+    """What was measured for each metric of TARGETS; without valgrind there are no instructions."""
     no_delay, with_delay = (by_handler(report["warm"], rtt_ms=rtt) for rtt in (0, 1))
     compiled = by_handler(report["cold"], compiled=True)
     measured = {
-        "warm_db_round_trips": _count(with_delay["warm_engine"]["db_round_trips"]),
-        "cold_db_round_trips_without_tls": _count(compiled["warm_engine"]["db_round_trips"]),
         "warm_p50_ratio_to_frameworks_only_at_0_ms": ratio(no_delay, "p50_ms", "frameworks_only"),
         "warm_p50_ratio_to_frameworks_only_at_1_ms": ratio(with_delay, "p50_ms", "frameworks_only"),
+        "warm_p50_ratio_to_async_psycopg_at_1_ms": ratio(with_delay, "p50_ms", "async_psycopg"),
         "cold_cpu_ratio_to_frameworks_only_compiled": ratio(compiled, "cpu_s", "frameworks_only"),
     }
+    measured |= {metric: Ratio(count, count, count) for metric, count in report["counts"].items()}
     return [
         {"metric": metric, "target": target, "stretch_target": stretch, **asdict(measured[metric])}
         for metric, (target, stretch) in TARGETS.items()
+        if metric in measured
     ]
-
-
-def _count(number: int) -> Ratio:
-    return Ratio(number, number, number)
 
 
 def summary(report: Report) -> list[str]:
@@ -161,6 +175,20 @@ def stages(report: Report) -> list[str]:
     return lines
 
 
+def pythons(report: Report) -> list[str]:
+    """The table of the other Pythons, without delay. Each ratio is within one Python."""
+    lines = [
+        "| Python | p50, ms | CPU, ms | p50 ÷ `frameworks_only` | CPU ÷ `frameworks_only` |",
+        "|---|---|---|---|---|",
+    ]
+    for python, rows in report["pythons"].items():
+        handlers = by_handler(rows)
+        ours = handlers["warm_engine"]
+        p50, cpu = (ratio(handlers, name, "frameworks_only") for name in ("p50_ms", "cpu_ms"))
+        lines.append(f"| {python} | {ours['p50_ms']:.2f} | {ours['cpu_ms']:.2f} | {p50} | {cpu} |")
+    return lines
+
+
 def _row_of(stage: str) -> str:
     """The first and the last stage are handlers that the other tables have, too."""
     names = {handler: name for name, handler in HANDLERS.items()}
@@ -173,7 +201,7 @@ def target_table(report: Report) -> list[str]:
         reached = "yes" if row["measured"] <= row["target"] else "**no**"
         interval = "" if row["low"] == row["high"] else f" ({row['low']} to {row['high']})"
         lines.append(
-            f"| `{row['metric']}` | {row['target']} | {row['measured']}{interval} | {reached} |"
+            f"| `{row['metric']}` | {row['target']} | {row['measured']:g}{interval} | {reached} |"
         )
     return lines
 
@@ -191,13 +219,23 @@ def _markdown(report: Report) -> str:
     environment = report["environment"]
     lines = ["# What an order costs", "", "`make bench`", "", METHOD, ""]
     lines += [", ".join(f"{name} {value}" for name, value in environment.items()), ""]
-    for title, table in (
-        ("Handlers", summary(report)),
-        ("Stages", stages(report)),
-        ("Targets", target_table(report)),
-        ("Warm", _table(report["warm"])),
-        ("Cold", _table(report["cold"])),
-        ("Scale", _table(report["scale"])),
-    ):
+    tables = {
+        "Handlers": summary(report),
+        "Stages": stages(report),
+        "Targets": target_table(report),
+        "Warm": _table(report["warm"]),
+        "Cold": _table(report["cold"]),
+        "Scale": _table(report["scale"]),
+        "Counts": _table(
+            [{"count": metric, "measured": count} for metric, count in report["counts"].items()]
+        ),
+    }
+    if "pythons" in report:
+        tables["Other Pythons"] = pythons(report)
+    if "starts" in report:
+        tables["Starts"] = _table(report["starts"])
+    if storm := report.get("storm"):
+        tables[STORM_TITLE] = [storm] if isinstance(storm, str) else _table(storm)
+    for title, table in tables.items():
         lines += [f"## {title}", "", *table, ""]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ async def _measure_one(
         memory = (process.memory_info().rss - before) / clients
         report_progress(f"scale: {clients} clients, {active_clients} active")
         latencies_ms: list[float] = []
-        started = time.perf_counter()
+        started, used = time.perf_counter(), sum(process.cpu_times()[:2])
         end = started + SCALE_DURATION_S
 
         async def send_requests() -> None:
@@ -88,6 +88,7 @@ async def _measure_one(
             "requests_per_s": round(len(latencies_ms) / seconds),
             "p99_ms": round(quantiles(latencies_ms, n=100, method="inclusive")[98], 2),
             "backends": backends,
+            "pgbouncer_cpu": round((sum(process.cpu_times()[:2]) - used) / seconds, 2),
         }
         if clients >= 1000:  # of fewer, a page of memory says nothing
             row["pgbouncer_bytes_per_client"] = round(memory)

@@ -4,32 +4,32 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Self
 
 from infra.local import ROOT, LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.benchmarks.plan import ALL_HANDLERS, REQUESTS, Plan
+from tests.benchmarks.pythons import THIS_PYTHON, Python
 
 Row = dict[str, Any]
 
 
 class Worker:
-    """The process of one handler. `python`: the interpreter with its packages."""
+    """The process of one handler."""
 
     def __init__(
-        self, name: str, environment: dict[str, str], *, python: str = sys.executable
+        self, name: str, environment: dict[str, str], python: Python = THIS_PYTHON
     ) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [python, "-m", "tests.benchmarks.worker", ALL_HANDLERS[name]],
+            [python.path, "-m", "tests.benchmarks.worker", ALL_HANDLERS[name]],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | environment | python.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,16 +38,29 @@ class Worker:
 
     def serve(self, requests: int) -> dict[str, Any]:
         """Serve as many and return the worker's report. Raises LabError if it ended."""
+        return self._report(str(requests))
+
+    def imported(self) -> dict[str, int]:
+        """Return how many modules it has imported, and the size of their files in bytes."""
+        return self._report("imported")
+
+    def _report(self, request: str) -> dict[str, Any]:
         process = self._process
         assert process.stdin is not None  # as asked for
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then it writes no line
-            process.stdin.write(f"{requests}\n")
+            process.stdin.write(f"{request}\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
             raise LabError(f"the handler {self.name} did not serve: see above")
         return dict(json.loads(line))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._process.kill()
@@ -65,19 +78,24 @@ class Figures:
 
     def row(self) -> Row:
         cuts = quantiles(self.ms, n=100, method="inclusive")
+        trips = {"db_round_trips": round(median(self.round_trips))} if self.round_trips else {}
         return {
+            **trips,
             "p50_ms": round(median(self.p50_ms), 3),
             "p95_ms": round(cuts[94], 3),
             "p99_ms": round(cuts[98], 3),
             "cpu_ms": round(median(self.cpu_ms), 3),
-            "db_round_trips": round(median(self.round_trips)),
             "p50_ms_rounds": [round(ms, 4) for ms in self.p50_ms],
             "cpu_ms_rounds": [round(ms, 4) for ms in self.cpu_ms],
         }
 
 
 def measure(
-    stack: Stack, bouncer: PgBouncer, plan: Plan, report_progress: Callable[[str], None]
+    stack: Stack,
+    bouncer: PgBouncer,
+    plan: Plan,
+    report_progress: Callable[[str], None],
+    python: Python = THIS_PYTHON,
 ) -> list[Row]:
     """Without a delay directly to PgBouncer; with a delay through a proxy."""
     rows = []
@@ -88,16 +106,16 @@ def measure(
             through_proxy = environment | {"DB_PORT": str(proxy.port)}
             for number in range(plan.rounds):
                 with contextlib.ExitStack() as undo:
-                    workers = []
-                    for name in plan.handlers:
-                        worker = Worker(name, through_proxy if rtt else environment)
-                        undo.callback(worker.stop)
-                        workers.append(worker)
+                    workers = [
+                        undo.enter_context(
+                            Worker(name, through_proxy if rtt else environment, python)
+                        )
+                        for name in plan.handlers
+                    ]
                     _run_round(workers, turns, proxy, figures)
                 report_progress(f"warm, {rtt} ms a round trip: {number + 1} of {plan.rounds}")
         rows += [{"handler": name, "rtt_ms": rtt, **each.row()} for name, each in figures.items()]
-    counted = {row["handler"]: row["db_round_trips"] for row in rows if row["rtt_ms"]}
-    return [row | {"db_round_trips": counted[row["handler"]]} for row in rows]
+    return rows
 
 
 def _run_round(
@@ -113,7 +131,8 @@ def _run_round(
             report = worker.serve(REQUESTS)
             ms[worker.name] += report["ms"]
             cpu_ms[worker.name].append(report["cpu_ms"])
-            figures[worker.name].round_trips.append(proxy.round_trips / REQUESTS)
+            if proxy.round_trips:  # none without a delay, where the proxy is not used
+                figures[worker.name].round_trips.append(proxy.round_trips / REQUESTS)
     for name, durations in ms.items():
         figures[name].ms += durations
         figures[name].p50_ms.append(median(durations))
