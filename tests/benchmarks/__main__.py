@@ -53,6 +53,8 @@ def _measure(plan: Plan) -> tuple[report.Report, dict[str, str]]:
         "default_pool_size": SERVER_CONNECTIONS,
         "reserve_pool_size": 0,
         "max_client_conn": most_clients + 100,
+        # One process opens the connections of all clients, and works at them in turn.
+        "client_login_timeout": 30,
     }
     with (
         # disable=None: without a terminal, where each redrawing would be a line of a log.

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import psutil
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -93,6 +94,8 @@ async def _measure_one(
         if clients >= 1000:  # of fewer, a page of memory says nothing
             row["pgbouncer_bytes_per_client"] = round(memory)
         return row
+    except DBAPIError as error:
+        raise LabError(f"{clients} clients on one PgBouncer: {error.orig}") from None
     finally:
         await _for_each(AsyncEngine.dispose, engines)
 
