@@ -129,8 +129,8 @@ soak: ## faults in random order for ten minutes, no write lost or doubled (SEED=
 	$(SETUP) tests
 	@$(RUN) tests.faults.soak "$(SEED)" $(MINUTES)
 
-bench: ## compare this handler, the usual recipes and the bare driver; six minutes
-	$(SETUP) reports
+bench: ## what this handler costs, beside other recipes; eight minutes (FAST=1 compares with the report, FULL=1 adds Pythons, a storm, 10,000 clients)
+	$(SETUP) $(if $(FULL),tests,reports)
 	@$(RUN) tests.benchmarks
 
 mutations: ## apply each mutation and check that the named test fails (ARGS=no_poll for one)

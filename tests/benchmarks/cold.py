@@ -10,13 +10,13 @@ import re
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import psutil
 
 from infra.local import ROOT, LabError
 from infra.local.fleet import Fleet
@@ -24,67 +24,82 @@ from infra.local.fleet.http_front_end import api_gateway_event
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.benchmarks.plan import COLD_TIME_LIMIT_S, HANDLERS, MIN_STARTS, STARTS
+from tests.benchmarks.plan import HANDLERS, Plan
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Start:
+    """One cold start: seconds to the first response, CPU seconds, round trips."""
+
+    wall_s: float
+    cpu_s: float
+    round_trips: int
+
+
 async def measure(
-    stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]
+    stack: Stack, bouncer: PgBouncer, plan: Plan, report_progress: Callable[[str], None]
 ) -> list[Row]:
+    handlers = {name: HANDLERS[name] for name in plan.handlers if name in HANDLERS}
     with (
         tempfile.TemporaryDirectory(prefix="warm-engine-bench-") as scratch,
         TcpProxy(bouncer.host, bouncer.port) as proxy,
     ):
-        tasks = {compiled: Path(scratch) / str(compiled) for compiled in (True, False)}
-        for compiled, folder in tasks.items():
+        folders = {compiled: Path(scratch) / str(compiled) for compiled in plan.compiled}
+        for compiled, folder in folders.items():
             report_progress(f"cold: packages, {'compiled' if compiled else 'not compiled'}")
-            _fill(folder, compiled)
+            fill(folder, compiled)
         environment = stack.environment(bouncer) | {
             "DB_PORT": str(proxy.port),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        seen: dict[tuple[str, bool], list[tuple[float, float, int]]] = {}
+        starts: dict[tuple[str, bool], list[Start]] = defaultdict(list)
         started = time.monotonic()
-        for number in range(STARTS):
-            if number >= MIN_STARTS and time.monotonic() - started > COLD_TIME_LIMIT_S:
+        for number in range(plan.starts):
+            if number >= plan.rounds and time.monotonic() - started > plan.cold_limit_s:
                 break
-            for compiled, folder in tasks.items():
-                for name in HANDLERS:
-                    start = await _start(HANDLERS[name], environment, folder, proxy)
-                    seen.setdefault((name, compiled), []).append(start)
-                    report_progress(f"cold: {number + 1} of {STARTS} starts of each")
+            for compiled, folder in folders.items():
+                for name, handler in handlers.items():
+                    starts[name, compiled].append(await _start(handler, environment, folder, proxy))
+            report_progress(f"cold: {number + 1} of {plan.starts} starts of each handler")
     return [
-        {
-            "handler": name,
-            "compiled": compiled,
-            "wall_s": round(median(wall for wall, _, _ in starts), 3),
-            "cpu_s": round(median(cpu for _, cpu, _ in starts), 3),
-            "db_round_trips": round(median(trips for _, _, trips in starts)),
-        }
-        for (name, compiled), starts in seen.items()
+        {"handler": name, "compiled": compiled, **_row(made)}
+        for (name, compiled), made in starts.items()
     ]
 
 
-async def _start(
-    module: str, environment: dict[str, str], folder: Path, proxy: TcpProxy
-) -> tuple[float, float, int]:
-    logs = folder.parent
-    async with Fleet(environment, handler=f"{module}.handler", logs=logs, root=folder) as fleet:
+def _row(starts: list[Start]) -> Row:
+    return {
+        "wall_s": round(median(start.wall_s for start in starts), 3),
+        "cpu_s": round(median(start.cpu_s for start in starts), 3),
+        "db_round_trips": round(median(start.round_trips for start in starts)),
+        "cpu_s_rounds": [round(start.cpu_s, 4) for start in starts],
+    }
+
+
+async def _start(handler: str, environment: dict[str, str], folder: Path, proxy: TcpProxy) -> Start:
+    async with Fleet(environment, handler=handler, logs=folder.parent, root=folder) as fleet:
         proxy.reset_counters()
         started = time.monotonic()
-        answer = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
-        wall = time.monotonic() - started
-        if answer.error or answer.payload["statusCode"] != 200:
-            raise LabError(f"the handler {module} did not serve: {answer.payload}")
-        used = psutil.Process(answer.pid).cpu_times()
-        return wall, used.user + used.system, proxy.round_trips
+        response = await fleet.invoke(api_gateway_event("GET", "/orders/1"))
+        wall_s = time.monotonic() - started
+        if response.error or response.payload["statusCode"] != 200:
+            raise LabError(f"the handler {handler} did not serve: {response.payload}")
+        return Start(wall_s, _cpu_s(response.pid), proxy.round_trips)
 
 
-def _fill(folder: Path, compiled: bool) -> None:
-    """What the image's Dockerfile puts into /var/task, and the baselines."""
+def _cpu_s(pid: int) -> float:
+    """The CPU time of a process's threads. `/proc/PID/stat` would count in steps of 10 ms."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def fill(folder: Path, compiled: bool) -> None:
+    """What the image's Dockerfile puts into /var/task, and the baselines with their driver."""
     pinned = (ROOT / "handler/requirements.txt").read_text()
-    for name in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==", pinned, re.M):
+    packages = re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==", pinned, re.M)
+    for name in [*packages, "psycopg", "psycopg-binary"]:
         for file in distribution(name).files or ():
             if ".." in file.parts or file.suffix == ".pyc" or ".dist-info" in file.parts[0]:
                 continue

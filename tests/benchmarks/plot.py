@@ -1,12 +1,12 @@
 """The picture of the benchmarks: warm requests, cold starts, scale."""
 
-import json
 from typing import Any
 
 import matplotlib
 
 from infra.local.churn.report import REPORTS
-from tests.benchmarks.plan import HANDLERS, RTTS_MS
+from tests.benchmarks.plan import HANDLERS
+from tests.benchmarks.report import by_handler, committed
 
 matplotlib.use("Agg")
 
@@ -18,16 +18,16 @@ COLOURS = ("#0072B2", "#E69F00")
 
 def draw() -> None:
     """`bench.png` from `bench.json`."""
-    report = json.loads((REPORTS / "bench.json").read_text())
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    report = committed()
+    figure, panels = pyplot.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
     _bars(
         panels[0],
         "a warm request, p50, ms",
         {
             f"{rtt} ms a round trip": [
-                row["p50_ms"] for row in report["warm"] if row["rtt_ms"] == rtt
+                by_handler(report["warm"], rtt_ms=rtt)[name]["p50_ms"] for name in HANDLERS
             ]
-            for rtt in RTTS_MS
+            for rtt in (0, 1)
         },
     )
     _bars(
@@ -35,7 +35,7 @@ def draw() -> None:
         "a cold start, CPU, s",
         {
             "compiled" if compiled else "not compiled": [
-                row["cpu_s"] for row in report["cold"] if row["compiled"] == compiled
+                by_handler(report["cold"], compiled=compiled)[name]["cpu_s"] for name in HANDLERS
             ]
             for compiled in (True, False)
         },

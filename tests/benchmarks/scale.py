@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import psutil
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -19,28 +20,30 @@ from infra.database.roles import APP
 from infra.local import LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import DATABASE, Stack
-from tests.benchmarks.plan import SCALE_DURATION_S, SCALES
+from tests.benchmarks.plan import SCALE_DURATION_S, Plan
 
 Row = dict[str, Any]
 #: Logins and goodbyes at a time, so that none waits for its turn longer than a client waits.
 CONCURRENT_LOGINS = 20
 
 
-def allow_many_sockets() -> None:
-    """For this process and those that it starts: 2,000 clients have as many sockets, twice."""
+def allow_many_sockets(clients: int) -> None:
+    """Raise the limit of open files, for this process and those that it starts. Raises LabError."""
+    files = clients + 1000
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and most < 5000:
-        raise LabError(f"{most} open files are too few for 2,000 clients: ulimit -n 5000")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (5000, most))
+    if most != resource.RLIM_INFINITY and most < files:
+        raise LabError(f"{most} open files are too few for {clients} clients: ulimit -n {files}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
 
 
 async def measure(
-    stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]
+    stack: Stack, bouncer: PgBouncer, plan: Plan, report_progress: Callable[[str], None]
 ) -> list[Row]:
     admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
     try:
         return [
-            await _measure_one(stack, bouncer, admin, *scale, report_progress) for scale in SCALES
+            await _measure_one(stack, bouncer, admin, *scale, report_progress)
+            for scale in plan.scales
         ]
     finally:
         await admin.close()
@@ -63,7 +66,7 @@ async def _measure_one(
         memory = (process.memory_info().rss - before) / clients
         report_progress(f"scale: {clients} clients, {active_clients} active")
         latencies_ms: list[float] = []
-        started = time.perf_counter()
+        started, used = time.perf_counter(), sum(process.cpu_times()[:2])
         end = started + SCALE_DURATION_S
 
         async def send_requests() -> None:
@@ -86,10 +89,13 @@ async def _measure_one(
             "requests_per_s": round(len(latencies_ms) / seconds),
             "p99_ms": round(quantiles(latencies_ms, n=100, method="inclusive")[98], 2),
             "backends": backends,
+            "pgbouncer_cpu": round((sum(process.cpu_times()[:2]) - used) / seconds, 2),
         }
         if clients >= 1000:  # of fewer, a page of memory says nothing
             row["pgbouncer_bytes_per_client"] = round(memory)
         return row
+    except DBAPIError as error:
+        raise LabError(f"{clients} clients on one PgBouncer: {error.orig}") from None
     finally:
         await _for_each(AsyncEngine.dispose, engines)
 

@@ -4,16 +4,17 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
+from collections import defaultdict
 from collections.abc import Callable
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Self
 
 from infra.local import ROOT, LabError
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.benchmarks.plan import HANDLERS, REQUESTS, RTTS_MS, TURNS
+from tests.benchmarks.plan import ALL_HANDLERS, REQUESTS, Plan
+from tests.benchmarks.pythons import THIS_PYTHON, Python
 
 Row = dict[str, Any]
 
@@ -21,83 +22,118 @@ Row = dict[str, Any]
 class Worker:
     """The process of one handler."""
 
-    def __init__(self, name: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, environment: dict[str, str], python: Python = THIS_PYTHON
+    ) -> None:
         self.name = name
-        self.ms: list[float] = []
-        self.cpu_ms: list[float] = []
-        self.round_trips: list[float] = []
-        self.rss: list[int] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.worker", HANDLERS[name]],
+            [python.path, "-m", "tests.benchmarks.worker", ALL_HANDLERS[name]],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | environment | python.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us
+            start_new_session=True,  # Ctrl-C is for the benchmark
         )
 
     def serve(self, requests: int) -> dict[str, Any]:
+        """Serve as many and return the worker's report. Raises LabError if it ended."""
+        return self._report(str(requests))
+
+    def imported(self) -> dict[str, int]:
+        """Return how many modules it has imported, and the size of their files in bytes."""
+        return self._report("imported")
+
+    def _report(self, request: str) -> dict[str, Any]:
         process = self._process
         assert process.stdin is not None  # as asked for
         assert process.stdout is not None
-        process.stdin.write(f"{requests}\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # then it writes no line
+            process.stdin.write(f"{request}\n")
+            process.stdin.flush()
         line = process.stdout.readline()
         if not line:
             raise LabError(f"the handler {self.name} did not serve: see above")
         return dict(json.loads(line))
 
-    def run_turn(self, proxy: TcpProxy | None) -> None:
-        if proxy:
-            proxy.reset_counters()
-        report = self.serve(REQUESTS)
-        self.ms += report["ms"]
-        self.cpu_ms.append(report["cpu_ms"])
-        self.rss.append(report["rss"])
-        if proxy:
-            self.round_trips.append(proxy.round_trips / REQUESTS)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
 
 
-def measure(stack: Stack, bouncer: PgBouncer, report_progress: Callable[[str], None]) -> list[Row]:
-    """Without delay straight to PgBouncer; with one through a proxy, which counts as well."""
+class Figures:
+    """What the rounds of one handler measured."""
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+        self.p50_ms: list[float] = []
+        self.cpu_ms: list[float] = []
+        self.round_trips: list[float] = []
+
+    def row(self) -> Row:
+        cuts = quantiles(self.ms, n=100, method="inclusive")
+        trips = {"db_round_trips": round(median(self.round_trips))} if self.round_trips else {}
+        return {
+            **trips,
+            "p50_ms": round(median(self.p50_ms), 3),
+            "p95_ms": round(cuts[94], 3),
+            "p99_ms": round(cuts[98], 3),
+            "cpu_ms": round(median(self.cpu_ms), 3),
+            "p50_ms_rounds": [round(ms, 4) for ms in self.p50_ms],
+            "cpu_ms_rounds": [round(ms, 4) for ms in self.cpu_ms],
+        }
+
+
+def measure(
+    stack: Stack,
+    bouncer: PgBouncer,
+    plan: Plan,
+    report_progress: Callable[[str], None],
+    python: Python = THIS_PYTHON,
+) -> list[Row]:
+    """Without a delay directly to PgBouncer; with a delay through a proxy."""
     rows = []
-    trips: dict[str, float] = {}
-    for rtt in reversed(RTTS_MS):
-        with contextlib.ExitStack() as undo:
-            proxy = None
+    for rtt, turns in plan.turns.items():
+        figures: dict[str, Figures] = defaultdict(Figures)
+        with TcpProxy(bouncer.host, bouncer.port, delay=rtt / 1000) as proxy:
             environment = stack.environment(bouncer)
-            if rtt:
-                proxy = undo.enter_context(TcpProxy(bouncer.host, bouncer.port, delay=rtt / 1000))
-                environment["DB_PORT"] = str(proxy.port)
-            workers = [Worker(name, environment) for name in HANDLERS]
-            for worker in workers:
-                undo.callback(worker.stop)
-                worker.serve(REQUESTS)
-            for turn in range(TURNS):
-                for worker in workers:
-                    worker.run_turn(proxy)
-                report_progress(f"warm, {rtt} ms a round trip: {turn + 1} of {TURNS} turns")
-            for worker in workers:
-                trips.setdefault(worker.name, median(worker.round_trips or [0]))
-                cuts = quantiles(worker.ms, n=100, method="inclusive")
-                rows.append(
-                    {
-                        "handler": worker.name,
-                        "rtt_ms": rtt,
-                        "p50_ms": round(cuts[49], 3),
-                        "p95_ms": round(cuts[94], 3),
-                        "p99_ms": round(cuts[98], 3),
-                        "cpu_ms": round(median(worker.cpu_ms), 3),
-                        "db_round_trips": round(trips[worker.name]),
-                        # The first hundred are turns 1 to 3, and what came before them.
-                        "rss_ratio_1000_to_100": round(
-                            worker.rss[1000 // REQUESTS - 2] / worker.rss[2], 4
-                        ),
-                    }
-                )
-    return sorted(rows, key=lambda row: row["rtt_ms"])
+            through_proxy = environment | {"DB_PORT": str(proxy.port)}
+            for number in range(plan.rounds):
+                with contextlib.ExitStack() as undo:
+                    workers = [
+                        undo.enter_context(
+                            Worker(name, through_proxy if rtt else environment, python)
+                        )
+                        for name in plan.handlers
+                    ]
+                    _run_round(workers, turns, proxy, figures)
+                report_progress(f"warm, {rtt} ms a round trip: {number + 1} of {plan.rounds}")
+        rows += [{"handler": name, "rtt_ms": rtt, **each.row()} for name, each in figures.items()]
+    return rows
+
+
+def _run_round(
+    workers: list[Worker], turns: int, proxy: TcpProxy, figures: dict[str, Figures]
+) -> None:
+    ms: dict[str, list[float]] = defaultdict(list)
+    cpu_ms: dict[str, list[float]] = defaultdict(list)
+    for worker in workers:
+        worker.serve(REQUESTS)
+    for _ in range(turns):
+        for worker in workers:
+            proxy.reset_counters()
+            report = worker.serve(REQUESTS)
+            ms[worker.name] += report["ms"]
+            cpu_ms[worker.name].append(report["cpu_ms"])
+            if proxy.round_trips:  # none without a delay, where the proxy is not used
+                figures[worker.name].round_trips.append(proxy.round_trips / REQUESTS)
+    for name, durations in ms.items():
+        figures[name].ms += durations
+        figures[name].p50_ms.append(median(durations))
+        figures[name].cpu_ms.append(median(cpu_ms[name]))

@@ -9,6 +9,7 @@ import json
 import re
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from handler.warm.request_policy import classify
 from handler.warm.settings import Settings
 from infra.aws import parameters, picture
 from infra.aws.verify import changes, connections, operation, serving
-from infra.local import ROOT
+from infra.local import ROOT, LabError
 from tests.benchmarks import report as benchmarks
 from tests.documents import documents, pages
 from tests.faults import report as faults
@@ -205,16 +206,15 @@ def fault_matrix(read: Read) -> str:
 
 
 def bench(read: Read) -> str:
-    return "\n".join(benchmarks.summary(json.loads(read("bench.json"))))
+    return "\n".join(benchmarks.summary(benchmarks.read(read("bench.json"))))
+
+
+def stages(read: Read) -> str:
+    return "\n".join(benchmarks.stages(benchmarks.read(read("bench.json"))))
 
 
 def targets(read: Read) -> str:
-    def rows() -> Iterator[str]:
-        for each in json.loads(read("bench.json"))["targets"]:
-            reached = "yes" if each["measured"] <= each["target"] else "**no**"
-            yield f"| `{each['metric']}` | {each['target']} | {each['measured']} | {reached} |"
-
-    return table("metric | target | measured | reached", rows())
+    return "\n".join(benchmarks.target_table(benchmarks.read(read("bench.json"))))
 
 
 # --- AWS and the log line ------------------------------------------------------------------------
@@ -268,6 +268,7 @@ def decision_records(_: Read) -> str:
 TABLES: dict[str, Callable[[Read], str]] = {
     "architecture": architecture,
     "bench": bench,
+    "bench stages": stages,
     "bench targets": targets,
     "churn": churn,
     "churn summary": churn_summary,
@@ -318,4 +319,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LabError as error:
+        sys.exit(f"warm-engine: {error}")

@@ -44,3 +44,10 @@ def test_a_mutant_lacks_exactly_one_property(name: str) -> None:
 def test_the_handler_lacks_no_property() -> None:
     by_property = verdicts("handler.main.handler", tuple(PROPERTIES))
     assert Verdict.NO not in by_property.values()
+
+
+@pytest.mark.timeout(600)
+def test_the_recipe_with_every_property_lacks_none() -> None:
+    wanted = tuple(PROPERTIES) if EVERY_PROPERTY else ("exhaustion", "thaw")
+    by_property = verdicts("tests.examine.recipes.every_property.handler", wanted)
+    assert Verdict.NO not in by_property.values()

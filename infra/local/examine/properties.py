@@ -249,7 +249,9 @@ _ALL = (
         pooling.exhaustion,
         "Each request becomes several when the database already has too many.",
         "Respond with 503 and `Retry-After` to `too many clients`, `query_wait_timeout` and"
-        " `no more connections allowed`; retry only after a lost connection.",
+        " `no more connections allowed`. Check for these messages before you retry after a lost"
+        " connection, because PgBouncer also closes the connection (`run` in"
+        " tests/examine/recipes/every_property.py).",
         prerequisites=(repeats, ends_transactions, supports_pooling, holds_nothing),
     ),
     Property(

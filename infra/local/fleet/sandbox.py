@@ -180,10 +180,15 @@ class Sandbox:
         async with asyncio.timeout(timeout_s):
             return [(await invocation.outcome)[0] for invocation in invocations]
 
-    async def restore(self, copies: int) -> None:
-        """SnapStart: wait for the snapshot, then restore it `copies` times."""
+    async def snapshot(self) -> None:
+        """SnapStart: wait for the snapshot."""
         async with asyncio.timeout(INIT_SECONDS):
             await self._api.snapshot.wait()
+
+    async def restore(self, copies: int) -> None:
+        """SnapStart: wait for the snapshot, then restore it `copies` times."""
+        await self.snapshot()
+        async with asyncio.timeout(INIT_SECONDS):
             for _ in range(copies):
                 self._api.restore()
             await self._api.parked.wait()

@@ -90,13 +90,21 @@ def check(connection: Any, record: Any, proxy: Any) -> None:
         raise DisconnectionError("closed while idle")  # the pool opens another
 
 
+#: Messages of a server that has too many connections or requests.
+OVERLOADED = ("query_wait_timeout", "too many clients", "no more connections allowed")
+
+
 # `thaw`: after a connection was lost without a FIN, only the next statement notices.
+# `exhaustion`: PgBouncer also closes the connection after `query_wait_timeout`, so check for
+# overload before a lost connection.
 async def run(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     """Await `work` in a transaction, and once more after a lost connection."""
     try:
         async with Session.begin() as session:
             return await work(session)
     except DBAPIError as error:
+        if any(message in str(error.orig) for message in OVERLOADED):
+            raise HTTPException(503, "overloaded", {"Retry-After": "5"}) from error
         if not error.connection_invalidated:
             raise
     async with Session.begin() as session:
