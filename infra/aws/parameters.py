@@ -139,6 +139,12 @@ def problems(values: Mapping[str, str], region: str = "") -> Iterator[Problem]:
     yield from _incomplete(values)
     if values.get("Authorization") == "JWT":
         yield from _incomplete_jwt(values)
+    elif values.get("JwtIssuer") or values.get("JwtAudience"):
+        chosen = values["Authorization"]
+        yield Problem(
+            f"JwtIssuer and JwtAudience have no effect with Authorization={chosen}",
+            "Add Authorization=JWT, or remove them: JwtIssuer= JwtAudience=",
+        )
 
 
 def _malformed(values: Mapping[str, str], region: str) -> Iterator[Problem]:

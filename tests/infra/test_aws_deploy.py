@@ -172,7 +172,7 @@ def test_without_available_concurrency_it_deploys_with_a_hint(
     assert steps.parameters["ReservedConcurrency"] == "0"
     output = capsys.readouterr().out
     assert "Lambda quota is 10: deployed with ReservedConcurrency=0" in output
-    assert "--quota-code L-B99A9384 --desired-value 700" in output
+    assert "--quota-code L-B99A9384 --desired-value 1000" in output
     assert preflight.examine([], "warm-engine").budget.sandboxes == 10
 
 

@@ -95,7 +95,14 @@ def test_each_role_trusts_one_kind_of_run_of_one_repository() -> None:
 
 @pytest.mark.parametrize(
     ("repository", "is_allowed"),
-    [("octo/shop.api_2", True), ("octo/*", False), ("octo/sho?", False), ("octo/a:ref", False)],
+    [
+        ("octo/shop.api_2", True),
+        ("octo@123/shop@456", True),
+        ("octo/*", False),
+        ("octo@*/shop@*", False),
+        ("octo/sho?", False),
+        ("octo/a:ref", False),
+    ],
 )
 def test_a_repository_name_cannot_contain_a_wildcard(repository: str, is_allowed: bool) -> None:
     pattern = PARAMETERS["Repository"]["AllowedPattern"]

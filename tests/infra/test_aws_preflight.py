@@ -177,6 +177,7 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
         ({"TaskEndpointSecurityGroup": "sg-0123abcd"}, "cannot be used without VpcId"),
         ({"DatabaseIdentifier": "shop"}, "DatabaseIdentifier cannot be used without DatabaseHost"),
         (DATABASE | {"DatabaseHost": ""}, "DatabaseAdminSecretKey cannot be used without Database"),
+        ({"JwtIssuer": "https://x"}, "have no effect with Authorization=IAM"),
         ({"Authorization": "JWT"}, "Authorization=JWT needs JwtIssuer and JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "https://x"}, "needs JwtAudience"),
         ({"Authorization": "JWT", "JwtIssuer": "x", "JwtAudience": "y"}, "not an https:// address"),

@@ -15,6 +15,8 @@ from infra.aws.preflight.findings import Findings
 LAMBDA_CONCURRENCY = ("lambda", "L-B99A9384")
 VPCS = ("vpc", "L-F678F1CE")
 FARGATE_CPUS = ("fargate", "L-3032A538")
+#: Lambda's default quota. A new account may have less, and is not given a value below the default.
+DEFAULT_CONCURRENCY = 1000
 
 
 def concurrency(findings: Findings, account: Account) -> Iterator[Problem]:
@@ -27,9 +29,8 @@ def concurrency(findings: Findings, account: Account) -> Iterator[Problem]:
     requested = findings.parameters["ReservedConcurrency"]
     if not requested.isdecimal() or int(requested) <= possible:
         return
-    increase = _request_increase(
-        LAMBDA_CONCURRENCY, int(requested) + reserved_by_others + budget.UNRESERVED
-    )
+    needed = int(requested) + reserved_by_others + budget.UNRESERVED
+    increase = _request_increase(LAMBDA_CONCURRENCY, max(needed, DEFAULT_CONCURRENCY))
     without = "" if possible else " (no reservation)"
     if findings.stored or "ReservedConcurrency" in findings.chosen:
         yield Problem(
