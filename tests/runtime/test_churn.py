@@ -59,7 +59,8 @@ async def test_frozen_sandboxes_without_a_pooler_hold_their_backends(
     result = await run_churn(
         churn_plan.ConnectionPath.DIRECT, EndingScenario.FREEZE, monkeypatch, release_timeout=2
     )
-    assert result.failed == 0
+    # A busy machine starts more sandboxes, which then find no free connection.
+    assert result.failures_by_cause.keys() <= {"53300"}
     assert result.held_backends >= 4
     assert result.release_s is None
 

@@ -85,7 +85,7 @@ RUNNABLE = [block for block in RUNNABLE if "AWS" not in block.mark]
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_each_block_has_a_known_language_and_a_valid_mark(block: Block) -> None:
-    assert block.language in ("sh", "python", "sql", "mermaid", "yaml", "")
+    assert block.language in ("sh", "python", "sql", "mermaid", "yaml", "diff", "")
     assert block.language != "yaml" or yaml.safe_load(block.text)
     assert not block.mark or MARK_PATTERN.fullmatch(block.mark), block.mark
     assert block.language or block.marked("command"), "the mark must name what prints this"
