@@ -49,10 +49,12 @@ async def leaked_transaction(stack: Stack) -> AsyncIterator[None]:
             callers = [asyncio.create_task(call(fleet)) for _ in range(CALLERS)]
             await _until(observer, "wait_event_type = 'Lock'", CALLERS)
             await observer.close()
-            yield
-            finished.set()
-            await session.execute("ROLLBACK")
-            await asyncio.gather(*callers)
+            try:
+                yield
+            finally:
+                finished.set()
+                await session.execute("ROLLBACK")
+                await asyncio.gather(*callers)
     finally:
         session.terminate()
         observer.terminate()
