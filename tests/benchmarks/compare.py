@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-#: How far an interval may lie above the committed one: two runs of the same code on a machine with
-#: two cores differ by less.
+#: How far an interval may lie above the committed one. An assumption about the noise between two runs
+#: of the same code on one machine.
 NOISE = 0.05
 
 
