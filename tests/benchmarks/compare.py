@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-#: How far an interval may lie above the committed one. An assumption about the noise between two runs
-#: of the same code on one machine.
+#: How far an interval may lie above the committed one. This is an assumption about the noise
+#: between two runs of the same code on one machine.
 NOISE = 0.05
 
 
