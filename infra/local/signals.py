@@ -85,6 +85,10 @@ def run_async(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             return await function(*args, **kwargs)
+        except asyncio.CancelledError:
+            # asyncpg does not retrieve the error of a TLS request cancelled while it connects.
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
