@@ -150,12 +150,12 @@ SCENARIOS = [
         max_seconds=2,  # then PgBouncer ends it
     ),
     Scenario(
-        "Postgres shut down fast",
+        "Postgres shut down in fast mode",
         postgres.postgres_restarted(signal.SIGINT),
         OUTAGE_THEN_LOGIN_RETRY,
     ),
     Scenario(
-        "Postgres shut down at once, and recovered",
+        "Postgres shut down in immediate mode, then recovered",
         postgres.postgres_restarted(signal.SIGQUIT),
         OUTAGE_THEN_LOGIN_RETRY,
     ),
@@ -171,7 +171,7 @@ SCENARIOS = [
     ),
     Scenario("network to PgBouncer cut", network.cut, OUTAGE, TO_PGBOUNCER),
     Scenario(
-        "network to PgBouncer taking everything, and no answer (time-out 3 s)",
+        "network to PgBouncer accepts all data but returns no response (timeout 3 s)",
         network.black_holed,
         Expected(full_outage=True, status_504=True),
         TO_PGBOUNCER,
@@ -250,7 +250,7 @@ ISOLATED_SCENARIOS = [
         Expected(
             recovers_within=11,
             reason=(
-                "PgBouncer's resolver asks again 5 s after a query that was lost, then 10 (c-ares)"
+                "PgBouncer's resolver (c-ares) retries a lost query after 5 s, then after 10 s"
             ),
         ),
         TO_POSTGRES,
