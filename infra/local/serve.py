@@ -25,7 +25,7 @@ def serve(service: Service) -> int:
     with Stack(service=service) as stack:
         _print(
             {
-                "env": stack.environment(),
+                "env": {**stack.service.environment, **stack.environment()},
                 "owner": stack.owner_environment(),
                 "postgres": {"host": stack.postgres.host, "port": stack.postgres.port},
                 "admin": {"user": ADMIN, "password": stack.postgres.password},

@@ -17,7 +17,7 @@ from infra.database import roles
 from infra.local import ROOT, LabError
 from infra.local.fleet import Fleet
 
-ALLOWED = "database, owner, app, handler, event, migrate, python and traffic"
+ALLOWED = "database, owner, app, handler, event, migrate, python, environment and traffic"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Service:
 
     `migrate`: arguments for its interpreter that prepare the database, with the variables `DB_*`
     and `SECRETS`, a folder with a password per file; empty for the sample, which the lab migrates
-    itself. `name`: the name of the function.
+    itself. `name`: the name of the function. `environment`: variables that the handler reads.
     """
 
     root: Path = ROOT
@@ -57,6 +57,7 @@ class Service:
     migrate: Sequence[str] = ()
     traffic: Traffic | None = None
     name: str = "warm-engine"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def event(self) -> Any:
@@ -70,7 +71,7 @@ class Service:
     def fleet(self, environment: Mapping[str, str], **options: Any) -> Fleet:
         """Return a fleet of its handler; `options` are those of Fleet."""
         return Fleet(
-            {"AWS_LAMBDA_FUNCTION_NAME": self.name, **environment},
+            {"AWS_LAMBDA_FUNCTION_NAME": self.name, **self.environment, **environment},
             handler=self.handler,
             root=self.root,
             python=self.python,
@@ -90,7 +91,7 @@ class Service:
         result = subprocess.run(
             [self.python, "-c", f"import {module}"],
             cwd=self.root,
-            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", **self.environment},
             capture_output=True,
             text=True,
         )
@@ -121,6 +122,8 @@ def find(root: Path | None) -> Service:
             name=table["database"],
             **table,
         )
+        if not all(isinstance(value, str) for value in service.environment.values()):
+            raise TypeError("a value in environment is not a string")
     except OSError as error:
         raise LabError(f"{pyproject}: {error.strerror}. ROOT must be a service's folder") from None
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -102,7 +102,12 @@ class Stack:
         migration = run_program(
             [self.service.python, *self.service.migrate],
             cwd=self.service.root,
-            env={"PATH": os.defpath, "SECRETS": str(secrets_folder), **self.owner_environment()},
+            env={
+                "PATH": os.defpath,
+                "SECRETS": str(secrets_folder),
+                **self.service.environment,
+                **self.owner_environment(),
+            },
         )
         if migration.returncode:
             reason = last_line(migration.stderr)

@@ -3,6 +3,7 @@
 The clones and services of these tests use the packages that are already installed.
 """
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ def run(*words: str | Path, cwd: Path, **environment: str) -> tuple[int, str]:
         words,
         cwd=cwd,
         env={**os.environ, **environment},
+        input="",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -470,8 +472,11 @@ def test_the_plugin_reports_why_the_lab_did_not_start(
 
 
 API_KEY = """\
+KEY = os.environ["API_KEY"]
+
+
 def check(x_api_key: Annotated[str, Header()] = "") -> None:
-    if x_api_key != "key":
+    if x_api_key != KEY:
         raise HTTPException(401)
 
 
@@ -484,6 +489,7 @@ def service_with_api_key(inventory: Path, tmp_path_factory: pytest.TempPathFacto
     """Create a service with an API key and a nested body, and configure `make faults` for it."""
     folder = tmp_path_factory.mktemp("guarded") / "inventory"
     shutil.copytree(inventory, folder, symlinks=True)
+    replace(folder / "handler/app.py", "from typing", "import os\nfrom typing")
     replace(folder / "handler/app.py", "import FastAPI", "import Depends, FastAPI, Header")
     replace(folder / "handler/app.py", "app = FastAPI(", API_KEY)
     replace(folder / "handler/app.py", "class Body(BaseModel):", "class Inner(BaseModel):")
@@ -496,6 +502,7 @@ def service_with_api_key(inventory: Path, tmp_path_factory: pytest.TempPathFacto
     replace(folder / "tests/event.json", '"accept"', '"x-api-key": "key", "accept"')
     replace(folder / "pyproject.toml", '{text = "{value}"}', '{rows = [{text = "{value}"}]}')
     replace(folder / "pyproject.toml", "read_path", 'headers = {X-Api-Key = "key"}\nread_path')
+    replace(folder / "pyproject.toml", "event =", 'environment = {API_KEY = "key"}\nevent =')
     return folder
 
 
@@ -509,6 +516,13 @@ def test_the_traffic_of_make_faults_sends_headers_and_a_nested_body(
     service_with_api_key: Path,
 ) -> None:
     probe(service.find(service_with_api_key))
+
+
+def test_the_fixtures_set_the_variables_of_the_service(service_with_api_key: Path) -> None:
+    command = (sys.executable, "-m", "infra.local", "serve", "--root", str(service_with_api_key))
+    status, output = run(*command, cwd=ROOT)
+    assert status == 0, output
+    assert json.loads(output.splitlines()[0])["env"]["API_KEY"] == "key"
 
 
 @pytest.mark.timeout(120)
@@ -539,8 +553,12 @@ def test_make_faults_runs_the_service_and_writes_its_report(service_with_api_key
         ("SELECT key, text", "SELECT key, key", "rows does not return 'probe-1'"),
         ("SELECT key, text", "SELECT key, other", "rows failed: column "),
         ("[tool.warm-engine.traffic]", "[tool.other]", "has no [tool.warm-engine.traffic]"),
+        ('{API_KEY = "key"}', "{API_KEY = 1}", "a value in environment is not a string"),
     ],
-    ids=["no API key", "another path", "no value", "another column", "no column", "no traffic"],
+    ids=[
+        *("no API key", "another path", "no value", "another column", "no column", "no traffic"),
+        "a number as a variable",
+    ],
 )
 def test_unusable_traffic_for_make_faults_is_reported(
     service_with_api_key: Path, tmp_path: Path, old: str, new: str, message: str
