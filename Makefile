@@ -94,9 +94,11 @@ status: ## connections and locks in PgBouncer and Postgres, refreshed on a termi
 	$(SETUP) local
 	@$(RUN) infra.local status $(if $(STACK),--stack $(STACK))
 
-test: ## run the tests
+HANDLER_TESTS = tests/unit tests/integration tests/runtime
+
+test: ## run the tests of the handler and of its lab (ALL=1 for all tests, ARGS="tests/faults -k reloaded" for some)
 	$(SETUP) tests
-	@$(RUN) pytest -n auto --maxprocesses=4 --max-worker-restart=0 $(ARGS)
+	@$(RUN) pytest -n auto --maxprocesses=4 --max-worker-restart=0 $(ARGS) $(if $(ALL)$(ARGS),,$(HANDLER_TESTS))
 
 # `make test` without it keeps its timing; with it a few bounds of `tests/runtime` would be too tight.
 coverage: ## branch coverage of handler/, also in the processes that tests start; fails below 95 %

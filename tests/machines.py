@@ -3,7 +3,8 @@
 A machine is a Debian image with python3, make, git and CA certificates, and the packages of its row
 in `MACHINES`. The project is cloned, and `make doctor`, `make demo`, `make psql` and `make test`
 run in the clone; no process may remain. `MACHINES="trixie forky"` selects machines, and
-`TESTS=selection` runs `SELECTION` only. Results go to reports/machines.json and docs/support.md.
+`TESTS=selection` runs `SELECTION` only, and `TESTS=all` all tests. Results go to
+reports/machines.json and docs/support.md.
 """
 
 import json
@@ -50,7 +51,7 @@ class Machine:
     packages: str = ""
     #: Variables for make.
     variables: str = ""
-    #: The tests to run; all if empty.
+    #: The tests to run; those of `make test` if empty.
     tests: str = ""
 
     @property
@@ -156,7 +157,10 @@ def try_machine(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
         python = container.call(".venv/bin/python", "-V")
         psql_run = container.call("bash", "-c", PSQL.format(make=" ".join(make)))
         started = time.monotonic()
-        test_run = container.call(*make, "test", f"ARGS={tests} --junitxml=/tmp/report.xml")
+        selection = {"handler": (), "all": ("ALL=1",)}.get(tests, (f"ARGS={tests}",))
+        test_run = container.call(
+            *make, "test", *selection, "PYTEST_ADDOPTS=--junitxml=/tmp/report.xml"
+        )
         test_s = time.monotonic() - started
         report = subprocess.run(
             ["docker", "exec", container.name, "cat", "/tmp/report.xml"],
@@ -175,7 +179,7 @@ def try_machine(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
             "demo_exit": demo_run.returncode,
             "demo_s": round(demo_s, 1),
             "psql_works": "there are 1000" in psql_run.stdout,
-            "tests": tests or "all",
+            "tests": tests,
             "test_exit": test_run.returncode,
             "test_s": round(test_s),
             **{name: counts[name] for name in ("passed", "failed", "skipped")},
@@ -219,7 +223,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         line = f"| `{machine.image}`{added} | {user} | "
         if row := rows.get(name):
             demo_result = f"{row['demo_s']:.0f} s" if row["demo_exit"] == 0 else "fails"
-            selection = {"all": "all", SERVERS: "servers"}.get(row["tests"], "selection")
+            names = {"all": "all", "handler": "handler", SERVERS: "servers"}
+            selection = names.get(row["tests"], "selection")
             line += f"{row['python']} | {row['pgbouncer']} | {row['postgres']} | {demo_result} | "
             line += f"{'works' if row['psql_works'] else 'fails'} | {row['passed']} passed, "
             line += f"{row['failed']} failed, {row['skipped']} skipped | {selection} |\n"
@@ -253,8 +258,9 @@ def main() -> int:
         for name in names:
             print(f"\n=== {name}", flush=True)
             machine = MACHINES[name]
-            selection = SELECTION if os.environ.get("TESTS") == "selection" else ""
-            tried_rows[name] = try_machine(machine, source, machine.tests or selection)
+            tests = os.environ.get("TESTS") or "handler"
+            tests = machine.tests or (SELECTION if tests == "selection" else tests)
+            tried_rows[name] = try_machine(machine, source, tests)
             known = (json.loads(REPORT.read_text()) if REPORT.exists() else {}) | tried_rows
             rows = {key: known[key] for key in MACHINES if key in known}
             REPORT.write_text(json.dumps(rows, indent=1) + "\n")

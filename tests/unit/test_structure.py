@@ -108,3 +108,15 @@ def test_every_declared_dependency_is_pinned() -> None:
         packages = [entry for entry in entries if isinstance(entry, str)]  # not an included group
         names = {re.match(r"[a-z0-9-]+", package.lower())[0] for package in packages}  # type: ignore[index]  # always matches
         assert names <= pins(name).keys(), name
+
+
+def test_make_test_runs_every_test_only_with_all() -> None:
+    def paths(*variables: str) -> list[str]:
+        command = ["make", "--dry-run", "--no-print-directory", "test", *variables]
+        output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return output.stdout.splitlines()[-1].partition("--max-worker-restart=0")[2].split()
+
+    assert paths() == ["tests/unit", "tests/integration", "tests/runtime"]
+    assert paths("ALL=1") == []
+    assert paths("ARGS=tests/faults -k reloaded") == ["tests/faults", "-k", "reloaded"]
+    assert "make test ALL=1 " in (ROOT / ".ci/run").read_text()
