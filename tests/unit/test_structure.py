@@ -1,6 +1,7 @@
 """Imports respect the layers, files stay small, and packages are pinned."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -113,7 +114,11 @@ def test_every_declared_dependency_is_pinned() -> None:
 def test_make_test_runs_every_test_only_with_all() -> None:
     def paths(*variables: str) -> list[str]:
         command = ["make", "--dry-run", "--no-print-directory", "test", *variables]
-        output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        # Without the MAKEFLAGS of the `make test` that runs this test.
+        environment = {"PATH": os.environ["PATH"]}
+        output = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
         return output.stdout.splitlines()[-1].partition("--max-worker-restart=0")[2].split()
 
     assert paths() == ["tests/unit", "tests/integration", "tests/runtime"]
