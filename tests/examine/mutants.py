@@ -5,6 +5,7 @@ A mutant is created on first access, in its own sandbox, because most patch the 
 
 import asyncio
 import fcntl
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,13 +64,15 @@ def _start() -> Any:
 
 
 def _events() -> Any:
-    """Close the loop after each event, although the pool's connection belongs to it."""
+    """Fail at the second event, as a connection does that belongs to the first event's loop."""
     from handler.main import handler
 
+    numbers = itertools.count(1)
+
     def handle(event: Any, context: Any) -> Any:
-        response = handler(event, context)
-        handler.loop.close()
-        return response
+        if next(numbers) == 2:
+            raise RuntimeError("the connection is attached to a different loop")
+        return handler(event, context)
 
     return handle
 

@@ -16,7 +16,8 @@ from infra.local.examine.lab import (
 TIMEOUT_S = 3.0
 #: How long after the response the query may run.
 CANCELLED_WITHIN_S = 1.0
-ACTIVE = f"{BACKENDS} AND state = 'active'"
+#: The backends whose query waits for the lock of the tables.
+WAITING = f"{BACKENDS} AND wait_event_type = 'Lock'"
 
 
 async def deadline(lab: Lab) -> Finding:
@@ -37,7 +38,7 @@ async def deadline(lab: Lab) -> Finding:
             result = await fleet.invoke(lab.event(0))
             if lab.is_correct(0, result):
                 raise UnknownError(f"its query did not wait for a lock of {tables}")
-            is_cancelled = partial(has_no_backends, admin, ACTIVE)
+            is_cancelled = partial(has_no_backends, admin, WAITING)
             cancelled = await becomes_true(is_cancelled, CANCELLED_WITHIN_S)
         next_result = await fleet.invoke(lab.event(0))
     responded = result.error != "Sandbox.Timedout"
