@@ -3,9 +3,13 @@
 import contextlib
 import json
 import math
+import re
 from typing import Any
 
 from infra.local.fleet import InvocationResult
+
+#: The folders of Python files, as in the repr of a task, which are this machine's.
+FOLDERS = re.compile(r"""/[^\s"':]*/(?=[^\s"'/]+\.py\b)""")
 
 
 def content(payload: Any) -> Any:
@@ -48,7 +52,7 @@ def has_failed(result: InvocationResult) -> bool:
 
 
 def describe(result: InvocationResult) -> str:
-    """Return the response as one line, without a traceback, whose paths are this machine's."""
+    """Return the response as one line, without a traceback and without folders."""
     payload = result.payload if isinstance(result.payload, dict) else {}
     if result.error is not None:
         kind = payload.get("errorType") or result.error
@@ -57,4 +61,5 @@ def describe(result: InvocationResult) -> str:
         text = f"status {payload['statusCode']}: {payload.get('body')}"
     else:
         text = json.dumps(result.payload)
-    return " ".join(text.partition("Traceback (most recent call last)")[0].split())[:300]
+    text = FOLDERS.sub("", text.partition("Traceback (most recent call last)")[0])
+    return " ".join(text.split())[:300]
