@@ -11,6 +11,8 @@ from infra.local.examine import report
 from infra.local.examine.finding import Finding, Verdict, conclude, unknown
 from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
+from tests.examine.__main__ import markdown
+from tests.examine.recipes import PREDICTED_MISSING
 
 FINDINGS = {
     "thaw": conclude(False, "closed politely: status 500 | no", closed_politely=False),
@@ -27,6 +29,16 @@ def test_the_json_report_matches_its_schema() -> None:
     verdicts = [result["verdict"] for result in content["properties"]]
     assert verdicts == ["no", "yes", "could not tell"]
     assert content["environment"]["postgres"] == "18.6"
+
+
+def test_the_committed_recipes_lack_what_theory_predicts() -> None:
+    content = json.loads((report.REPORTS / "recipes.json").read_text())
+    missing = {
+        recipe["name"]: {row["name"] for row in recipe["properties"] if row["verdict"] == "no"}
+        for recipe in content["recipes"]
+    }
+    assert missing == PREDICTED_MISSING
+    assert (report.REPORTS / "recipes.md").read_text() == markdown(content)
 
 
 @pytest.mark.parametrize(

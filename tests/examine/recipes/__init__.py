@@ -38,6 +38,28 @@ _STAC_VARIABLES = {
 }
 RECIPES = (*MODULES, STAC)
 
+#: The properties that each recipe lacks in theory. A recipe without an extension is killed with its
+#: connection open (`shutdown`), and one without a deadline is killed with its query (`deadline`).
+PREDICTED_MISSING = {
+    "this handler": set[str](),
+    # BEGIN, ping and COMMIT are round trips of their own.
+    "the tutorial's engine": {"round_trips", "shutdown", "deadline"},
+    # Each request opens a connection, and closes it.
+    "NullPool": {"round_trips", "deadline"},
+    # Nothing checks the connection at checkout or repeats the query.
+    "psycopg 3 through SQLAlchemy": {"thaw", "shutdown", "deadline"},
+    # asyncpg's named statements belong to one server connection; its pool resets each connection.
+    "asyncpg pool at import": {"round_trips", "pooling", "thaw", "shutdown", "deadline"},
+    # The pool's connection belongs to the loop of the first event.
+    "asyncio.run per event": {"events", "shutdown"},
+    # The prepared statements that are not cached still have names.
+    "pre-ping, prepared_statement_cache_size=0": {"round_trips", "pooling", "shutdown", "deadline"},
+    "synchronous engine with psycopg": {"thaw", "shutdown", "deadline"},
+    "psycopg 3 with every remedy": set[str](),
+    # It connects in each event, as its lifespan does, with startup parameters and named statements.
+    STAC: {"round_trips", "pooling", "deadline"},
+}
+
 
 def inputs_of(recipe: str, *, fast: bool) -> Inputs:
     """Return what to examine for a recipe: all properties."""
