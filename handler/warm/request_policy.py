@@ -89,9 +89,9 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "PgBouncer cannot look up the login: {}",
         "see its log for why auth_query failed; check the privileges of its lookup role")),
     ("pooler_full", Exception, "", "no more connections allowed", Failure(
-        "PgBouncer is full: {}", "raise its max_client_conn", retry_after=2)),
+        "PgBouncer is full: {}", "see who holds its client slots (make status)", retry_after=2)),
     ("pooler_wait", Exception, "", "query_wait_timeout", Failure(
-        "PgBouncer had no free server connection", "raise its pool size, or send fewer queries",
+        "PgBouncer had no free server connection", "see what holds or refuses them (make status)",
         retry_after=5)),
     ("statement_timeout", Exception, "57014", "", Failure("the query exceeded statement_timeout",
         "speed it up, raise the role's limit, or look for locks (make status)", 504, None)),

@@ -76,10 +76,13 @@ async def change_password(role: str, password: str) -> None:
 
 
 async def can_log_in(user: str, password: str) -> bool:
-    """Return whether Postgres accepts `password` for `user`."""
+    """Return whether Postgres accepts `password` for `user`, even while the role is NOLOGIN."""
     try:
         connection = await asyncpg.connect(**arguments(user, password), database=settings().name)
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
+    except asyncpg.InvalidCatalogNameError:
         return False
+    except asyncpg.InvalidAuthorizationSpecificationError as error:
+        # Postgres checks LOGIN after the password, so this message proves that it is right.
+        return "is not permitted to log in" in str(error)
     await connection.close()
     return True

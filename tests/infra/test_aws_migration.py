@@ -193,6 +193,22 @@ def test_the_owner_password_is_rotated_without_telling_the_pooler(
     assert execute(own_stack, "SELECT count(*) FROM pooler.verifiers") == 1
 
 
+def test_the_password_is_rotated_while_the_login_is_revoked(
+    own_stack: Stack, secrets: dict[str, str]
+) -> None:
+    """As in "Revoke the application's database login" in the runbook."""
+    old = migration.secret(secrets["APP"])["password"]
+    execute(own_stack, "ALTER ROLE appuser NOLOGIN")
+    rotate(secrets["APP"])
+    new = migration.secret(secrets["APP"], VersionStage="AWSCURRENT")["password"]
+    assert new != old
+    assert not asyncio.run(rotation.can_log_in(roles.APP, old))
+    with pytest.raises(asyncpg.PostgresError, match="no such user"):
+        log_in_through_pooler(own_stack, new)
+    execute(own_stack, "ALTER ROLE appuser LOGIN")
+    assert log_in_through_pooler(own_stack, new) == roles.APP
+
+
 @pytest.mark.parametrize("role", [roles.LOOKUP, ADMIN])
 def test_no_other_role_password_is_rotated(secrets: dict[str, str], role: str) -> None:
     with pytest.raises(ValueError, match="the secret's username is neither"):
