@@ -86,8 +86,7 @@ class Double:
         self.ship("Pooler/Log", text.splitlines(), "pgbouncer/pgbouncer/1")
 
     def has_lost_a_client(self) -> bool:
-        log = self.stack.pgbouncer.log_since_start()[self._offset :]
-        return "closing because: client" in log
+        return "closing because: client" in self.stack.pgbouncer.log_since_start()[self._offset :]
 
     def ship_report(self, ms: float) -> None:
         record = {"requestId": "1", "status": "success", "metrics": {"initDurationMs": ms}}
@@ -172,8 +171,7 @@ async def deployment_after_a_day(
             await asyncio.to_thread(write)
         runner = web.AppRunner(double.application())
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         double.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         try:
             yield double

@@ -298,8 +298,7 @@ def test_a_conflict_is_shown_as_git_shows_conflicts(clone_and_shop: tuple[Path, 
     first = '"""OpenTelemetry'
     for folder, line in ((shop, "# the author's"), (clone, "# the engine's")):
         path = folder / "handler/warm/tracing.py"
-        text = path.read_text()
-        path.write_text(f"{line}\n{text}")
+        path.write_text(f"{line}\n{path.read_text()}")
         commit(folder, f"A first line {first}")
     status, output = make_update(shop)
     assert (status, "conflict   handler/warm/tracing.py" in output) == (2, True), output

@@ -26,8 +26,7 @@ def test_no_connection_is_left_300_ms_after_shutdown(stack: Stack, tmp_path: Pat
     durations = []
     with stack.another_pgbouncer() as bouncer:
         for number in range(20):
-            log = tmp_path / f"{number}.log"
-            with emulator(stack.environment(bouncer), log) as sandbox:
+            with emulator(stack.environment(bouncer), tmp_path / f"{number}.log") as sandbox:
                 assert sandbox.invoke(READ)["statusCode"] == 200
                 assert len(app_clients(bouncer)) == 1
                 durations.append(sandbox.shut_down())
@@ -87,7 +86,6 @@ async def test_a_504_does_not_end_the_sandbox(stack: Stack, locker: Any, tmp_pat
         pid = sandbox.runtime.pid
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-            timed_out = await asyncio.to_thread(sandbox.invoke, READ)
-            assert timed_out["statusCode"] == 504
+            assert (await asyncio.to_thread(sandbox.invoke, READ))["statusCode"] == 504
         response = await asyncio.to_thread(sandbox.invoke, READ)
         assert (response["statusCode"], sandbox.runtime.pid) == (200, pid)

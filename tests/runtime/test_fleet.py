@@ -175,8 +175,7 @@ async def test_a_process_that_exits_during_an_invocation_is_replaced(tmp_path: P
 
 
 async def test_a_module_that_fails_to_import_fails_the_init_phase(tmp_path: Path) -> None:
-    handler = "tests.runtime.broken_at_import.handler"
-    async with Fleet({}, handler=handler, logs=tmp_path) as fleet:
+    async with Fleet({}, handler="tests.runtime.broken_at_import.handler", logs=tmp_path) as fleet:
         result = await fleet.invoke({})
         assert not fleet.sandboxes
     assert result.payload["errorMessage"] == "broken at import"
@@ -192,8 +191,7 @@ async def test_a_function_that_hangs_is_killed_at_its_timeout(tmp_path: Path) ->
 
 async def test_a_response_of_seven_megabytes_is_too_large(tmp_path: Path) -> None:
     async with function("large", tmp_path) as fleet:
-        result = await fleet.invoke({"large": True})
-        assert result.error == "Function.ResponseSizeTooLarge"
+        assert (await fleet.invoke({"large": True})).error == "Function.ResponseSizeTooLarge"
         assert (await fleet.invoke({})).payload == "small"
 
 
@@ -205,8 +203,7 @@ async def test_an_extension_that_never_polls_never_ends_the_init_phase(
         "with_sigterm_handler", tmp_path, REGISTER="x", PARK="no", SIGTERM_FILE=str(tmp_path / "no")
     )
     async with fleet:
-        result = await fleet.invoke({})
-        assert result.error == "Sandbox.Timedout"
+        assert (await fleet.invoke({})).error == "Sandbox.Timedout"
         assert not fleet.sandboxes
 
 
@@ -218,8 +215,7 @@ async def test_the_init_phase_is_limited_to_ten_seconds_of_processor_time(
         "with_sigterm_handler", tmp_path, SPIN="60", SIGTERM_FILE=str(tmp_path / "no")
     ) as fleet:
         started = time.monotonic()
-        result = await fleet.invoke({})
-        assert result.error == "Sandbox.Timedout"
+        assert (await fleet.invoke({})).error == "Sandbox.Timedout"
         assert time.monotonic() - started < 30
 
 
@@ -338,8 +334,7 @@ async def test_a_hundred_requests_use_one_database_connection(own_stack: Stack) 
 async def test_an_invalid_setting_fails_the_init_phase_and_is_named(
     variable: str, value: str, tmp_path: Path
 ) -> None:
-    environment = {"DB_PASS": "hunter2", variable: value}
-    async with Fleet(environment, logs=tmp_path) as fleet:
+    async with Fleet({"DB_PASS": "hunter2", variable: value}, logs=tmp_path) as fleet:
         result = await fleet.invoke({})
     assert result.error == "SettingsError"
     assert result.payload["errorMessage"].startswith(f"{variable} is ")

@@ -128,6 +128,5 @@ async def test_the_init_phase_waits_for_a_slow_extensions_api(
     monkeypatch.setattr(RuntimeApi, "_register", register_slowly)
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 20)
     async with Fleet(stack.environment()) as fleet:
-        result = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert result.payload["statusCode"] == 200
+        assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
         assert await exits_by_itself(fleet)
