@@ -70,8 +70,7 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         async with self.cleanup:
-            trimming = asyncio.create_task(self.logs.trim())
-            self.cleanup.callback(trimming.cancel)
+            self.cleanup.callback(asyncio.create_task(self.logs.trim()).cancel)
             async with self.admin() as admin:
                 await admin.execute(PREPARATION)
                 if self.inputs.schema is not None:
@@ -145,8 +144,7 @@ class Lab:
             hint = ". Name the interpreter that has its packages: PYTHON="
         elif result.error in ("Runtime.ExitError", "Sandbox.Timedout") and self.logs.last_line():
             hint = f". The last line of its log: {self.logs.last_line()}"
-        description = responses.describe(result)
-        return f"{self.inputs.handler} does not serve the event: {description}{hint}"
+        return f"{self.inputs.handler} does not serve the event: {responses.describe(result)}{hint}"
 
     # --- Paths to Postgres ---------------------------------------------------------------------
 
