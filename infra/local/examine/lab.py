@@ -85,14 +85,9 @@ class Lab:
         await self.cleanup.aclose()
 
     async def _load_schema(self, schema: Path) -> None:
-        settings = self.stack.settings(user=OWNER)
-        owner = await asyncpg.connect(
-            host=settings.host,
-            port=settings.port,
-            user=OWNER,
-            password=settings.password.get_secret_value(),
-            database=DATABASE,
-        )
+        password = self.stack.settings(user=OWNER).password.get_secret_value()
+        login = {**self.stack.postgres.admin, "user": OWNER, "password": password}
+        owner = await asyncpg.connect(**login, database=DATABASE)
         try:
             await owner.execute(await asyncio.to_thread(schema.read_text))
             await owner.execute(GRANTS)
