@@ -133,8 +133,7 @@ def test_documented_names_are_in_the_files_given_for_them() -> None:
 
 
 def test_every_make_target_has_a_help_line() -> None:
-    phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[0].split()
-    assert set(phony) == TARGETS
+    assert set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[0].split()) == TARGETS
 
 
 # --- Prose and site ------------------------------------------------------------------------------
