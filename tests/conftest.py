@@ -223,6 +223,14 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     return value
 
 
+async def wait_for_queries(admin: PgConnection, count: int, seconds: float = 3.0) -> None:
+    """Wait until the application runs `count` queries. `admin` must not be in a transaction."""
+    active = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
+    async with asyncio.timeout(seconds):
+        while await admin.fetchval(active, APP) != count:
+            await asyncio.sleep(0.01)
+
+
 def app_clients(bouncer: PgBouncer) -> list[dict[str, Any]]:
     """Return the rows of the application's clients in `SHOW CLIENTS`."""
     return [row for row in bouncer.show("CLIENTS") if row["user"] == APP]

@@ -100,8 +100,7 @@ def main() -> int:
         ("console", lambda args: console.prompt(args.stack), "a prompt on PgBouncer's console"),
         ("env", env, "DB_* of the running stack, for eval in a shell"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
+        commands.add_parser(name, help=text, description=text).set_defaults(function=function)
     for name in ("demo", "run", "churn", "serve", "owner"):
         text = "the folder of another service (default: the sample)"
         commands.choices[name].add_argument("--root", type=Path, help=text)

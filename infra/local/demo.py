@@ -148,8 +148,7 @@ async def _serve(stack: Stack, listener: socket.socket) -> None:
         )
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        port = listener.getsockname()[1]
-        address = f"http://127.0.0.1:{port}{service.path}"
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}{service.path}"
         show(
             f"\nserving    {address} until Ctrl-C; in another terminal:\n"
             f"           curl {address}\n"

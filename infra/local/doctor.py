@@ -108,8 +108,7 @@ def docker() -> Finding:
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         except (OSError, subprocess.SubprocessError):
-            detail = f"no {part}: no make up, and its tests are skipped"
-            return Finding("Docker", "skipped", detail)
+            return Finding("Docker", "skipped", f"no {part}: no make up, and its tests are skipped")
         versions.append(result.stdout.strip())
     return Finding("Docker", "ok", f"{versions[0]}, Compose {versions[1]}: make up")
 

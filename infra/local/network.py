@@ -132,8 +132,7 @@ class Filter:
 
 def _raise_loopback() -> None:
     with socket.socket() as sock:
-        request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING))
 
 
 def main() -> None:

@@ -98,8 +98,7 @@ class PgBouncer(Server):
         self.account.write(ca_file, ca.cert_pem.bytes().decode(), 0o644)
         chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
         self.account.write(self.folder / "server.pem", chain.decode())
-        key = certificate.private_key_pem.bytes().decode()
-        self.account.write(self.folder / "server.key", key)
+        self.account.write(self.folder / "server.key", certificate.private_key_pem.bytes().decode())
 
     def command(self) -> list[str]:
         upstream = self.upstream

@@ -113,11 +113,10 @@ def find(root: Path | None) -> Service:
     try:
         table = tomllib.loads(pyproject.read_text())["tool"]["warm-engine"]
         traffic = table.pop("traffic", None)
-        event = table.pop("event")
         service = Service(
             root=root,
             python=str(root / table.pop("python", ".venv/bin/python")),
-            event_file=event,
+            event_file=table.pop("event"),
             traffic=Traffic(**traffic) if traffic else None,
             name=table["database"],
             **table,

@@ -71,9 +71,7 @@ def is_compose_up() -> bool:
     """Return whether the stack of `make up` is running; False without Docker."""
     command = ["docker", "compose", "ps", "--quiet", "--status", "running", "postgres"]
     try:
-        result = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
-        )
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return bool(result.stdout.strip())

@@ -21,6 +21,7 @@ from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.benchmarks.plan import COUNT_LIMITS, HANDLERS
 from tests.benchmarks.warm import Worker
+from tests.command import exit_with
 
 #: Metric → count, difference or ratio.
 Counts = dict[str, float]
@@ -151,9 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except LabError as error:
-        sys.exit(f"warm-engine: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    exit_with(main)

@@ -161,8 +161,7 @@ ENDINGS = {
 
 
 def churn(read: Read) -> str:
-    runs = json.loads(read("churn.json"))["runs"]
-    by = {(run["path"], run["ending"]): run for run in runs}
+    by = {(run["path"], run["ending"]): run for run in json.loads(read("churn.json"))["runs"]}
 
     def rows() -> Iterator[str]:
         for ending, meaning in ENDINGS.items():

@@ -198,8 +198,7 @@ def run_block(block: Block, folder: Path) -> tuple[int, str]:
     }
     if "make test" in block.text:  # collecting the tests proves that the command works
         environment["PYTEST_ADDOPTS"] = "--collect-only"
-    text = block.text.replace(":8000", f":{port}")
-    lines = text.splitlines()
+    lines = block.text.replace(":8000", f":{port}").splitlines()
     kept_running = [line for line in lines if KEPT_RUNNING in line]
     script = "\n".join(["set -e", *(line for line in lines if line not in kept_running)])
     if kept_running:
@@ -248,8 +247,7 @@ def without_figures(line: str) -> str:
 
 def test_a_broken_command_is_noticed(clone: Path) -> None:
     for command in ("make demmo", "curl http://127.0.0.1:8000/orders/1", "make budget ARGS=x"):
-        block = Block("here", 1, "sh", "", f"{command}\n")
-        assert run_block(block, clone)[0] != 0, command
+        assert run_block(Block("here", 1, "sh", "", f"{command}\n"), clone)[0] != 0, command
 
 
 # --- Code ----------------------------------------------------------------------------------------
@@ -265,8 +263,7 @@ def execute_example(block: Block) -> dict[str, Any]:
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_each_code_example_works(block: Block) -> None:
-    names = execute_example(block)
-    for name, function in names.items():
+    for name, function in execute_example(block).items():
         if name.startswith("test_"):
             await function()
 

@@ -24,8 +24,7 @@ def draw(folder: Path = REPORTS) -> None:
     for row, recipe in enumerate(recipes):
         for column, result in enumerate(recipe["properties"]):
             colour, label = STYLES[result["verdict"]]
-            square = Rectangle((column, row), 0.94, 0.9, color=colour)
-            axes.add_patch(square)
+            axes.add_patch(Rectangle((column, row), 0.94, 0.9, color=colour))
             text_colour = "black" if label == "?" else "white"
             centre = (column + 0.47, row + 0.45)
             axes.text(*centre, label, ha="center", va="center", color=text_colour)

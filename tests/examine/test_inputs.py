@@ -21,8 +21,7 @@ def test_the_sample_s_read_is_examined_by_default() -> None:
 
 def test_placeholders_are_replaced_and_empty_variables_omitted() -> None:
     inputs = from_environment(PROPERTIES, {"ENV": "URL=x://{user}:{password}@{host}/{other} A=1"})
-    values = {"user": "u", "password": "p", "host": "h", "ca": ""}
-    environment = inputs.environment(values)
+    environment = inputs.environment({"user": "u", "password": "p", "host": "h", "ca": ""})
     assert environment["URL"] == "x://u:p@h/{other}"
     assert environment["A"] == "1"
     assert environment["DB_HOST"] == "h"

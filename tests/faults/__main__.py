@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import LabError, network
+from infra.local import network
 from infra.local.service import find as find_service
 from infra.local.signals import treat_sigterm_as_sigint
+from tests.command import exit_with
 from tests.faults import positive_seconds
 from tests.faults.probe import probe
 from tests.faults.report import DURATION_VARIABLE, PROPERTY, Measurement, table, write
@@ -35,11 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("SECONDS", nargs="?", type=positive_seconds, default=10.0)
     seconds = parser.parse_args().SECONDS
-    try:
-        service = find_service(Path(os.environ["ROOT"]) if os.environ.get("ROOT") else None)
-    except LabError as error:
-        print(f"warm-engine: {error}", file=sys.stderr)
-        return 1
+    service = find_service(Path(os.environ["ROOT"]) if os.environ.get("ROOT") else None)
     if not network.is_isolated():
         if (reason := network.unavailable_reason()) is None:
             same_command = [sys.executable, "-m", "tests.faults", *sys.argv[1:]]
@@ -47,11 +44,7 @@ def main() -> int:
             os.execvp(isolated_command[0], isolated_command)  # noqa: S606  # runs the same command
         print(f"skipping packet loss, name resolution and full disks: {reason}")
     treat_sigterm_as_sigint()
-    try:
-        probe(service)
-    except LabError as error:
-        print(f"warm-engine: {error}", file=sys.stderr)
-        return 1
+    probe(service)
     os.environ[DURATION_VARIABLE] = str(seconds)
     collector = ResultCollector()
     # `probe` has imported anyio, whose pytest plugin is then imported without rewritten assertions.
@@ -70,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -17,9 +17,10 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from infra.local import LabError, network
+from infra.local import network
 from infra.local.signals import run_async, treat_sigterm_as_sigint
 from infra.local.stack import Stack
+from tests.command import exit_with
 from tests.faults import positive_seconds
 from tests.faults.injectors import SystemUnderTest
 from tests.faults.measurement import (
@@ -113,9 +114,6 @@ def main() -> int:
     except AssertionError as error:
         print(f"\nfailed: {error}\nreproduce with: make soak SEED={seed} MINUTES={minutes:g}")
         return 1
-    except LabError as error:
-        print(f"warm-engine: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\ninterrupted")
         return 130
@@ -123,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,7 +4,6 @@ Owns the difference between the sample's orders and the rows of another service 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,9 +37,7 @@ class Kind(Protocol):
     def is_of(self, write: Write, body: Any) -> bool:
         """Return whether `body` contains what was written."""
 
-    async def count_lost_and_duplicated(
-        self, admin: Any, writes: Sequence[Write]
-    ) -> tuple[int, int]:
+    async def count_lost_and_duplicated(self, admin: Any, writes: list[Write]) -> tuple[int, int]:
         """Return the numbers of lost and of duplicated rows."""
 
 
@@ -59,9 +56,7 @@ class Orders:
         assert write.response is not None
         return (body["id"], body["customer_name"]) == (write.response["id"], write.value)
 
-    async def count_lost_and_duplicated(
-        self, admin: Any, writes: Sequence[Write]
-    ) -> tuple[int, int]:
+    async def count_lost_and_duplicated(self, admin: Any, writes: list[Write]) -> tuple[int, int]:
         keys = [tuple(row) for row in await admin.fetch(KEYS, [write.key for write in writes])]
         orders = await admin.fetch(NAMES, [write.value for write in writes])
         expected = {(write.key, (write.response or {}).get("id"), write.value) for write in writes}
@@ -90,9 +85,7 @@ class Rows:
     def is_of(self, write: Write, body: Any) -> bool:
         return _contains(body, write.value)
 
-    async def count_lost_and_duplicated(
-        self, admin: Any, writes: Sequence[Write]
-    ) -> tuple[int, int]:
+    async def count_lost_and_duplicated(self, admin: Any, writes: list[Write]) -> tuple[int, int]:
         records = await admin.fetch(self.traffic.rows, [write.key for write in writes])
         rows = [(str(key), str(value)) for key, value in records]
         expected = {(write.key, write.value) for write in writes}

@@ -33,8 +33,7 @@ class LambdaSettings:
     def answer(self, _: Request) -> Response:
         if self.denied:
             message = {"Message": "not authorized to perform: lambda:GetAccountSettings"}
-            headers = {"x-amzn-ErrorType": "AccessDeniedException"}
-            return Response(json.dumps(message), 403, headers)
+            return Response(json.dumps(message), 403, {"x-amzn-ErrorType": "AccessDeniedException"})
         return Response(json.dumps({"AccountLimit": self.limits}))
 
 

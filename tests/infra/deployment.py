@@ -36,8 +36,7 @@ def translate(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     if "Transform" not in template:
         return template
     strings = {key: str(value) for key, value in parameters.items()}
-    session = boto3.Session(region_name="eu-central-1")
-    translator = Translator({}, Parser(), boto_session=session)
+    translator = Translator({}, Parser(), boto_session=boto3.Session(region_name="eu-central-1"))
     translated: dict[str, Any] = translator.translate(template, strings)
     return translated
 

@@ -85,8 +85,7 @@ def test_a_statement_runs_in_the_vpc_and_its_rows_are_printed(double: Aws) -> No
     [override] = request["overrides"]["containerOverrides"]
     [container] = WITH_PGBOUNCER.resources["Migration/Task"]["Properties"]["ContainerDefinitions"]
     assert override == {"name": container["Name"], "command": ["SELECT current_user AS who"]}
-    network = request["networkConfiguration"]["awsvpcConfiguration"]
-    assert network == {
+    assert request["networkConfiguration"]["awsvpcConfiguration"] == {
         "subnets": ["subnet-1", "subnet-2"],
         "securityGroups": ["a-SecurityGroup"],
         "assignPublicIp": "DISABLED",

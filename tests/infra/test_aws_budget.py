@@ -74,8 +74,7 @@ def test_a_budget_that_does_not_fit_is_rejected_with_a_value_that_fits(
 ) -> None:
     tight = replace(DEFAULT, **change)  # type: ignore[arg-type]  # of several types
     assert [what for what, room in headroom(tight).items() if room < 0] == [limit]
-    text = budget.table(tight)
-    assert named in text
+    assert named in budget.table(tight)
     name, _, value = named.partition("=")
     fixed = replace(tight, **{name: type(getattr(tight, name))(value)})
     assert budget.fits(fixed)

@@ -34,8 +34,7 @@ def test_every_route_but_health_uses_the_chosen_authorization(
     }
     # There is no route around these to the function.
     permissions = stack.of_type("AWS::Lambda::Permission").values()
-    principals = {permission["Principal"] for permission in permissions}
-    assert principals == {
+    assert {permission["Principal"] for permission in permissions} == {
         "apigateway.amazonaws.com",
         "events.amazonaws.com",
         "secretsmanager.amazonaws.com",
@@ -46,8 +45,7 @@ def test_every_route_but_health_uses_the_chosen_authorization(
 
 def test_tokens_must_match_the_configured_issuer_and_audience() -> None:
     stack = deployment(**JWT)
-    authorizer = only(stack.of_type("AWS::ApiGatewayV2::Authorizer"))
-    assert authorizer["JwtConfiguration"] == {
+    assert only(stack.of_type("AWS::ApiGatewayV2::Authorizer"))["JwtConfiguration"] == {
         "Issuer": "https://issuer.example",
         "Audience": ["orders", "admin"],
     }

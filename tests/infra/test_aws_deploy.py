@@ -86,8 +86,7 @@ def test_deployment_steps_run_in_dependency_order(
     assert steps.parameters["S3PrefixList"].startswith("pl-")
     ca = tmp_path / ".trust" / REGION / "warm-engine" / "pooler.pem"
     assert "BEGIN CERTIFICATE" in ca.read_text()
-    printed = capsys.readouterr().out
-    assert printed.endswith("callers: those who sign\nhttps://example/orders/1\n")
+    assert capsys.readouterr().out.endswith("callers: those who sign\nhttps://example/orders/1\n")
 
 
 def test_deletion_protection_is_enabled_once_the_database_exists(steps: Steps) -> None:

@@ -85,12 +85,11 @@ def image(folder: Path) -> int:
 def container(stack: Stack) -> Iterator[Container]:
     """Start PgBouncer with the image's entry point and the task definition's environment."""
     issued = certificate.make(POOLER_HOST)
-    lookup = stack.settings(user=roles.LOOKUP).password.get_secret_value()
     values = {
         "DB_HOST": stack.postgres.host,
         "DB_PORT": str(stack.postgres.port),
         "DB_NAME": DATABASE,
-        "LOOKUP_PASSWORD": lookup,
+        "LOOKUP_PASSWORD": stack.settings(user=roles.LOOKUP).password.get_secret_value(),
         "TLS_CERTIFICATE": issued["certificate"],
         "TLS_KEY": issued["key"],
     }

@@ -272,8 +272,7 @@ def test_the_plan_lists_nested_changes_and_deletes_its_change_set(
         "warm-engine", **values, Release="1", FunctionImage="f", BudgetedConnections="65"
     )
     sets = ChangeSets()
-    session = boto3.Session(region_name=REGION)
-    stack = stacks.get(session, "warm-engine")
+    stack = stacks.get(boto3.Session(region_name=REGION), "warm-engine")
     monkeypatch.setattr(stacks, "get", lambda *_: stack)
     monkeypatch.setattr(stacks, "client", lambda _: sets)
     monkeypatch.setattr(stacks, "find", lambda _, name: stack if name == stack.name else None)

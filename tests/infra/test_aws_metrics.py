@@ -63,8 +63,7 @@ def drawn(widget: dict[str, Any]) -> set[Metric]:
         if names == ["..."]:
             names = above
         names = [above[n] if name == "." else name for n, name in enumerate(names)]
-        pairs = zip(names[2::2], names[3::2], strict=True)
-        found.add((names[0], names[1], frozenset(pairs)))
+        found.add((names[0], names[1], frozenset(zip(names[2::2], names[3::2], strict=True))))
         above = names
     return found
 
@@ -77,8 +76,7 @@ async def emitted(stack: LocalStack, tmp_path: Path) -> set[Metric]:
     for number, wrong in enumerate(({}, {"DB_PASS": "wrong"})):
         folder = tmp_path / str(number)
         folder.mkdir()
-        environment = stack.environment() | name | wrong
-        _, text = await invoke_all(environment, [READ, READ], folder)
+        _, text = await invoke_all(stack.environment() | name | wrong, [READ, READ], folder)
         found |= {metric for line in log_lines("\n".join(text)) for metric in metrics(line)}
     return found
 

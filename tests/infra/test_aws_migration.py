@@ -18,7 +18,7 @@ from infra.database import __main__ as database
 from infra.database import roles
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
-from tests.conftest import wait_for_transports_closed
+from tests.conftest import administrator, wait_for_transports_closed
 from tests.integration import role_logins
 
 #: Two functions have this name: migrations 0005 and 0006 create one each.
@@ -82,11 +82,8 @@ def execute(stack: Stack, statement: str) -> Any:
     """Run a statement as the administrator and return the first value of its first row."""
 
     async def fetch() -> Any:
-        admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-        try:
+        async with administrator(stack) as admin:
             return await admin.fetchval(statement)
-        finally:
-            await admin.close()
 
     return asyncio.run(fetch())
 

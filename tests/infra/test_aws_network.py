@@ -4,14 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.deployment import (
-    BOTH,
-    DEPLOYED,
-    WITH_PGBOUNCER,
-    WITH_PROXY,
-    Stack,
-    deployment,
-)
+from tests.infra.deployment import BOTH, DEPLOYED, WITH_PGBOUNCER, WITH_PROXY, Stack, deployment
 
 # --- Reachability --------------------------------------------------------------------------------
 

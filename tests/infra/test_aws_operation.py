@@ -302,8 +302,7 @@ def test_a_database_failover_stops_no_pgbouncer() -> None:
     container = WITH_PGBOUNCER.resources["Pooler/Task"]["Properties"]["ContainerDefinitions"][0]
     assert "SHOW VERSION" in container["HealthCheck"]["Command"][1]
     assert "DB_NAME" not in container["HealthCheck"]["Command"][1]
-    targets = WITH_PGBOUNCER.resources["Pooler/Targets"]["Properties"]
-    assert targets["HealthCheckProtocol"] == "TCP"
+    assert WITH_PGBOUNCER.resources["Pooler/Targets"]["Properties"]["HealthCheckProtocol"] == "TCP"
 
 
 def test_the_metrics_sidecar_restarts_by_itself() -> None:

@@ -55,18 +55,23 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin"
 
 
-def deployed(*words: str, **environment: str) -> tuple[int, str]:
-    """Run the command without valid credentials; return exit status and output."""
+def command(*words: str, **environment: str) -> tuple[int, str]:
+    """Run a module with no variables of AWS but these; return exit status and output."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(
-        [sys.executable, "-m", "infra.aws.deploy", *words],
+        [sys.executable, "-m", *words],
         cwd=ROOT,
-        env={**inherited, **NO_CREDENTIALS, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         timeout=60,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def deployed(*words: str, **environment: str) -> tuple[int, str]:
+    """Run the command without valid credentials; return exit status and output."""
+    return command("infra.aws.deploy", *words, **NO_CREDENTIALS | environment)
 
 
 @pytest.fixture
@@ -184,8 +189,7 @@ def test_derived_parameters_cannot_be_set(word: str) -> None:
     ],
 )
 def test_an_invalid_parameter_value_is_a_problem(values: dict[str, str], named: str) -> None:
-    complete = parameters.effective({}, {})
-    assert list(parameters.problems(complete, REGION)) == []
+    assert list(parameters.problems(parameters.effective({}, {}), REGION)) == []
     [problem] = parameters.problems(parameters.effective(values, {}), REGION)
     assert named in problem.cause
     assert problem.hint
@@ -310,8 +314,7 @@ def test_an_exhausted_vpc_quota_is_a_problem_unless_one_is_given(account: Lambda
     while len(ec2.describe_vpcs()["Vpcs"]) < 5:  # moto's quota, as on AWS
         ec2.create_vpc(CidrBlock="10.0.0.0/16")
     assert "this region has 5 VPCs" in report()
-    chosen = network()
-    assert preflight.examine(arguments(chosen), "warm-engine")
+    assert preflight.examine(arguments(network()), "warm-engine")
 
 
 def network() -> dict[str, str]:

@@ -8,8 +8,6 @@ and the stack's resources, which are taken from the templates.
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager, suppress
@@ -27,14 +25,13 @@ from infra.aws.verify import __main__ as verify
 from infra.aws.verify import changes, observed, operation, serving
 from infra.aws.verify.deployment import Deployment
 from infra.aws.verify.finding import Check, Finding
-from infra.local import ROOT
 from infra.local.fleet import Ending, Fleet
 from infra.local.fleet.http_front_end import application
 from infra.local.stack import Stack
 from tests.conftest import eventually
 from tests.infra import aws_double, deployment
 from tests.infra.aws_double import REGION, client
-from tests.infra.test_aws_preflight import EUROPE, NO_CREDENTIALS
+from tests.infra.test_aws_preflight import EUROPE, NO_CREDENTIALS, command
 
 Rows = dict[str, dict[str, str]]
 ALARM = "AWS::CloudWatch::Alarm"
@@ -86,8 +83,7 @@ class Double:
         self.ship("Pooler/Log", text.splitlines(), "pgbouncer/pgbouncer/1")
 
     def has_lost_a_client(self) -> bool:
-        log = self.stack.pgbouncer.log_since_start()[self._offset :]
-        return "closing because: client" in log
+        return "closing because: client" in self.stack.pgbouncer.log_since_start()[self._offset :]
 
     def ship_report(self, ms: float) -> None:
         record = {"requestId": "1", "status": "success", "metrics": {"initDurationMs": ms}}
@@ -141,12 +137,13 @@ class Double:
         app.middlewares.append(authorize)
         return app
 
-    async def verify(self, monkeypatch: pytest.MonkeyPatch, with_changes: bool = False) -> Rows:
+    async def verify(self, with_changes: bool = False) -> Rows:
         """Row → its result."""
-        monkeypatch.setattr(stacks, "find", lambda *_: self.described)
-        monkeypatch.setattr(stacks, "resources", lambda *_: self.resources.values())
         report = self.folder / "aws.json"
-        code = await asyncio.to_thread(verify.verify, "warm-engine", with_changes, report)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stacks, "find", lambda *_: self.described)
+            patch.setattr(stacks, "resources", lambda *_: self.resources.values())
+            code = await asyncio.to_thread(verify.verify, "warm-engine", with_changes, report)
         rows = {row["name"]: row for row in json.loads(report.read_text())["rows"]}
         assert code == (1 if "no" in {row["answer"] for row in rows.values()} else 0)
         return rows
@@ -172,8 +169,7 @@ async def deployment_after_a_day(
             await asyncio.to_thread(write)
         runner = web.AppRunner(double.application())
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         double.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         try:
             yield double
@@ -182,8 +178,8 @@ async def deployment_after_a_day(
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the waits: the fake writes at once, so what is missing will not arrive."""
+def cloud(aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start an empty account in moto, and shorten the waits: what is missing will not arrive."""
     monkeypatch.setattr(observed, "LOG_TIMEOUT_S", 5.0)
     monkeypatch.setattr(observed, "POLLING_INTERVAL_S", 0.1)
     for name in ("WARM_MS", "COLD_MS"):
@@ -199,17 +195,9 @@ def empty_deployment() -> Deployment:
     return Deployment(account_info, stacks.Stack("s", "", {}, {}), {}, datetime.now(UTC))
 
 
-@pytest.fixture
-def cloud(aws: str) -> None:
-    """An empty account in moto."""
-
-
-@pytest.mark.usefixtures("cloud")
-async def test_a_good_deployment_passes_every_check(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_good_deployment_passes_every_check(stack: Stack, tmp_path: Path) -> None:
     async with deployment_after_a_day(stack, tmp_path) as double:
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert {name: row["seen"] for name, row in rows.items() if row["answer"] != "yes"} == {}
     alarms = {path.rpartition("/")[2] for path in deployment.WITH_PGBOUNCER.of_type(ALARM)}
     assert {f"alarm {name}" for name in alarms} <= rows.keys()
@@ -219,28 +207,21 @@ async def test_a_good_deployment_passes_every_check(
     assert rows["one connection"]["seen"].endswith("warm reads 1 connected, 0 were retried")
 
 
-@pytest.mark.usefixtures("cloud")
-async def test_a_missing_extension_fails_the_shutdown_check(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_extension_fails_the_shutdown_check(stack: Stack, tmp_path: Path) -> None:
     async with deployment_after_a_day(stack, tmp_path, Ending.KILL) as double:
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert failed(rows) == {"closed at shutdown"}
     assert "1 × client unexpected eof" in rows["closed at shutdown"]["seen"]
 
 
-@pytest.mark.usefixtures("cloud")
-async def test_a_connection_per_request_fails_its_check(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_connection_per_request_fails_its_check(stack: Stack, tmp_path: Path) -> None:
     """As with NullPool: no connection is old enough to be reused."""
     async with deployment_after_a_day(stack, tmp_path, DB_MAX_IDLE="0.000001") as double:
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert failed(rows) == {"one connection"}
     assert rows["warm read"]["answer"] == "yes"
 
 
-@pytest.mark.usefixtures("cloud")
 async def test_an_alarm_on_a_wrong_metric_name_fails(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,53 +230,46 @@ async def test_an_alarm_on_a_wrong_metric_name_fails(
     named = {"Alarms/Throttles", *unknown}
     async with deployment_after_a_day(stack, tmp_path, without=named) as double:
         client("cloudwatch").delete_alarms(AlarmNames=["Alarms-Disk"])
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert failed(rows) == {"alarm Throttles", "alarm Disk"}
     for path in unknown:
         assert rows[f"alarm {path.rpartition('/')[2]}"]["answer"] == "could not tell"
     assert "CHANGES=1" in rows["alarm Rotation"]["seen"]
 
 
-@pytest.mark.usefixtures("cloud")
-async def test_a_public_api_fails(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_public_api_fails(stack: Stack, tmp_path: Path) -> None:
     async with deployment_after_a_day(stack, tmp_path) as double:
         double.is_public = True
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert failed(rows) == {"strangers refused"}
 
 
-@pytest.mark.usefixtures("cloud")
 async def test_missing_data_is_reported_as_undetermined(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TOKEN", raising=False)
     async with deployment_after_a_day(stack, tmp_path) as double:
         double.authorization = "JWT"
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
         assert failed(rows) == set()
         assert "set TOKEN" in rows["warm read"]["seen"]
         for path in [p for p, r in double.resources.items() if r.kind == "AWS::Events::Rule"]:
             del double.resources[path]
         client("logs").delete_log_group(logGroupName="Pooler-Log")
         double.ship("Pooler/Log", ["nothing of interest"])
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert failed(rows) == {"schedule"}
     assert rows["closed at shutdown"]["answer"] == "could not tell"
 
 
-@pytest.mark.usefixtures("cloud")
-async def test_an_exhausted_or_stopped_database_fails(
-    own_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_exhausted_or_stopped_database_fails(own_stack: Stack, tmp_path: Path) -> None:
     async with deployment_after_a_day(own_stack, tmp_path) as double:
         dimensions = [{"Name": "DBInstanceIdentifier", "Value": "Database-Instance"}]
         datum = {"MetricName": "DatabaseConnections", "Value": 66, "Dimensions": dimensions}
         client("cloudwatch").put_metric_data(Namespace="AWS/RDS", MetricData=[datum])
-        assert failed(await double.verify(monkeypatch)) == {"within budget"}
+        assert failed(await double.verify()) == {"within budget"}
         own_stack.postgres.stop()
-        rows = await double.verify(monkeypatch)
+        rows = await double.verify()
     assert "answers" in failed(rows)
     assert "/ready: 503" in rows["answers"]["seen"]
 
@@ -303,7 +277,6 @@ async def test_an_exhausted_or_stopped_database_fails(
 # --- CHANGES=1 -----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cloud")
 async def test_changes_1_places_an_order_twice_rotates_and_deploys(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,9 +315,9 @@ async def test_changes_1_places_an_order_twice_rotates_and_deploys(
         monkeypatch.setattr(
             Deployment,
             "client",
-            lambda self, name: Lambda() if name == "lambda" else asked(self, name),
+            lambda own, name: Lambda() if name == "lambda" else asked(own, name),
         )
-        rows = await double.verify(monkeypatch, with_changes=True)
+        rows = await double.verify(with_changes=True)
     assert {row.name for row in changes.CHECKS} <= rows.keys()
     assert failed(rows) == set()
     assert rows["new version"]["seen"] == "version 7 answered /ready with 200"
@@ -387,38 +360,23 @@ def test_a_failed_new_version_restores_the_function(
 # --- Errors in one line --------------------------------------------------------------------------
 
 
-def command(**environment: str) -> tuple[int, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "infra.aws.verify"],
-        cwd=ROOT,
-        env={**ours, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_missing_credentials_are_reported_in_one_line() -> None:
-    code, output = command(**NO_CREDENTIALS, **EUROPE)
+    code, output = command("infra.aws.verify", **NO_CREDENTIALS, **EUROPE)
     assert (code, output.count("\n")) == (1, 1), output
     assert "verify: no AWS credentials" in output
 
 
-@pytest.mark.usefixtures("cloud")
 def test_unknown_and_foreign_stacks_are_reported_in_one_line() -> None:
     moto = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    code, output = command(STACK="gone", **moto)
+    code, output = command("infra.aws.verify", STACK="gone", **moto)
     assert (code, output.count("\n")) == (1, 1), output
     assert "there is no stack gone in eu-central-1" in output
     aws_double.create_application("other", MultiAz="true")
-    code, output = command(STACK="other", **moto)
+    code, output = command("infra.aws.verify", STACK="other", **moto)
     assert (code, output.count("\n")) == (1, 1), output
     assert "the stack other has no function" in output
 
 
-@pytest.mark.usefixtures("cloud")
 @pytest.mark.parametrize("status", ["CREATE_IN_PROGRESS", "ROLLBACK_COMPLETE", "CREATE_FAILED"])
 def test_a_half_created_stack_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, status: str

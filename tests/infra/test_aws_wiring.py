@@ -154,8 +154,7 @@ def test_the_handler_closes_idle_connections_first() -> None:
     listener = WITH_PGBOUNCER.resources["Pooler/Listener"]["Properties"]["ListenerAttributes"]
     assert [attribute["Key"] for attribute in listener] == ["tcp.idle_timeout.seconds"]
     assert handler_s < pgbouncer < int(listener[0]["Value"])
-    proxy = WITH_PROXY.resources["Proxy/Proxy"]["Properties"]
-    assert handler_s < proxy["IdleClientTimeout"]
+    assert handler_s < WITH_PROXY.resources["Proxy/Proxy"]["Properties"]["IdleClientTimeout"]
     parameters = WITH_PGBOUNCER.resources["Database/Parameters"]["Properties"]["Parameters"]
     assert int(INI["server_idle_timeout"]) * 1000 < int(parameters["idle_session_timeout"])
     # RDS Proxy manages idle connections itself.
@@ -164,8 +163,7 @@ def test_the_handler_closes_idle_connections_first() -> None:
 
 
 def test_the_proxy_borrow_timeout_matches_pgbouncer() -> None:
-    targets = WITH_PROXY.resources["Proxy/Targets"]["Properties"]
-    pool = targets["ConnectionPoolConfigurationInfo"]
+    pool = WITH_PROXY.resources["Proxy/Targets"]["Properties"]["ConnectionPoolConfigurationInfo"]
     assert pool["ConnectionBorrowTimeout"] == int(INI["query_wait_timeout"])
 
 

@@ -56,13 +56,11 @@ async def test_the_image_runs_on_a_read_only_file_system_as_an_unprivileged_user
         .with_kwargs(read_only=True, user="993", labels={LABEL: compose.project})
     )
     with container as running:
-        response = Sandbox(running.get_container_id()).invoke("/health")
-        assert response["body"] == '{"status":"ok"}'
+        assert Sandbox(running.get_container_id()).invoke("/health")["body"] == '{"status":"ok"}'
 
 
 async def test_the_image_contains_only_the_handler_and_its_packages(compose: ComposeStack) -> None:
-    image = image_of(compose)
-    words = ("run", "--rm", "--entrypoint", "ls", image)
+    words = ("run", "--rm", "--entrypoint", "ls", image_of(compose))
     files = docker(*words, "/var/task").split()
     assert "handler" in files
     assert not {"infra", "tests", "bin", "alembic", "pytest", "awslambdaric"} & set(files)
@@ -102,8 +100,7 @@ async def test_a_build_argument_selects_another_lambda_python(compose: ComposeSt
 
 
 async def test_the_image_has_labels_an_entry_point_and_a_command(compose: ComposeStack) -> None:
-    output = docker("inspect", "-f", "{{json .Config}}", image_of(compose))
-    config = json.loads(output)
+    config = json.loads(docker("inspect", "-f", "{{json .Config}}", image_of(compose)))
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
     assert config["Entrypoint"] == ["/lambda-entrypoint.sh"]
     assert config["Cmd"] == ["handler.main.handler"]

@@ -19,8 +19,7 @@ async def fleet(compose: ComposeStack, count: int) -> AsyncIterator[list[Sandbox
     up = ("--profile", "fleet", "up", "--wait", "--no-deps", "--scale", f"fleet={count}", "fleet")
     try:
         await asyncio.to_thread(compose, *up)
-        containers = compose("ps", "--quiet", "fleet").split()
-        sandboxes = [Sandbox(container) for container in containers]
+        sandboxes = [Sandbox(container) for container in compose("ps", "--quiet", "fleet").split()]
         assert len(sandboxes) == count
         async with asyncio.TaskGroup() as group:
             for sandbox in sandboxes:

@@ -46,10 +46,16 @@ def run(*words: str | Path, cwd: Path, **environment: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
+def output_of(result: tuple[int, str]) -> str:
+    """Return the output of a command, which must have succeeded."""
+    status, output = result
+    assert status == 0, output
+    return output
+
+
 def commit(folder: Path, subject: str) -> None:
     for words in (("add", "--all"), ("commit", "--quiet", "--message", subject)):
-        status, output = run(*GIT, *words, cwd=folder)
-        assert status == 0, output
+        output_of(run(*GIT, *words, cwd=folder))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +91,7 @@ def equip(clone: Path, service: Path | None = None) -> None:
             (venv / name).symlink_to(Path(sys.prefix) / name)
         shutil.copy(Path(sys.prefix) / "pyvenv.cfg", venv)
         code = f"from infra.local.setup import fingerprint; print(fingerprint({group!r}), end='')"
-        status, output = run(sys.executable, "-c", code, cwd=clone, ROOT=str(service or ""))
-        assert status == 0, output
+        output = output_of(run(sys.executable, "-c", code, cwd=clone, ROOT=str(service or "")))
         (venv / f"ready-{group}").write_text(output)
 
 
@@ -108,8 +113,7 @@ def make_update(folder: Path) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def inventory(clone: Path) -> Path:
     """Create a service that the tests of this module share and must not change."""
-    status, output = shell("make new DEST=../inventory NAME=inventory", cwd=clone)
-    assert status == 0, output
+    output_of(shell("make new DEST=../inventory NAME=inventory", cwd=clone))
     folder = clone.with_name("inventory")
     equip(clone, folder)
     return folder
@@ -121,8 +125,7 @@ def clone_and_shop(clone: Path, tmp_path: Path) -> tuple[Path, Path]:
     own_clone = tmp_path / "warm-engine"
     assert run("git", "clone", "--quiet", clone, own_clone, cwd=clone)[0] == 0
     equip(own_clone)
-    status, output = make_new(own_clone, tmp_path / "shop", "shop")
-    assert status == 0, output
+    output_of(make_new(own_clone, tmp_path / "shop", "shop"))
     return own_clone, tmp_path / "shop"
 
 
@@ -130,14 +133,12 @@ def test_the_new_service_passes_its_own_tests(inventory: Path, clone: Path) -> N
     plugin = str(clone / "infra/local/plugin")
     # pytest-asyncio, which the service does not use, would need its configuration.
     options = "-p no:asyncio"
-    status, output = shell("make test", cwd=inventory, PYTHONPATH=plugin, PYTEST_ADDOPTS=options)
-    assert status == 0, output
+    output = output_of(shell("make test", cwd=inventory, PYTHONPATH=plugin, PYTEST_ADDOPTS=options))
     assert "6 passed" in output
 
 
 def test_the_demo_serves_a_row_cold_and_warm(inventory: Path) -> None:
-    status, output = shell("make demo", cwd=inventory)
-    assert status == 0, output
+    output = output_of(shell("make demo", cwd=inventory))
     assert '{"key":"first","text":"A row of sample.sql"}' in output
     assert "1 inventory_app" in output
 
@@ -152,8 +153,7 @@ def test_a_changed_model_gets_a_migration_that_needs_no_grant(clone: Path, inven
             '    __tablename__ = "more"\n'
             "    id: Mapped[int] = mapped_column(primary_key=True)\n"
         )
-        status, output = shell('make migration MESSAGE="add a column"', cwd=inventory)
-        assert status == 0, output
+        output_of(shell('make migration MESSAGE="add a column"', cwd=inventory))
         [revision] = versions.glob("*_add_a_column.py")
         assert "op.create_table" in revision.read_text()
         with (
@@ -196,8 +196,7 @@ def test_the_new_service_does_not_mention_the_sample(inventory: Path) -> None:
 
 def test_the_new_service_passes_its_own_linters(inventory: Path) -> None:
     for words in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
-        status, output = run(sys.executable, "-m", *words, cwd=inventory, MYPY_CACHE_DIR=os.devnull)
-        assert status == 0, output
+        output_of(run(sys.executable, "-m", *words, cwd=inventory, MYPY_CACHE_DIR=os.devnull))
 
 
 def test_the_linters_accept_a_module_shared_by_tests(inventory: Path, tmp_path: Path) -> None:
@@ -208,8 +207,7 @@ def test_the_linters_accept_a_module_shared_by_tests(inventory: Path, tmp_path: 
         'from tests.rows import FIRST\n\n\ndef test_first() -> None:\n    assert FIRST == "first"\n'
     )
     for words in (("ruff", "check", "tests"), ("mypy",)):
-        status, output = run(sys.executable, "-m", *words, cwd=folder, MYPY_CACHE_DIR=os.devnull)
-        assert status == 0, output
+        output_of(run(sys.executable, "-m", *words, cwd=folder, MYPY_CACHE_DIR=os.devnull))
 
 
 def test_an_added_package_is_pinned_for_the_image(
@@ -231,8 +229,7 @@ def test_uv_accepts_the_options_of_make_add(folder: Path, tmp_path: Path) -> Non
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     [options] = re.findall(r"/uv add (.*) \"\$\(PACKAGE\)\"", (folder / "Makefile").read_text())
     uv = Path(sys.prefix, "bin/uv")
-    status, output = run(uv, "add", *options.split(), "python-slugify", cwd=tmp_path)
-    assert status == 0, output
+    output_of(run(uv, "add", *options.split(), "python-slugify", cwd=tmp_path))
     assert '"python-slugify",' in (tmp_path / "pyproject.toml").read_text()
 
 
@@ -240,8 +237,7 @@ def test_a_service_with_a_long_name_is_formatted_correctly(clone: Path, tmp_path
     folder = tmp_path / "long"
     assert make_new(clone, folder, "stock_of_the_northern_warehous")[0] == 0
     for words in (("check", "."), ("format", "--check", ".")):
-        status, output = run(sys.executable, "-m", "ruff", *words, cwd=folder)
-        assert status == 0, output
+        output_of(run(sys.executable, "-m", "ruff", *words, cwd=folder))
 
 
 def test_the_new_service_requires_the_same_packages_as_this_project(inventory: Path) -> None:
@@ -266,8 +262,7 @@ def test_an_update_merges_the_engine_and_keeps_the_author_s_files(
     (engine / "tracing.py").write_text((engine / "tracing.py").read_text() + "\nADDED = 1\n")
     (engine / "metrics.py").rename(engine / "figures.py")
     commit(clone, "Change and move a part of the engine")
-    status, output = make_update(shop)
-    assert status == 0, output
+    output_of(make_update(shop))
     assert (shop / "handler/warm/tracing.py").read_text().endswith("\nADDED = 1\n")
     assert (shop / "handler/warm/figures.py").exists()
     assert not (shop / "handler/warm/metrics.py").exists()
@@ -285,8 +280,7 @@ def test_a_clone_with_uncommitted_changes_creates_the_committed_version(
     clone, shop = clone_and_shop
     (clone / "handler/warm/tracing.py").write_text("# not committed\n")
     folder = shop.with_name("stock")
-    status, output = make_new(clone, folder, "stock")
-    assert status == 0, output
+    output_of(make_new(clone, folder, "stock"))
     assert (folder / "handler/warm/tracing.py").read_text() != "# not committed\n"
     commit(clone, "Now it is")
     assert make_update(folder)[0] == 0
@@ -298,8 +292,7 @@ def test_a_conflict_is_shown_as_git_shows_conflicts(clone_and_shop: tuple[Path, 
     first = '"""OpenTelemetry'
     for folder, line in ((shop, "# the author's"), (clone, "# the engine's")):
         path = folder / "handler/warm/tracing.py"
-        text = path.read_text()
-        path.write_text(f"{line}\n{text}")
+        path.write_text(f"{line}\n{path.read_text()}")
         commit(folder, f"A first line {first}")
     status, output = make_update(shop)
     assert (status, "conflict   handler/warm/tracing.py" in output) == (2, True), output
@@ -520,8 +513,7 @@ def test_the_traffic_of_make_faults_sends_headers_and_a_nested_body(
 
 def test_the_fixtures_set_the_variables_of_the_service(service_with_api_key: Path) -> None:
     command = (sys.executable, "-m", "infra.local", "serve", "--root", str(service_with_api_key))
-    status, output = run(*command, cwd=ROOT)
-    assert status == 0, output
+    output = output_of(run(*command, cwd=ROOT))
     assert json.loads(output.splitlines()[0])["env"]["API_KEY"] == "key"
 
 

@@ -14,8 +14,7 @@ async def connect(stack: Stack, role: str) -> PgConnection:
 
 async def through_pooler(stack: Stack, password: str) -> str:
     """Log in to PgBouncer with `password` and return the user name."""
-    settings = stack.settings(through=stack.pgbouncer, password=password)
-    connection = await connector(settings)()
+    connection = await connector(stack.settings(through=stack.pgbouncer, password=password))()
     try:
         return str(await connection.fetchval("SELECT current_user"))
     finally:

@@ -213,8 +213,7 @@ def test_exactly_one_request_fails_without_a_new_login(
 
 
 async def log_in(stack: Stack, password: str) -> None:
-    settings = stack.settings(through=stack.pgbouncer, password=password)
-    await (await connector(settings)()).close()
+    await (await connector(stack.settings(through=stack.pgbouncer, password=password))()).close()
 
 
 @pytest.fixture
@@ -223,8 +222,7 @@ def network(
 ) -> Iterator[TcpProxy]:
     """Put a TCP proxy between the handler and Secrets Manager."""
     with TcpProxy("127.0.0.1", port_of(aws)) as proxy:
-        address = f"http://{proxy.host}:{proxy.port}"
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", address)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://{proxy.host}:{proxy.port}")
         yield proxy
 
 
@@ -346,8 +344,7 @@ async def test_ten_concurrent_connections_read_the_secret_once(
 async def test_an_iam_token_equals_the_one_boto3_generates(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, TOKEN_ENVIRONMENT)
     host, user = "db.eu-central-1.rds.amazonaws.com", "app user+é"
-    settings = load_settings(auth="iam", host=host, user=user, port=5433)
-    sign = credentials.from_settings(settings)
+    sign = credentials.from_settings(load_settings(auth="iam", host=host, user=user, port=5433))
     now = datetime.datetime.now(datetime.UTC)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now)
     _, token = await sign(None)

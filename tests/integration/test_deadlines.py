@@ -81,8 +81,7 @@ async def test_one_sandbox_never_has_two_active_backends(
             async def invoke_repeatedly() -> None:
                 end = time.monotonic() + 6
                 while time.monotonic() < end:
-                    result = await fleet.invoke(get(route))
-                    assert result.payload["statusCode"] == 504
+                    assert (await fleet.invoke(get(route))).payload["statusCode"] == 504
 
             async with locked_row(module_stack):
                 invocations = asyncio.create_task(invoke_repeatedly())
@@ -138,8 +137,7 @@ async def test_a_task_left_by_a_route_is_cancelled_after_the_response(
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=9) as fleet:
         await fleet.invoke(get("now"))
         async with locked_row(module_stack):
-            result = await fleet.invoke(get("forgotten-task"))
-            assert result.payload["statusCode"] == 200
+            assert (await fleet.invoke(get("forgotten-task"))).payload["statusCode"] == 200
             assert await stays_idle(admin, 0.5)
         for _ in range(3):
             assert (await fleet.invoke(get("now"))).payload["body"] == '"before"'
@@ -152,8 +150,7 @@ async def test_a_thread_running_after_its_504_cannot_query(
     async with Fleet(environment(module_stack, "pgbouncer"), handler=HANDLER, timeout=2) as fleet:
         warm = await fleet.invoke(get("now"))
         started = time.monotonic()
-        result = await fleet.invoke(get(route))
-        assert result.payload["statusCode"] == 504
+        assert (await fleet.invoke(get(route))).payload["statusCode"] == 504
         assert time.monotonic() - started < 2
         await fleet.invoke(get("idle"))  # the thread continues, and the connection is free
         while time.monotonic() - started < 3.5:

@@ -78,10 +78,8 @@ async def test_the_default_schema_is_that_of_the_connection(own_stack: Stack) ->
     engine = create_engine(own_stack.settings())
     assert engine.dialect.default_schema_name is None  # nothing is connected
     async with engine.connect() as connection:
-        names = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
-        assert "goods" in names
-        name = await connection.run_sync(lambda sync: inspect(sync).default_schema_name)
-        assert name == "shop"
+        assert "goods" in await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert await connection.run_sync(lambda sync: inspect(sync).default_schema_name) == "shop"
     await engine.dispose()
 
 

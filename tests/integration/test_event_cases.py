@@ -237,7 +237,6 @@ def check(response: dict[str, Any], expect: dict[str, Any], capsys: Any) -> None
         assert response["body"] == ""
         assert int(response["headers"]["content-length"]) > 0
     elif "json" in expect:
-        body = json.loads(response["body"])
-        assert expect["json"].items() <= body.items()
+        assert expect["json"].items() <= json.loads(response["body"]).items()
     if response["statusCode"] in (307, 308):
         assert response["headers"]["location"] == expect["location"]

@@ -38,8 +38,7 @@ async def test_an_idle_client_closed_by_pgbouncer_needs_no_retry(
             async with asyncio.timeout(10):
                 while "client_idle_timeout" not in bouncer.log_since_start():
                     await asyncio.sleep(0.05)  # PgBouncer's own clock
-            result = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert result.payload["statusCode"] == 200
+            assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
     assert "retrying" not in (tmp_path / "sandbox-1.log").read_text()
 
 
@@ -53,8 +52,7 @@ async def test_a_connection_past_its_maximum_idle_age_is_replaced(
             await fleet.invoke(http_api("GET", "/orders/1"))
             await asyncio.sleep(0.05)
             proxy.reset_counters()
-            result = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert result.payload["statusCode"] == 200
+            assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
             assert proxy.connections == connections
 
 

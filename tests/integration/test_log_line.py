@@ -82,8 +82,7 @@ async def test_each_event_writes_one_line_matching_the_schema(stack: Stack, tmp_
         assert line | fields == line
         assert line["requestId"] == result.request_id
         assert line["traceId"].startswith("1-")
-        context = event.get("requestContext", {})
-        assert line.get("apiRequestId") == context.get("requestId")
+        assert line.get("apiRequestId") == event.get("requestContext", {}).get("requestId")
         assert "caller" not in line
 
 
@@ -157,8 +156,7 @@ async def test_cold_and_warm_reads_emit_metrics(stack: Stack, tmp_path: Path) ->
 
 
 async def test_failures_are_counted_by_cause(stack: Stack, tmp_path: Path) -> None:
-    environment = stack.environment() | {"DB_PASS": "wrong"}
-    _, output = await invoke_all(environment, [READ], tmp_path)
+    _, output = await invoke_all(stack.environment() | {"DB_PASS": "wrong"}, [READ], tmp_path)
     [line] = log_lines("\n".join(output))
     by_name = frozenset({("function", "warm-engine"), ("failure", "authentication")})
     assert ("WarmEngine", "failures", by_name) in metrics(line)

@@ -33,8 +33,7 @@ async def test_reads_stay_correct_and_all_but_the_first_take_one_round_trip(
 ) -> None:
     bouncer = own_stack.pgbouncer
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
-        environment = own_stack.environment() | {"DB_PORT": str(proxy.port)}
-        async with Fleet(environment) as fleet:
+        async with Fleet(own_stack.environment() | {"DB_PORT": str(proxy.port)}) as fleet:
 
             async def order(order_id: int) -> dict[str, Any]:
                 result = await fleet.invoke(http_api("GET", f"/orders/{order_id}"))

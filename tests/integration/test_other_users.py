@@ -72,8 +72,7 @@ def test_root_follows_no_symbolic_link_of_the_server_account(
         stack.pgbouncer.start()
         assert stack.pgbouncer.show("VERSION")
         assert is_untouched(secret_file)
-        links = [path for folder in folders for path in folder.iterdir() if path.is_symlink()]
-        assert links == []
+        assert [path for folder in folders for path in folder.iterdir() if path.is_symlink()] == []
 
 
 @needs_root

@@ -121,8 +121,7 @@ async def test_the_log_distinguishes_health_checks_from_killed_sandboxes(stack: 
             "socket"
         ).shutdown(socket.SHUT_RDWR)  # the kernel sends a FIN
         killed.terminate()
-        closed = await connector(stack.settings(through=bouncer))()
-        await closed.close()
+        await (await connector(stack.settings(through=bouncer))()).close()
         eventually(lambda: bouncer.log_since_start().count("closing because: client") == 2)
         lines = [
             line

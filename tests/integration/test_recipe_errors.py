@@ -170,8 +170,7 @@ async def test_any_password_works_without_a_url(
 ) -> None:
     for password in PASSWORDS:
         await roles.set_password(own_admin, roles.APP, password)
-        environment = own_stack.environment() | {"DB_PASS": password}
-        set_environment(monkeypatch, environment)
+        set_environment(monkeypatch, own_stack.environment() | {"DB_PASS": password})
         with ColdHandler() as invoke:
             response = await asyncio.to_thread(invoke, http_api("GET", "/orders/1"))
             assert response["statusCode"] == 200, password
@@ -255,8 +254,7 @@ async def test_a_backend_terminated_behind_pgbouncer_fails_no_request(
             await fleet.invoke(http_api("GET", "/orders/1"))
             [server] = [row for row in bouncer.show("SERVERS") if row["user"] == roles.APP]
             await admin.execute("SELECT pg_terminate_backend($1, 5000)", server["remote_pid"])
-            result = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert result.payload["statusCode"] == 200
+            assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
 
 
 # --- Common questions ----------------------------------------------------------------------------
@@ -321,8 +319,7 @@ async def test_a_failed_prewarm_is_logged_or_stops_the_start(
             assert first.payload["statusCode"] == 200
             assert "pre-warm failed" in (tmp_path / "sandbox-1.log").read_text()
             bouncer.start()
-            second = await fleet.invoke(http_api("GET", "/orders/1"))
-            assert second.payload["statusCode"] == 200
+            assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
 
 
 # --- As a long-running service -------------------------------------------------------------------

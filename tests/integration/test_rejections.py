@@ -75,8 +75,7 @@ async def test_a_postgres_out_of_connections_is_503_without_a_retry(
     login = {**own_stack.postgres.admin, **owner}
     holders = [await asyncpg.connect(**login) for _ in range(17)]
     async with LoggedFleet(own_stack.environment() | direct, tmp_path) as fleet:
-        result = await fleet.invoke(READ)
-        assert outcome(result) == (503, "2")
+        assert outcome(await fleet.invoke(READ)) == (503, "2")
         assert fleet.attempts == 1
         assert fleet.last["sqlstate"] == "53300"
         for holder in holders:
@@ -130,8 +129,7 @@ async def test_a_wrong_password_is_503_without_a_retry_until_fixed(
     direct = {"DB_PORT": str(own_stack.postgres.port), "DB_SSLMODE": "disable"}
     environment = own_stack.environment() | (direct if path == "direct" else {})
     async with LoggedFleet(environment | {"DB_PASS": "the new one"}, tmp_path) as fleet:
-        result = await fleet.invoke(READ)
-        assert outcome(result) == (503, "1")
+        assert outcome(await fleet.invoke(READ)) == (503, "1")
         assert fleet.attempts == 1
         assert fleet.last["sqlstate"] == ("28P01" if path == "direct" else "08P01")
         assert "the new one" not in json.dumps(fleet.last)
@@ -241,8 +239,7 @@ async def test_a_value_the_driver_cannot_send_is_500_and_releases_its_connection
     with stack.another_pgbouncer(settings={"default_pool_size": 1}) as bouncer:
         function = "tests.runtime.functions.unbounded"
         async with LoggedFleet(stack.environment(bouncer), tmp_path, handler=function) as fleet:
-            result = await fleet.invoke(http_api("GET", "/orders/2"))
-            assert outcome(result) == (500, None)
+            assert outcome(await fleet.invoke(http_api("GET", "/orders/2"))) == (500, None)
             assert fleet.attempts == 1
             assert fleet.last["sqlstate"] == "22000"
             [pool] = [row for row in bouncer.show("POOLS") if row["user"] == APP]
@@ -257,8 +254,7 @@ async def test_an_exhausted_pool_is_503_without_a_retry(stack: Stack, tmp_path: 
     environment = stack.environment() | {"DB_POOL_TIMEOUT": "0.2"}
     function = "tests.runtime.functions.greedy"
     async with LoggedFleet(environment, tmp_path, handler=function) as fleet:
-        result = await fleet.invoke(http_api("GET", "/orders/2"))
-        assert outcome(result) == (503, "1")
+        assert outcome(await fleet.invoke(http_api("GET", "/orders/2"))) == (503, "1")
         assert fleet.attempts == 1
         assert "DB_POOL_SIZE" in fleet.last["hint"]
         assert await fleet.recovers()

@@ -132,8 +132,7 @@ def test_text_that_looks_like_sql_is_stored_unchanged(lambda_handler: Lambda, na
         created = lambda_handler(http_api("POST", "/orders", body=body, idempotency_key=key))
         assert created["statusCode"] == 201
     order = json.loads(created["body"])
-    read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
-    assert json.loads(read["body"]) == order
+    assert json.loads(lambda_handler(http_api("GET", f"/orders/{order['id']}"))["body"]) == order
     assert (order["customer_name"], order["status"]) == (name, status)
 
 

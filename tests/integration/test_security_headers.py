@@ -61,8 +61,7 @@ async def test_documentation_pages_are_off_on_lambda_by_default(
 ) -> None:
     async with Fleet(stack.environment() | variables) as fleet:
         for path in ("/docs", "/redoc"):
-            result = await fleet.invoke(http_api("GET", path))
-            assert result.payload["statusCode"] == status
+            assert (await fleet.invoke(http_api("GET", path))).payload["statusCode"] == status
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

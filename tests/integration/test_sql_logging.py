@@ -76,8 +76,7 @@ def test_sql_logging_is_off_without_a_configured_token(
 
 
 async def test_sql_is_in_the_function_log_on_lambda(stack: Stack, tmp_path: Path) -> None:
-    environment = stack.environment() | {"DB_SQL_TOKEN": TOKEN}
-    async with Fleet(environment, logs=tmp_path) as fleet:
+    async with Fleet(stack.environment() | {"DB_SQL_TOKEN": TOKEN}, logs=tmp_path) as fleet:
         for header in ("", TOKEN, ""):
             await fleet.invoke(http_api("GET", "/orders/1", x_log_sql=header))
     log = (tmp_path / "sandbox-1.log").read_text()

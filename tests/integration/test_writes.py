@@ -50,8 +50,7 @@ def test_a_new_order_has_status_201_and_can_be_read(lambda_handler: Lambda, key:
     assert order == {"id": order["id"], "customer_name": NAME, "status": "paid"}
     assert response["headers"]["location"] == f"orders/{order['id']}"
     assert "idempotency-replayed" not in response["headers"]
-    read = lambda_handler(http_api("GET", f"/orders/{order['id']}"))
-    assert json.loads(read["body"]) == order
+    assert json.loads(lambda_handler(http_api("GET", f"/orders/{order['id']}"))["body"]) == order
 
 
 async def test_repeating_a_request_returns_the_same_response(
@@ -269,8 +268,7 @@ async def test_prewarming_holds_no_server_connection(stack: Stack, small_pgbounc
 async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) -> None:
     bouncer = stack.pgbouncer
     with TcpProxy(bouncer.host, bouncer.port) as proxy:
-        environment = stack.environment() | {"DB_PORT": str(proxy.port)}
-        async with Fleet(environment) as fleet:
+        async with Fleet(stack.environment() | {"DB_PORT": str(proxy.port)}) as fleet:
             for is_cold in (True, False):
                 for event in (
                     http_api("GET", "/orders/1"),
@@ -280,8 +278,7 @@ async def test_a_read_a_write_and_a_page_take_one_round_trip_each(stack: Stack) 
                     http_api("GET", "/ready"),
                 ):
                     proxy.reset_counters()
-                    result = await fleet.invoke(event)
-                    assert result.payload["statusCode"] in (200, 201)
+                    assert (await fleet.invoke(event)).payload["statusCode"] in (200, 201)
                     if not is_cold:
                         assert (proxy.round_trips, proxy.connections) == (1, 0), event["rawPath"]
 

@@ -41,8 +41,7 @@ class Emulator:
 
     def invoke(self, event: Any) -> Any:
         """Return the function's response, or the emulator's message as text after a timeout."""
-        body = json.dumps(event).encode()
-        request = urllib.request.Request(self._url, body)
+        request = urllib.request.Request(self._url, json.dumps(event).encode())
         with urllib.request.urlopen(request, timeout=30) as response:
             content = response.read()
         try:

@@ -1,17 +1,14 @@
 """The caller gets a response before Lambda's timeout, and the sandbox survives."""
 
-import asyncio
 import json
 import time
 
-from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
-from tests.conftest import PgConnection
+from tests.conftest import PgConnection, wait_for_queries
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
-ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
 
 
 async def test_a_query_past_the_deadline_is_cancelled_and_returns_504(
@@ -26,9 +23,7 @@ async def test_a_query_past_the_deadline_is_cancelled_and_returns_504(
             assert time.monotonic() - started < 2
             assert timed_out.payload["statusCode"] == 504
             assert json.loads(timed_out.payload["body"])["request_id"] == timed_out.request_id
-            async with asyncio.timeout(1):
-                while await admin.fetchval(ACTIVE, APP):
-                    await asyncio.sleep(0.01)
+            await wait_for_queries(admin, 0, seconds=1)
         next_result = await fleet.invoke(READ)
         assert next_result.payload["statusCode"] == 200
         assert (next_result.cold, next_result.pid) == (False, warm.pid)

@@ -12,22 +12,20 @@ import pytest
 
 from infra.database.roles import APP
 from infra.local.stack import Stack
-from tests.conftest import app_clients, eventually
+from tests.conftest import app_clients, eventually, wait_for_queries
 from tests.events import http_api
 from tests.runtime.emulator import Emulator, emulator
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator runs on Linux only")
 
 READ = http_api("GET", "/orders/1")
-ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
 
 
 def test_no_connection_is_left_300_ms_after_shutdown(stack: Stack, tmp_path: Path) -> None:
     durations = []
     with stack.another_pgbouncer() as bouncer:
         for number in range(20):
-            log = tmp_path / f"{number}.log"
-            with emulator(stack.environment(bouncer), log) as sandbox:
+            with emulator(stack.environment(bouncer), tmp_path / f"{number}.log") as sandbox:
                 assert sandbox.invoke(READ)["statusCode"] == 200
                 assert len(app_clients(bouncer)) == 1
                 durations.append(sandbox.shut_down())
@@ -45,11 +43,6 @@ def test_no_connection_is_left_300_ms_after_shutdown(stack: Stack, tmp_path: Pat
 async def test_shutdown_cancels_a_running_query(
     stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
-    async def wait_for_queries(count: int) -> None:
-        async with asyncio.timeout(3):
-            while await admin.fetchval(ACTIVE, APP) != count:
-                await asyncio.sleep(0.01)
-
     def read(sandbox: Emulator) -> Any:
         try:
             return sandbox.invoke(READ)
@@ -61,9 +54,9 @@ async def test_shutdown_cancels_a_running_query(
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
             invocation = asyncio.create_task(asyncio.to_thread(read, sandbox))
-            await wait_for_queries(1)
+            await wait_for_queries(admin, 1)
             assert await asyncio.to_thread(sandbox.shut_down) <= 0.5
-            await wait_for_queries(0)  # although the lock is still held
+            await wait_for_queries(admin, 0)  # although the lock is still held
         await invocation
 
 
@@ -87,7 +80,6 @@ async def test_a_504_does_not_end_the_sandbox(stack: Stack, locker: Any, tmp_pat
         pid = sandbox.runtime.pid
         async with locker.transaction():
             await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-            timed_out = await asyncio.to_thread(sandbox.invoke, READ)
-            assert timed_out["statusCode"] == 504
+            assert (await asyncio.to_thread(sandbox.invoke, READ))["statusCode"] == 504
         response = await asyncio.to_thread(sandbox.invoke, READ)
         assert (response["statusCode"], sandbox.runtime.pid) == (200, pid)

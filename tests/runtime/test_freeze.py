@@ -11,7 +11,7 @@ from infra.local.fleet import Fleet
 from infra.local.network import Filter
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import log_lines
+from tests.conftest import eventually, log_lines
 from tests.events import http_api
 from tests.network_namespace import in_network_namespace
 
@@ -21,15 +21,11 @@ READ = http_api("GET", "/orders/1")
 async def wait_until_frozen(fleet: Fleet) -> None:
     """Wait until the only sandbox is frozen."""
     [sandbox] = fleet.sandboxes
-    async with asyncio.timeout(5):
-        while not sandbox.frozen:
-            await asyncio.sleep(0.005)
+    await asyncio.to_thread(eventually, lambda: sandbox.frozen, 5)
 
 
 async def wait_for_idle_timeout(bouncer: Any) -> None:
-    async with asyncio.timeout(10):
-        while "client_idle_timeout" not in bouncer.log_since_start():
-            await asyncio.sleep(0.02)
+    await asyncio.to_thread(eventually, lambda: "client_idle_timeout" in bouncer.log_since_start())
 
 
 async def test_a_sandbox_is_frozen_between_invocations(stack: Stack) -> None:

@@ -13,10 +13,8 @@ from infra.local.fleet import Fleet
 from infra.local.fleet.runtime_api import RuntimeApi
 from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
-from tests.conftest import app_clients, command, eventually, log_lines
+from tests.conftest import app_clients, command, eventually, log_lines, wait_for_queries
 from tests.events import http_api
-
-ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
 
 
 def logged_closes(bouncer: PgBouncer) -> list[str]:
@@ -53,21 +51,15 @@ async def test_a_sandbox_that_never_connected_exits_as_well(stack: Stack) -> Non
 async def test_shutdown_cancels_a_running_query(
     stack: Stack, admin: Any, locker: Any, tmp_path: Path
 ) -> None:
-    async def wait_for_queries(count: int) -> None:
-        # The other connection is in a transaction, where the view does not change.
-        async with asyncio.timeout(3):
-            while await admin.fetchval(ACTIVE, APP) != count:
-                await asyncio.sleep(0.01)
-
     with stack.another_pgbouncer() as bouncer:
         async with Fleet(stack.environment(bouncer), logs=tmp_path) as fleet:
             await fleet.invoke(http_api("GET", "/orders/1"))
             async with locker.transaction():
                 await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
                 invocation = asyncio.create_task(fleet.invoke(http_api("GET", "/orders/1")))
-                await wait_for_queries(1)
+                await wait_for_queries(admin, 1)
                 assert await exits_by_itself(fleet)
-                await wait_for_queries(0)  # although the lock is still held
+                await wait_for_queries(admin, 0)  # although the lock is still held
             await asyncio.wait_for(invocation, 5)
         eventually(lambda: not app_clients(bouncer))
         assert "client unexpected eof" not in logged_closes(bouncer)
@@ -128,6 +120,5 @@ async def test_the_init_phase_waits_for_a_slow_extensions_api(
     monkeypatch.setattr(RuntimeApi, "_register", register_slowly)
     monkeypatch.setattr("infra.local.fleet.sandbox.INIT_SECONDS", 20)
     async with Fleet(stack.environment()) as fleet:
-        result = await fleet.invoke(http_api("GET", "/orders/1"))
-        assert result.payload["statusCode"] == 200
+        assert (await fleet.invoke(http_api("GET", "/orders/1"))).payload["statusCode"] == 200
         assert await exits_by_itself(fleet)

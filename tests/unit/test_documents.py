@@ -133,8 +133,7 @@ def test_documented_names_are_in_the_files_given_for_them() -> None:
 
 
 def test_every_make_target_has_a_help_line() -> None:
-    phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[0].split()
-    assert set(phony) == TARGETS
+    assert set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[0].split()) == TARGETS
 
 
 # --- Prose and site ------------------------------------------------------------------------------
@@ -150,8 +149,7 @@ def test_discouraged_words_long_sentences_and_long_pages_are_reported(tmp_path: 
     word = "nursery"  # codespell:ignore nursery
     text = f"# Page\n\nThe {word}.\n\n`goodbye`\n\n" + "word " * 50 + ".\n" + "line.\n" * 250
     page.write_text(text)
-    faults = list(prose.faults(page))
-    assert [fault.split(":")[0] for fault in faults] == [
+    assert [fault.split(":")[0] for fault in prose.faults(page)] == [
         "257 lines; 250 at most",
         "line 3",
         "line 7",

@@ -13,8 +13,7 @@ RUNS = 9
 
 
 def run_python(script: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
 def cpu_seconds(module: str) -> float:

@@ -4,7 +4,7 @@ It is tested without asyncpg and without a socket.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Self
 
 import asyncpg
 import pytest
@@ -95,9 +95,10 @@ class FakeConnection:
         messages, self.driver.received = self.driver.received, []
         return messages
 
-    def prepare(self, text: bytes = b"SELECT\x017", row: bytes = INTEGER) -> None:
+    def prepare(self, text: bytes = b"SELECT\x017", row: bytes = INTEGER) -> Self:
         self.send(parse(text) + DESCRIBE + FLUSH)
         self.receive(PARSED + ONE_INTEGER + row + READY)
+        return self
 
 
 split_at_random = given(st.lists(st.integers(0, 500), max_size=6))
@@ -136,8 +137,7 @@ def test_an_abandoned_query_ends_with_the_sync_already_sent(cuts: list[int]) -> 
 
 @split_at_random
 def test_a_known_statement_is_described_in_the_batch_that_runs_it(cuts: list[int]) -> None:
-    connection = FakeConnection()
-    connection.prepare()
+    connection = FakeConnection().prepare()
     burst = parse(b"SELECT", ONE_INTEGER[5:]) + DESCRIBE + EXECUTE
     for _ in range(2):
         assert connection.send(parse(b"SELECT\x017"), EXECUTE) == burst
@@ -147,8 +147,7 @@ def test_a_known_statement_is_described_in_the_batch_that_runs_it(cuts: list[int
 
 @split_at_random
 def test_rows_of_another_type_raise_an_error(cuts: list[int]) -> None:
-    connection = FakeConnection()
-    connection.prepare()
+    connection = FakeConnection().prepare()
     connection.send(parse(b"SELECT\x017"), EXECUTE)
     response = NOTICE + PARSED + ONE_INTEGER + REAL + BOUND + ROW + NOTICE + ROW + DONE + READY
     first_notice, error_message, second_notice, ready = connection.receive(response, cuts)
@@ -177,8 +176,7 @@ def test_rows_of_another_type_raise_an_error(cuts: list[int]) -> None:
     ids=["another table", "another name", "one more", "none"],
 )
 def test_columns_are_compared_by_name_and_type(row: bytes, is_same: bool) -> None:
-    connection = FakeConnection()
-    connection.prepare()
+    connection = FakeConnection().prepare()
     for _ in range(2):
         connection.send(parse(b"SELECT\x017"), EXECUTE)
         messages = connection.receive(PARSED + ONE_INTEGER + row + BOUND + ROW + DONE + READY)
@@ -186,8 +184,7 @@ def test_columns_are_compared_by_name_and_type(row: bytes, is_same: bool) -> Non
 
 
 def test_a_server_error_is_passed_through() -> None:
-    connection = FakeConnection()
-    connection.prepare()
+    connection = FakeConnection().prepare()
     connection.send(parse(b"SELECT\x017"), EXECUTE)
     assert connection.receive(ERROR + READY) == [ERROR, READY]
     connection.send(parse(b"SELECT\x017"), EXECUTE)
@@ -206,8 +203,7 @@ def test_two_statements_with_the_same_text_have_separate_descriptions() -> None:
 
 def test_a_partially_sent_message_is_not_processed() -> None:
     """This happens when the first value of an executemany cannot be encoded."""
-    connection = FakeConnection()
-    connection.prepare()
+    connection = FakeConnection().prepare()
     assert connection.send(parse(b"SELECT\x017")) == b""
     query = message(b"Q", b"ROLLBACK\0")
     assert connection.send(query) == query

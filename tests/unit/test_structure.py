@@ -38,10 +38,9 @@ def lines_of_code(path: Path) -> int:
         if isinstance(node, with_docstring) and ast.get_docstring(node)
         for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
     }
-    lines = enumerate(source.splitlines(), 1)
     return sum(
         1
-        for number, line in lines
+        for number, line in enumerate(source.splitlines(), 1)
         if number not in docstring_lines and not re.match(r"\s*(#|$)", line)
     )
 

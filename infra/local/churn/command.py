@@ -23,8 +23,7 @@ def churn(service: Service = SAMPLE) -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
     plan = from_environment()
     if compose.is_inside_compose():
-        stack = run_async(compose.Stack.find)
-        plan = replace(plan, max_connections=stack.postgres.max_connections)
+        plan = replace(plan, max_connections=run_async(compose.Stack.find).postgres.max_connections)
     if reason := network.enter_namespace("infra.local", "churn", "--root", str(service.root)):
         skipped = ", ".join(ending for ending in EndingScenario if ending.needs_filter)
         print(f"skipped    {skipped}: packets cannot be dropped here ({reason})")

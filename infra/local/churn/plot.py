@@ -35,8 +35,7 @@ def draw(folder: Path = REPORTS) -> None:
     limit = report["max_connections"]
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for panel, path in zip(panels, ConnectionPath, strict=True):
-        runs = [run for run in report["runs"] if run["path"] == path]
-        _panel(panel, path, runs, limit)
+        _panel(panel, path, [run for run in report["runs"] if run["path"] == path], limit)
     panels[0].set_ylabel("the application's Postgres backends")
     figure.suptitle(
         f"{report['sandboxes']} Lambda sandboxes, replaced {report['deploys']}× by a deploy, "

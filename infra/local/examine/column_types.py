@@ -67,10 +67,9 @@ async def column_types(lab: Lab) -> Finding:
     deadline = time.monotonic() + (FAST_TIME_LIMIT_S if lab.inputs.fast else TIME_LIMIT_S)
     async with lab.admin() as admin, contextlib.aclosing(WarmProcess(lab)) as process:
         rows = await admin.fetch(COLUMNS, lab.baseline.tables, list(NEW_TYPES))
-        columns = [Column(**dict(row)) for row in rows]
         changes = [
             (column, new_type)
-            for column in columns
+            for column in [Column(**dict(row)) for row in rows]
             for new_type in NEW_TYPES[column.category]
             if new_type != column.type
         ]

@@ -4,13 +4,7 @@ from functools import partial
 
 from infra.local.examine import responses
 from infra.local.examine.finding import Finding, UnknownError, conclude
-from infra.local.examine.lab import (
-    BACKENDS,
-    Lab,
-    becomes_true,
-    has_no_backends,
-    wait_until_frozen,
-)
+from infra.local.examine.lab import BACKENDS, Lab, becomes_true, has_no_backends, wait_until_frozen
 
 #: The function's timeout in seconds, below the role's `statement_timeout` of 5.
 TIMEOUT_S = 3.0

@@ -70,8 +70,7 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         async with self.cleanup:
-            trimming = asyncio.create_task(self.logs.trim())
-            self.cleanup.callback(trimming.cancel)
+            self.cleanup.callback(asyncio.create_task(self.logs.trim()).cancel)
             async with self.admin() as admin:
                 await admin.execute(PREPARATION)
                 if self.inputs.schema is not None:
@@ -86,14 +85,9 @@ class Lab:
         await self.cleanup.aclose()
 
     async def _load_schema(self, schema: Path) -> None:
-        settings = self.stack.settings(user=OWNER)
-        owner = await asyncpg.connect(
-            host=settings.host,
-            port=settings.port,
-            user=OWNER,
-            password=settings.password.get_secret_value(),
-            database=DATABASE,
-        )
+        password = self.stack.settings(user=OWNER).password.get_secret_value()
+        login = {**self.stack.postgres.admin, "user": OWNER, "password": password}
+        owner = await asyncpg.connect(**login, database=DATABASE)
         try:
             await owner.execute(await asyncio.to_thread(schema.read_text))
             await owner.execute(GRANTS)
@@ -145,8 +139,7 @@ class Lab:
             hint = ". Name the interpreter that has its packages: PYTHON="
         elif result.error in ("Runtime.ExitError", "Sandbox.Timedout") and self.logs.last_line():
             hint = f". The last line of its log: {self.logs.last_line()}"
-        description = responses.describe(result)
-        return f"{self.inputs.handler} does not serve the event: {description}{hint}"
+        return f"{self.inputs.handler} does not serve the event: {responses.describe(result)}{hint}"
 
     # --- Paths to Postgres ---------------------------------------------------------------------
 

@@ -90,8 +90,7 @@ class Fleet:
             return InvocationResult("", payload, THROTTLED, 0, 0.0)
         self._starting += 1
         try:
-            number = next(self._sandbox_numbers)
-            log = self._logs and self._logs / f"sandbox-{number}.log"
+            log = self._logs and self._logs / f"sandbox-{next(self._sandbox_numbers)}.log"
             sandbox = await Sandbox.start(
                 self._handler, self._environment, log=log, **self._options
             )

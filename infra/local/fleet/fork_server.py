@@ -34,9 +34,8 @@ class ForkServer:
         self.root, self.python = root, python
 
     async def __aenter__(self) -> Self:
-        command = client_command(self.python, "fork-server", "")
         self._process = await asyncio.create_subprocess_exec(
-            *command,
+            *client_command(self.python, "fork-server", ""),
             cwd=self.root,
             # As on Lambda, no bytecode is written to the folders of the code and its packages.
             env={"PATH": os.defpath, "LANG": "en_US.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},

@@ -174,12 +174,10 @@ def lambda_handler(stack: Lab) -> Iterator[Invoker]:
     with pytest.MonkeyPatch.context() as environment, ThreadPoolExecutor(1) as thread:
         for name, value in stack.env.items():
             environment.setenv(name, value)
-        module = thread.submit(importlib.import_module, "handler.main").result()
-        handler = module.handler
+        handler = thread.submit(importlib.import_module, "handler.main").result().handler
         yield Invoker(lambda event: thread.submit(handler, event, _context()).result())
         if loop := getattr(handler, "loop", None):
-            warm = importlib.import_module("handler.warm")
-            thread.submit(loop.run, warm.dispose).result()
+            thread.submit(loop.run, importlib.import_module("handler.warm").dispose).result()
             thread.submit(loop.close).result()
 
 
