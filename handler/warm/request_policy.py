@@ -44,7 +44,7 @@ _LOGS = "see the logs of PgBouncer and Postgres"
 _LOST = Failure("the connection was lost: {}", _LOGS, retryable=True)
 _REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME, or DB_AUTH")
 #: Possible if PgBouncer does not reset server connections (`server_reset_query_always`).
-_RECONNECT = "run RECONNECT in PgBouncer: a server connection may have another client's SET"
+_RECONNECT = "run RECONNECT in PgBouncer: another client's SET may be in effect on a connection"
 
 # Name, exception class, patterns of SQLSTATE and message → failure. The first match counts.
 # PgBouncer uses 08P01 for capacity, authentication and configuration alike, and the driver 08003
@@ -116,7 +116,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     # The driver has read the server's last message but not yet the end of the stream.
     ("connection_lost", asyncpg.InternalClientError, "", "", _LOST),
     ("deadlock", Exception, "40P01", "", Failure(
-        "a deadlock: {}", "lock rows in the same sequence everywhere", retryable=True)),
+        "a deadlock: {}", "lock rows sorted by key everywhere", retryable=True)),
     ("serialization", Exception, "40001", "", Failure(
         "a serialization failure: {}", "keep serializable transactions short", retryable=True)),
     ("invalid_value", Exception, "23(502|514)", "", Failure(

@@ -114,7 +114,7 @@ SCENARIOS = [
         Setup(pgbouncer_settings={"max_client_conn": 12}),
     ),
     Scenario(
-        "PgBouncer's places taken by unfinished logins (`client_login_timeout`)",
+        "PgBouncer's client slots taken by unfinished logins (`client_login_timeout`)",
         pgbouncer.unfinished_logins,
         Expected(
             recovers_within=5,
@@ -141,7 +141,7 @@ SCENARIOS = [
         ),
     ),
     Scenario(
-        "PgBouncer's certificate is of another CA", pgbouncer.certificate_of_another_ca, OUTAGE
+        "PgBouncer's certificate issued by another CA", pgbouncer.certificate_of_another_ca, OUTAGE
     ),
     Scenario(
         "a client silent in a transaction, with locks (`idle_transaction_timeout`)",
@@ -159,7 +159,9 @@ SCENARIOS = [
         postgres.postgres_restarted(signal.SIGQUIT),
         OUTAGE_THEN_LOGIN_RETRY,
     ),
-    Scenario("Postgres out of slots", postgres.postgres_out_of_slots, OUTAGE_THEN_LOGIN_RETRY),
+    Scenario(
+        "Postgres out of connections", postgres.postgres_out_of_slots, OUTAGE_THEN_LOGIN_RETRY
+    ),
     Scenario("backends terminated in mid-query", postgres.backends_terminated, MOST_SUCCEED),
     Scenario("network to PgBouncer 300 ms slower", network.delayed, target=TO_PGBOUNCER),
     Scenario(

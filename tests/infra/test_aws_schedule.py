@@ -1,4 +1,4 @@
-"""The schedule's event, sent to the real handler, deletes old idempotency keys."""
+"""The scheduled event, sent to the real handler, deletes old idempotency keys."""
 
 import json
 from typing import Any

@@ -52,7 +52,7 @@ class LambdaHandler:
     Created in the init phase: it reads the settings, so that a bad value fails the init instead of
     an invocation, registers for shutdown and SnapStart, and pre-warms if `DB_PREWARM` is set.
 
-    HTTP events go to `app`. A schedule's event keeps the execution environment and its connection
+    HTTP events go to `app`. A scheduled event keeps the execution environment and its connection
     warm and calls `on_schedule` (default: `ping`), whose result becomes part of the response. Any
     other event raises UnservedEventError, so that Lambda does not count it as processed.
     """

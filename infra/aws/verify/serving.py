@@ -87,6 +87,6 @@ CHECKS = [
     Check("answers", "The function and the database behind it respond", answers),
     Check("strangers refused", "A request without credentials is refused", refuses_strangers),
     Check("warm read", f"A warm read takes the function {WARM_MS:g} ms or less", warm_read),
-    Check("one connection", "A warm read opens no connection: one round trip", one_connection),
+    Check("one connection", "A warm read opens no connection and is not retried", one_connection),
     Check("cold start", f"The init phase takes {COLD_MS:g} ms or less", cold_start),
 ]
