@@ -112,7 +112,8 @@ def _delete_stack(session: boto3.Session, name: str) -> None:
         ]
         raise OperatorError(
             f"the stack {name} cannot be deleted: {', '.join(remaining) or 'see its events'} "
-            "remains. Run `make destroy` again: Lambda may not have released its network interfaces"
+            "remains. The stack's events contain the reasons. If Lambda has not released its "
+            "network interfaces, run `make destroy` again later"
         ) from None
 
 

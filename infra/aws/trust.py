@@ -86,11 +86,11 @@ def renew(stack: str) -> int:
     )["VersionId"]
     print(
         f"PgBouncer's next certificate is version {pending} of {name}.\n"
-        f"1. `make deploy STACK={stack}`: the function trusts both CAs.\n"
-        "2. `aws secretsmanager update-secret-version-stage "
+        f"2. `make deploy STACK={stack}`: the function trusts both CAs.\n"
+        "3. `aws secretsmanager update-secret-version-stage "
         f"--secret-id {name} --version-stage AWSCURRENT --move-to-version-id {pending} "
         f"--remove-from-version-id {current}`\n"
-        "3. `aws ecs update-service --force-new-deployment` with the outputs PoolerCluster and "
+        "4. `aws ecs update-service --force-new-deployment` with the outputs PoolerCluster and "
         "PoolerService: new tasks read the new certificate"
     )
     return 0

@@ -174,6 +174,23 @@ def test_cloudformation_has_the_permissions_of_the_private_zone() -> None:
     }
 
 
+def test_cloudformation_has_the_permissions_of_ecs_iam_and_rds_handlers() -> None:
+    """Those in the schemas of AWS::ECS::Service, AWS::IAM::ManagedPolicy, AWS::RDS::DBInstance and
+    AWS::RDS::DBParameterGroup that a wildcard for the stack's own resources does not cover."""
+    resources = {
+        action: str(statement["Resource"])
+        for statement in statements("ExecutionRole")
+        for action in listed(statement["Action"])
+    }
+    assert "service-deployment/${Stack}-*" in resources["ecs:*"]
+    assert "iam:ListEntitiesForPolicy" in resources
+    for name in (
+        *("DBClusters", "DBEngineVersions", "DBInstanceAutomatedBackups", "Events"),
+        "EngineDefaultParameters",
+    ):
+        assert resources[f"rds:Describe{name}"] == "*"
+
+
 def test_the_deploy_role_may_push_an_image() -> None:
     """Those of "IAM permissions for pushing an image" (Amazon ECR User Guide), and
     `ecr:BatchGetImage` for the HEAD request of `docker push`.

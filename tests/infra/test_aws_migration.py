@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from werkzeug import Request, Response
 from infra.aws import migration, rotation
 from infra.database import __main__ as database
 from infra.database import roles
+from infra.local import ROOT
 from infra.local.postgres import ADMIN
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import administrator, wait_for_transports_closed
@@ -291,3 +293,26 @@ def test_the_task_without_a_statement_migrates(
     monkeypatch.setattr(sys, "argv", ["migration"])
     assert migration.main() == 0
     assert execute(own_stack, "SELECT count(*) FROM orders") == 0
+
+
+def test_rows_are_copied_with_the_documented_statements(
+    own_stack: Stack,
+    secrets: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def administer(statement: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["migration", statement])
+        assert migration.main() == 0
+        return capsys.readouterr().out
+
+    text = (ROOT / "docs/aws-maintenance.md").read_text()
+    read, write = re.findall(r'make administer STACK=\S+ SQL="(.*(?:json_agg|recordset).*)"', text)
+    execute(own_stack, """UPDATE orders SET customer_name = 'O''Hara "$5", Zoë' WHERE id = 17""")
+    rows = "SELECT json_agg(o)::text FROM (SELECT * FROM orders WHERE id IN (17, 18) ORDER BY id) o"
+    before = execute(own_stack, rows)
+    copy = administer(read).splitlines()[1]
+    assert copy.isalnum()  # a shell and make leave it unchanged
+    administer("DELETE FROM orders WHERE id IN (17, 18)")
+    administer(write.replace("…", copy))
+    assert execute(own_stack, rows) == before
