@@ -185,7 +185,8 @@ def _current_commit() -> str:
 def _recorded(root: Path, name: str) -> str:
     """Return the version (`_commit`) or the clone (`_src_path`) that a service was created from."""
     match = re.search(rf"^{name}: (.*)$", (root / ANSWERS).read_text(), re.M)
-    return match[1] if match else "unknown"
+    # YAML quotes a commit whose short hash consists of digits.
+    return match[1].strip("'") if match else "unknown"
 
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:
