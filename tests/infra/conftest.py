@@ -148,6 +148,13 @@ class ComposeStack(DockerCompose):
         query = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'"
         return int(self.sql(query)[0]["count"])
 
+    def exit_statuses(self, service: str, since: float, until: float) -> list[int]:
+        """Return the exit statuses of the service's processes that ended in this period."""
+        period = ("--since", str(since), "--until", str(until))
+        only = ("--filter", f"container={self.container(service)}", "--filter", "event=die")
+        status = '{{index .Actor.Attributes "exitCode"}}'
+        return [int(line) for line in docker("events", *period, *only, "--format", status).split()]
+
     def log(self, service: str) -> str:
         return self("logs", "--no-color", "--no-log-prefix", service)
 
