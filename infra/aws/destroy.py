@@ -34,7 +34,7 @@ def destroy(stack: str, ask: Callable[[str], str] = input) -> int:
     location = f"account {operator.number}, {operator.region}"
     inventory = take_inventory(operator.session, stack)
     if not inventory:
-        print(f"there is no {stack} in {location}")
+        print(f"there is no deployment {stack} in {location}")
         return 0
     print(f"{location}, as {operator.arn}\n{inventory.describe()}", flush=True)
     if os.environ.get("FORCE") != "1" and not _confirmed(stack, ask):

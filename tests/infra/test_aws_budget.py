@@ -41,6 +41,11 @@ def test_the_command_prints_every_limit_and_exits_with_status_0() -> None:
     assert "10,000" in output
 
 
+def test_a_budget_that_cannot_grow_to_ten_thousand_sandboxes_says_so() -> None:
+    _, output = run("-m", "infra.aws.budget", "PoolSize=20")
+    assert "No values of these inputs fit 10,000 sandboxes:" in output
+
+
 def test_excessive_reserved_concurrency_is_rejected_by_name() -> None:
     ten = DEFAULT.ReservedConcurrency * 10
     code, output = run("-m", "infra.aws.budget", f"ReservedConcurrency={ten}")

@@ -105,7 +105,7 @@ def test_everything_is_deleted_and_what_remains_is_listed(
     ):
         assert line in output, line
     assert destroy.destroy("warm-engine") == 0
-    assert "there is no warm-engine" in capsys.readouterr().out
+    assert "there is no deployment warm-engine" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("deployed")

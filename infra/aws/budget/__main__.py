@@ -30,9 +30,12 @@ def report(words: Sequence[str]) -> int:
         return 2
     print(f"Worst case during a deployment, through {budget.Connection}:\n\n{table(budget)}\n")
     huge = replace(budget, ReservedConcurrency=10_000)
-    grown = grow_to_fit(huge) or huge
-    print(f"The same with 10,000 sandboxes, which needs {changed_values(huge, grown)}:\n")
-    print(f"{table(grown)}\n")
+    grown = grow_to_fit(huge)
+    if grown is None:
+        print("No values of these inputs fit 10,000 sandboxes:\n")
+    else:
+        print(f"The same with 10,000 sandboxes, which needs {changed_values(huge, grown)}:\n")
+    print(f"{table(grown or huge)}\n")
     if budget.Connection == "rds-proxy":
         print(f"{if_pinned(budget)}\n")
     print("It fits." if fits(budget) else "It does not fit: this fleet could exhaust a limit.")
