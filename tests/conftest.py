@@ -4,8 +4,10 @@ import asyncio
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -48,6 +50,20 @@ else:
     PgConnection = asyncpg.Connection  # it has no type parameters at run time
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+
+
+#: A folder in memory, with more space than the stacks of all workers need.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Keep the servers' files in memory: on a disk, new clusters take a third of the CPU time."""
+    if "TMPDIR" in os.environ or not MEMORY.is_dir():
+        return
+    programs = not os.statvfs(MEMORY).f_flag & getattr(os, "ST_NOEXEC", 0)
+    if programs and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # for `tmp_path`
+        os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 
 
 def pytest_sessionstart() -> None:

@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,9 +65,11 @@ class Postgres(Server):
         self.bin = self._accessible_binaries(binaries())
 
     def _accessible_binaries(self, original: Path) -> Path:
-        """Return the binaries; for root a copy of them and their libraries, because the servers'
-        account may not enter a home directory of mode 0700."""
-        if os.getuid() != 0 or os.environ.get("POSTGRES"):
+        """Return the binaries, or for root a copy of them and their libraries if the servers'
+        account may not run them, for example in a home directory of mode 0700."""
+        program = (original / "postgres").resolve()
+        anyone = all(path.stat().st_mode & stat.S_IXOTH for path in (program, *program.parents))
+        if os.getuid() != 0 or os.environ.get("POSTGRES") or anyone:
             return original
         package = wheel()
         copy = self.folder / "programs"
@@ -102,7 +105,8 @@ class Postgres(Server):
         if initdb.returncode:
             output = initdb.stderr.splitlines() or ["no output"]
             errors = [line for line in output if "rror" in line or "FATAL" in line]
-            raise LabError(f"initdb failed: {(errors or output)[0]}")
+            hints = [line.partition("HINT: ")[2] for line in output if "HINT: " in line]
+            raise LabError(f"initdb failed: {' '.join([(errors or output)[0], *hints[:1]])}")
         settings = CONFIGURATION.format(max_connections=self.max_connections)
         self.account.write(self.configuration, f"include '{self.data}/postgresql.conf'\n{settings}")
 

@@ -23,7 +23,7 @@ from infra.local import LabError
 from infra.local.server import account, wait_until
 
 PREFIX = "warm-engine-stack-"
-#: For a cluster, its log and, as root, a copy of the binaries.
+#: For a cluster, its log and, sometimes for root, a copy of the binaries.
 REQUIRED_BYTES = 200 * 2**20
 VAR_TMP = Path("/var/tmp")  # noqa: S108  # only for mkdtemp
 

@@ -24,6 +24,12 @@ async def wait_until_frozen(fleet: Fleet) -> None:
     await asyncio.to_thread(eventually, lambda: sandbox.frozen, 5)
 
 
+async def wait_until_stopped(pid: int) -> None:
+    """Wait for the kernel, which stops a process some time after it was sent the signal."""
+    process = psutil.Process(pid)
+    await asyncio.to_thread(eventually, lambda: process.status() == psutil.STATUS_STOPPED, 5)
+
+
 async def wait_for_idle_timeout(bouncer: Any) -> None:
     await asyncio.to_thread(eventually, lambda: "client_idle_timeout" in bouncer.log_since_start())
 
@@ -33,10 +39,7 @@ async def test_a_sandbox_is_frozen_between_invocations(stack: Stack) -> None:
         for _ in range(3):
             result = await fleet.invoke(READ)
             await wait_until_frozen(fleet)
-            # The kernel stops a process some time after it was sent the signal.
-            process = psutil.Process(result.pid)
-            stopped = psutil.STATUS_STOPPED
-            await asyncio.to_thread(eventually, lambda p=process: p.status() == stopped, 5)
+            await wait_until_stopped(result.pid)
             assert result.payload["statusCode"] == 200
 
 
