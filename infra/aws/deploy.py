@@ -77,7 +77,7 @@ def deploy(words: Sequence[str], stack: str) -> int:
         programs.sam("template", stack, region, repositories["Function"], **unprotected)
     programs.sam("template", stack, region, repositories["Function"], **parameters)
     outputs = stacks.get(session, stack).outputs
-    print(f"\ncallers: {outputs['Callers']}\n{outputs['Url']}/orders/1")
+    print(f"\naccepted requests: {outputs['Callers']}\n{outputs['Url']}/orders/1")
     return 0
 
 

@@ -83,7 +83,7 @@ def create_registry(name: str, **values: str) -> None:
 def create_application(name: str, **values: str) -> None:
     """Create a stack with these parameters and, of template.yaml's resources, two secrets."""
     secrets = client("secretsmanager")
-    outputs = {"Url": {"Value": "https://example"}, "Callers": {"Value": "those who sign"}}
+    outputs = {"Url": {"Value": "https://example"}, "Callers": {"Value": "signed ones"}}
     for secret in ("OwnerSecret", "LookupSecret"):
         outputs[secret] = {"Value": f"{name}-{secret}"}
         with contextlib.suppress(secrets.exceptions.ResourceExistsException):

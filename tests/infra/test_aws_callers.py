@@ -40,7 +40,7 @@ def test_every_route_but_health_uses_the_chosen_authorization(
         "secretsmanager.amazonaws.com",
     }
     assert not stack.of_type("AWS::Lambda::Url")
-    assert ("everybody, since" in stack.output("Callers")) == (kind == "NONE")
+    assert ("all, because" in stack.output("Callers")) == (kind == "NONE")
 
 
 def test_tokens_must_match_the_configured_issuer_and_audience() -> None:

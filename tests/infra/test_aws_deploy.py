@@ -86,7 +86,8 @@ def test_deployment_steps_run_in_dependency_order(
     assert steps.parameters["S3PrefixList"].startswith("pl-")
     ca = tmp_path / ".trust" / REGION / "warm-engine" / "pooler.pem"
     assert "BEGIN CERTIFICATE" in ca.read_text()
-    assert capsys.readouterr().out.endswith("callers: those who sign\nhttps://example/orders/1\n")
+    expected = "accepted requests: signed ones\nhttps://example/orders/1\n"
+    assert capsys.readouterr().out.endswith(expected)
 
 
 def test_deletion_protection_is_enabled_once_the_database_exists(steps: Steps) -> None:
