@@ -48,7 +48,9 @@ if os.environ.get("API_DOCS", "" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ els
 def _canonical(text: str) -> str:
     """Reject spellings that `int` accepts, such as `1_0`, `01` or `+1`: an order has one URL."""
     if not re.fullmatch(r"-?(0|[1-9][0-9]*)", text):
-        raise PydanticCustomError("canonical", "Input should be an integer written in digits only")
+        raise PydanticCustomError(
+            "canonical", "Input should be an integer in ASCII digits without leading zeros"
+        )
     return text
 
 

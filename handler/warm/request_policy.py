@@ -26,14 +26,14 @@ T = TypeVar("T")
 MARGIN = 0.5
 #: The part of MARGIN that cancelling may take, in seconds.
 CANCEL_TIMEOUT = 0.2
-#: How long pre-warming may take of the 10 seconds of Lambda's init phase, in seconds.
+#: How much of Lambda's init phase of 10 seconds pre-warming may take, in seconds.
 PREWARM_TIMEOUT = 2.0
 #: Upper bound of the random backoff before the retry, in seconds, so that a fleet does not
 #: reconnect all at once after a restart of PgBouncer.
 MAX_BACKOFF = 0.1
 
-#: All that a query may raise: SQLAlchemy wraps the driver's errors, but not the network's.
-RAISED = (
+#: Everything that a query can raise: SQLAlchemy wraps the driver's errors, but not the network's.
+QUERY_ERRORS = (
     *(DBAPIError, PoolTimeout, OSError, TimeoutError, BufferError, CredentialsError),
     *(asyncpg.InterfaceError, asyncpg.InternalClientError),
 )
@@ -43,15 +43,15 @@ SHUTDOWN = Failure("the execution environment ended", "the caller may retry", na
 _LOGS = "see the logs of PgBouncer and Postgres"
 _LOST = Failure("the connection was lost: {}", _LOGS, retryable=True)
 _REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME, or DB_AUTH")
-#: Possible if PgBouncer does not reset server connections (`server_reset_query_always`).
+#: A leftover SET is possible without `server_reset_query_always`.
 _RECONNECT = "run RECONNECT in PgBouncer: another client's SET may be in effect on a connection"
 
-# Name, exception class, patterns of SQLSTATE and message → failure. The first match counts.
+# Name, exception class, patterns for SQLSTATE and message → failure. The first match wins.
 # PgBouncer uses 08P01 for capacity, authentication and configuration alike, and the driver 08003
 # for every lost connection; only the message tells which.
 _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] = [
     ("credentials", CredentialsError, "", "password in clear text", Failure(
-        "{}", "set scram-sha-256 in pg_hba.conf and auth_type, if it is your server")),
+        "{}", "if you run the server, set scram-sha-256 in pg_hba.conf and in auth_type")),
     ("credentials", CredentialsError, "", "NotFound|Validation|InvalidParameter|JSON", Failure(
         "no credentials: {}", "check DB_SECRET_ARN and the content of that secret")),
     ("credentials", CredentialsError, "", "AccessDenied|Decryption|KMS", Failure(
@@ -75,7 +75,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "the pool had no free connection within DB_POOL_TIMEOUT", "raise DB_POOL_SIZE")),
     ("timeout", TimeoutError, "", "", Failure(
         "the database did not answer in time",
-        "check that PgBouncer at DB_HOST and DB_PORT responds, and Postgres behind it")),
+        "check that PgBouncer at DB_HOST and DB_PORT responds, and that Postgres behind it does")),
     ("unreachable", OSError, "", "", Failure(
         "the database cannot be reached: {}", "check that PgBouncer runs at DB_HOST and DB_PORT",
         retryable=True)),
@@ -91,24 +91,24 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     ("pooler_full", Exception, "", "no more connections allowed", Failure(
         "PgBouncer is full: {}", "see who holds its client slots (make status)", retry_after=2)),
     ("pooler_wait", Exception, "", "query_wait_timeout", Failure(
-        "PgBouncer had no free server connection", "see what holds or refuses them (make status)",
-        retry_after=5)),
+        "PgBouncer had no free server connection",
+        "see what holds or refuses its server connections (make status)", retry_after=5)),
     ("statement_timeout", Exception, "57014", "", Failure("the query exceeded statement_timeout",
         "speed it up, raise the role's limit, or look for locks (make status)", 504, None)),
     ("query_timeout", Exception, "", "query timeout", Failure(
-        "the query exceeded PgBouncer's query_timeout", "check statement_timeout", 504, None)),
+        "the query exceeded PgBouncer's query_timeout", "lower statement_timeout", 504, None)),
     ("postgres_unreachable", Exception, "", "server login has been failing", Failure(
         "PgBouncer cannot reach Postgres", "check that Postgres is running")),
     ("read_only", Exception, "25006", "", Failure(
         "{}", "connect to the primary, without read_only=True. If you already do, " + _RECONNECT)),
     ("query", Exception, "25P02", "", Failure(
-        "{}", "let the first error propagate, or use begin_nested() for it", 500, None)),
+        "{}", "let the first error propagate, or run what may fail in begin_nested()", 500, None)),
     ("unknown_database", Exception, "3D000", "", Failure("no such database", "check DB_NAME")),
     ("schema", Exception, "42(P01|883)", "^(relation|function) ", Failure(
-        "{}", "run the migrations (alembic upgrade head). If they are done, " + _RECONNECT)),
+        "{}", "run the migrations (alembic upgrade head). If you have, " + _RECONNECT)),
     ("permission", Exception, "42501", "", Failure(
         "{}", "run the migrations, which grant the privileges")),
-    # The statement has run already. SQLAlchemy prepares it again at the next call.
+    # A write has already run, so only idempotent work is retried.
     ("stale_statement", asyncpg.InvalidCachedStatementError, "", "", Failure(
         "a column's type changed after the statement was prepared",
         "the next call prepares the statement again", retryable=True)),
@@ -116,7 +116,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     # The driver has read the server's last message but not yet the end of the stream.
     ("connection_lost", asyncpg.InternalClientError, "", "", _LOST),
     ("deadlock", Exception, "40P01", "", Failure(
-        "a deadlock: {}", "lock rows sorted by key everywhere", retryable=True)),
+        "a deadlock: {}", "always lock rows sorted by their keys", retryable=True)),
     ("serialization", Exception, "40001", "", Failure(
         "a serialization failure: {}", "keep serializable transactions short", retryable=True)),
     ("invalid_value", Exception, "23(502|514)", "", Failure(
@@ -128,14 +128,14 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "no ids are left: {}", "give the sequence and its columns a larger type", 500, None)),
     # Without the server's message, which quotes the value.
     ("invalid_value", Exception, "22...", "", Failure(
-        "a value does not fit its column", "validate it in the route", 500, None)),
+        "a value is invalid or out of range", "validate it in the route", 500, None)),
     ("query", BaseException, "", "", Failure("the query failed: {}", "fix the query", 500, None)),
 ]  # fmt: skip
 
 
 def classify(error: BaseException) -> Failure:
-    """Return the failure that `error` means."""
-    # `driver_exception` raises where SQLAlchemy 2.1 has translated InvalidCachedStatementError.
+    """Return the failure that describes `error`."""
+    # `driver_exception` raises if SQLAlchemy 2.1 has translated InvalidCachedStatementError.
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
     state = getattr(cause, "sqlstate", None) or ""
     # Only the first line: the others may quote a row. Never the statement or its parameters.
@@ -144,8 +144,8 @@ def classify(error: BaseException) -> Failure:
     for name, kind, states, words, failure in _TABLE:
         if isinstance(cause, kind) and re.match(states, state) and re.search(words, text):
             text = type(cause).__name__ if failure is _TABLE[-1][-1] else text  # may quote a value
-            cause = failure.cause.replace("{}", text)
-            return replace(failure, name=name, cause=cause, sqlstate=state or None)
+            message = failure.cause.replace("{}", text)
+            return replace(failure, name=name, cause=message, sqlstate=state or None)
     raise AssertionError("the last row matches every error")
 
 
@@ -161,7 +161,7 @@ def database_error(error: BaseException) -> DatabaseError:
 
 
 def is_refused_login(error: BaseException) -> bool:
-    """Tell whether another password may be accepted."""
+    """Return whether the server refused the login, so that another password may work."""
     return classify(error).cause == _REFUSED.cause
 
 
@@ -177,10 +177,10 @@ def seconds_left(context: LambdaContext | None) -> float | None:
 
 
 class TranslatedErrors(AbstractContextManager[None]):
-    """A context manager that raises errors of the database in its block as DatabaseError."""
+    """A context manager that raises database errors of its block as DatabaseError."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, RAISED):
+        if isinstance(error, QUERY_ERRORS):
             raise database_error(error) from error
 
 

@@ -1,7 +1,7 @@
-"""The function that Secrets Manager calls to rotate the password of the application or the owner.
+"""The function that Secrets Manager calls to rotate the application's or the owner's password.
 
 `roles.set_password` changes the password in Postgres and in PgBouncer's lookup in one transaction.
-PgBouncer would not learn of a password that is changed in another way (ALTER ROLE, RDS's own
+PgBouncer would not learn of a password that is changed in any other way (ALTER ROLE, RDS's own
 rotation), because on RDS no role may read `pg_authid`.
 """
 
@@ -30,14 +30,14 @@ def handler(event: dict[str, str], context: Any) -> None:
     elif step == "finishSecret":
         finish_secret(arn, token, versions)
     # setSecret and testSecret do nothing: finishSecret changes the password itself, so that only a
-    # few milliseconds pass between the change and the new label.
+    # few milliseconds pass between the change and the move of AWSCURRENT.
 
 
 def create_secret(arn: str, token: str) -> None:
     client = boto3.client("secretsmanager")
     with contextlib.suppress(client.exceptions.ResourceNotFoundException):
         secret(arn, VersionId=token, VersionStage="AWSPENDING")
-        return  # an earlier attempt created it, and may have set it in Postgres
+        return  # created by an earlier attempt, which may also have set its password
     response = client.get_random_password(PasswordLength=40, ExcludeCharacters='"')
     pending = {**secret(arn), "password": response["RandomPassword"]}
     client.put_secret_value(
@@ -64,25 +64,23 @@ def finish_secret(arn: str, token: str, versions: dict[str, list[str]]) -> None:
 async def change_password(role: str, password: str) -> None:
     """Change the password of `role` in Postgres, and check that it is accepted."""
     if role not in (roles.APP, roles.OWNER):
-        # Otherwise whoever may change the secret could change any role's password.
+        # Otherwise, anyone who may change the secret could change any role's password.
         raise ValueError(f"the secret's username is neither {roles.APP} nor {roles.OWNER}")
     connection = await asyncpg.connect(**administrator(), database=settings().name)
     try:
         await roles.set_password(connection, role, password, through_pooler=role == roles.APP)
     finally:
         await connection.close()
-    if not await can_log_in(role, password):
+    if not await is_password_accepted(role, password):
         raise RuntimeError("Postgres does not accept the new password")
 
 
-async def can_log_in(user: str, password: str) -> bool:
+async def is_password_accepted(user: str, password: str) -> bool:
     """Return whether Postgres accepts `password` for `user`, even while the role is NOLOGIN."""
     try:
         connection = await asyncpg.connect(**arguments(user, password), database=settings().name)
-    except asyncpg.InvalidCatalogNameError:
-        return False
     except asyncpg.InvalidAuthorizationSpecificationError as error:
-        # Postgres checks LOGIN after the password, so this message proves that it is right.
+        # Postgres checks the password before LOGIN, so this message proves that it is right.
         return "is not permitted to log in" in str(error)
     await connection.close()
     return True

@@ -100,7 +100,7 @@ def _statements(stack: Stack) -> float:
 def _imported(stack: Stack, name: str) -> dict[str, int]:
     with Worker(name, stack.environment(direct=True)) as worker:
         worker.serve(1)
-        return worker.imported()
+        return worker.imported_modules()
 
 
 def _instruction_ratios(environment: dict[str, str]) -> Counts:

@@ -1,4 +1,4 @@
-"""A warm request: every handler in a process of its own, taking turns."""
+"""Measures warm requests: the handlers take turns, each in its own process."""
 
 import contextlib
 import json
@@ -33,27 +33,29 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the benchmark
+            start_new_session=True,  # Ctrl-C interrupts only the benchmark
         )
 
     def serve(self, requests: int) -> dict[str, Any]:
-        """Serve as many and return the worker's report. Raises LabError if it ended."""
+        """Serve requests and return the report. Raises LabError if the worker has ended."""
         return self._report(str(requests))
 
-    def imported(self) -> dict[str, int]:
+    def imported_modules(self) -> dict[str, int]:
         """Return how many modules it has imported, and the size of their files in bytes."""
         return self._report("imported")
 
     def _report(self, request: str) -> dict[str, Any]:
         process = self._process
-        assert process.stdin is not None  # as asked for
+        assert process.stdin is not None  # because of stdin=PIPE and stdout=PIPE
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # then it writes no line
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and `readline` returns nothing
             process.stdin.write(f"{request}\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise LabError(f"the handler {self.name} did not serve: see above")
+            raise LabError(
+                f"the worker of {self.name} ended without a report: see its output above"
+            )
         return dict(json.loads(line))
 
     def __enter__(self) -> Self:
@@ -68,7 +70,7 @@ class Worker:
 
 
 class Figures:
-    """What the rounds of one handler measured."""
+    """The measurements of one handler in all rounds."""
 
     def __init__(self) -> None:
         self.ms: list[float] = []
@@ -97,7 +99,7 @@ def measure(
     report_progress: Callable[[str], None],
     python: Python = THIS_PYTHON,
 ) -> list[Row]:
-    """Without a delay directly to PgBouncer; with a delay through a proxy."""
+    """Measure each handler at each round-trip time: through a proxy if there is a delay."""
     rows = []
     for rtt, turns in plan.turns.items():
         figures: dict[str, Figures] = defaultdict(Figures)
@@ -105,15 +107,17 @@ def measure(
             environment = stack.environment(bouncer)
             through_proxy = environment | {"DB_PORT": str(proxy.port)}
             for number in range(plan.rounds):
-                with contextlib.ExitStack() as undo:
+                with contextlib.ExitStack() as processes:
                     workers = [
-                        undo.enter_context(
+                        processes.enter_context(
                             Worker(name, through_proxy if rtt else environment, python)
                         )
                         for name in plan.handlers
                     ]
                     _run_round(workers, turns, proxy, figures)
-                report_progress(f"warm, {rtt} ms a round trip: {number + 1} of {plan.rounds}")
+                report_progress(
+                    f"warm, {rtt} ms per round trip: round {number + 1} of {plan.rounds}"
+                )
         rows += [{"handler": name, "rtt_ms": rtt, **each.row()} for name, each in figures.items()]
     return rows
 

@@ -20,7 +20,7 @@ from handler.warm.database.connection import OPTIONS
 
 
 class _Provisioned:
-    """Use SQLAlchemy's test provisioning, which it would look for in the module of the subclass."""
+    """Load SQLAlchemy's test provisioning, which is otherwise sought in the subclass's module."""
 
     @classmethod
     def load_provisioning(cls) -> None:
@@ -28,9 +28,12 @@ class _Provisioned:
 
 
 class StockPooled(_Provisioned, PGDialect_asyncpg):
-    """SQLAlchemy's dialect with its recipe for PgBouncer: no statement cache, unique names."""
+    """SQLAlchemy's dialect with its recipe for PgBouncer.
 
-    supports_statement_cache = True
+    The driver caches no prepared statements, and their names are unique.
+    """
+
+    supports_statement_cache = True  # of compiled SQL; not inherited
 
     def create_connect_args(self, url: URL) -> Any:
         arguments, options = super().create_connect_args(url)  # type: ignore[no-untyped-call]  # SQLAlchemy's is untyped
@@ -42,7 +45,7 @@ class StockPooled(_Provisioned, PGDialect_asyncpg):
 class Ours(_Provisioned, dialect.Dialect):
     """The handler's dialect, with the handler's connection options."""
 
-    supports_statement_cache = True
+    supports_statement_cache = True  # of compiled SQL; not inherited
 
     def create_connect_args(self, url: URL) -> Any:
         arguments, options = super().create_connect_args(url)  # type: ignore[no-untyped-call]  # SQLAlchemy's is untyped
@@ -57,7 +60,7 @@ DIALECTS: dict[str, type[PGDialect_asyncpg]] = {
 
 
 def selected_dialect(environment: Mapping[str, str]) -> type[PGDialect_asyncpg]:
-    """Return the dialect that COMPLIANCE names. Raises UsageError if it names none."""
+    """Return the dialect that COMPLIANCE names. Raises UsageError if it is not one of them."""
     name = environment.get("COMPLIANCE", "")
     if name not in DIALECTS:
         raise pytest.UsageError(f"COMPLIANCE is {name!r}; it must be one of {', '.join(DIALECTS)}")

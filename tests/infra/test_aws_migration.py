@@ -186,8 +186,8 @@ def test_the_owner_password_is_rotated_without_telling_the_pooler(
     old = migration.secret(secrets["OWNER"])["password"]
     rotate(secrets["OWNER"])
     new = migration.secret(secrets["OWNER"], VersionStage="AWSCURRENT")["password"]
-    assert asyncio.run(rotation.can_log_in(roles.OWNER, new))
-    assert not asyncio.run(rotation.can_log_in(roles.OWNER, old))
+    assert asyncio.run(rotation.is_password_accepted(roles.OWNER, new))
+    assert not asyncio.run(rotation.is_password_accepted(roles.OWNER, old))
     # Only the application's password is in the lookup.
     assert execute(own_stack, "SELECT count(*) FROM pooler.verifiers") == 1
 
@@ -201,7 +201,7 @@ def test_the_password_is_rotated_while_the_login_is_revoked(
     rotate(secrets["APP"])
     new = migration.secret(secrets["APP"], VersionStage="AWSCURRENT")["password"]
     assert new != old
-    assert not asyncio.run(rotation.can_log_in(roles.APP, old))
+    assert not asyncio.run(rotation.is_password_accepted(roles.APP, old))
     with pytest.raises(asyncpg.PostgresError, match="no such user"):
         log_in_through_pooler(own_stack, new)
     execute(own_stack, "ALTER ROLE appuser LOGIN")

@@ -1,4 +1,4 @@
-"""Network access as CloudFormation would create it: only the chain from function to database."""
+"""The network access that the templates create, and nothing beyond it."""
 
 from typing import Any
 
@@ -6,12 +6,10 @@ import pytest
 
 from tests.infra.deployment import BOTH, DEPLOYED, WITH_PGBOUNCER, WITH_PROXY, Stack, deployment
 
-# --- Reachability --------------------------------------------------------------------------------
-
 DATABASE_PORT, POOLER_PORT, HTTPS = 5432, 6432, 443
-#: Endpoints of Secrets Manager, and of ECR and Logs, which no function reaches.
+#: Security groups of the endpoints: Secrets Manager's, and those of ECR and Logs.
 ENDPOINTS, TASK_ENDPOINTS = "Network/EndpointGroup", "Network/TaskEndpointGroup"
-S3 = DEPLOYED["S3PrefixList"]
+S3_PREFIX_LIST = DEPLOYED["S3PrefixList"]
 COMMON = {
     ("Security/Pooler", "Security/Database", DATABASE_PORT),
     ("Security/Migration", "Security/Database", DATABASE_PORT),
@@ -20,8 +18,8 @@ COMMON = {
     ("Security/Pooler", TASK_ENDPOINTS, HTTPS),
     ("Security/Migration", TASK_ENDPOINTS, HTTPS),
 }
-TO_S3 = {("Security/Pooler", S3, HTTPS), ("Security/Migration", S3, HTTPS)}
-CHAIN = {
+TO_S3 = {("Security/Pooler", S3_PREFIX_LIST, HTTPS), ("Security/Migration", S3_PREFIX_LIST, HTTPS)}
+EXPECTED_RULES = {
     "pgbouncer": COMMON
     | {
         ("Security/Function", ENDPOINTS, HTTPS),
@@ -33,39 +31,38 @@ CHAIN = {
 
 
 @BOTH
-def test_the_function_reaches_only_the_pooler_and_the_pooler_only_the_database(
-    stack: Stack,
-) -> None:
-    leaving, coming = set(), set()
+def test_security_groups_allow_exactly_the_expected_traffic(stack: Stack) -> None:
+    egress, ingress = set(), set()
     for rule in stack.of_type("AWS::EC2::SecurityGroupEgress").values():
         to = rule.get("DestinationSecurityGroupId") or rule["DestinationPrefixListId"]
         assert rule["FromPort"] == rule["ToPort"]
         assert rule["IpProtocol"] == "tcp"
-        leaving.add((rule["GroupId"], to, rule["FromPort"]))
+        egress.add((rule["GroupId"], to, rule["FromPort"]))
     for rule in stack.of_type("AWS::EC2::SecurityGroupIngress").values():
         assert rule["FromPort"] == rule["ToPort"]
         assert rule["IpProtocol"] == "tcp"
-        coming.add((rule["SourceSecurityGroupId"], rule["GroupId"], rule["FromPort"]))
-    chain = CHAIN[stack.parameters["Connection"]]
-    assert leaving == chain | TO_S3
-    assert coming == chain
+        ingress.add((rule["SourceSecurityGroupId"], rule["GroupId"], rule["FromPort"]))
+    expected = EXPECTED_RULES[stack.parameters["Connection"]]
+    assert egress == expected | TO_S3
+    assert ingress == expected
 
 
 @BOTH
-def test_no_rule_contains_an_address(stack: Stack) -> None:
+def test_no_rule_opens_an_address_range(stack: Stack) -> None:
     for group in stack.of_type("AWS::EC2::SecurityGroup").values():
         assert "SecurityGroupIngress" not in group
+        # A placeholder, which replaces the rule that EC2 adds by default: all traffic, to anywhere.
         assert [rule["CidrIp"] for rule in group["SecurityGroupEgress"]] == ["127.0.0.1/32"]
     for kind in ("Ingress", "Egress"):
         for rule in stack.of_type(f"AWS::EC2::SecurityGroup{kind}").values():
             assert not rule.keys() & {"CidrIp", "CidrIpv6"}
 
 
-OWN_VPC = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "EndpointSecurityGroup": "sg-a"}
+EXISTING_VPC = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "EndpointSecurityGroup": "sg-a"}
 
 
 def test_in_an_existing_vpc_only_the_given_endpoints_are_reachable() -> None:
-    stack = deployment(**OWN_VPC, TaskEndpointSecurityGroup="sg-b")
+    stack = deployment(**EXISTING_VPC, TaskEndpointSecurityGroup="sg-b")
     rules = stack.of_type("AWS::EC2::SecurityGroupEgress").values()
     reached = {
         (rule["GroupId"], rule["DestinationSecurityGroupId"])
@@ -81,7 +78,7 @@ def test_in_an_existing_vpc_only_the_given_endpoints_are_reachable() -> None:
 
 def test_a_shared_endpoint_group_gets_no_duplicate_rules() -> None:
     """EC2 rejects duplicates."""
-    stack = deployment(**OWN_VPC)
+    stack = deployment(**EXISTING_VPC)
     for kind in ("Ingress", "Egress"):
         rules = [
             sorted((name, str(value)) for name, value in rule.items() if name != "Description")
@@ -90,8 +87,8 @@ def test_a_shared_endpoint_group_gets_no_duplicate_rules() -> None:
         assert all(rules.count(rule) == 1 for rule in rules)
 
 
-def allowed_by_endpoints() -> dict[str, list[dict[str, Any]]]:
-    """Service → the statements of its endpoint policy."""
+def endpoint_policy_statements() -> dict[str, list[dict[str, Any]]]:
+    """Return the statements of each service's endpoint policy."""
     return {
         endpoint["ServiceName"].removeprefix("com.amazonaws.eu-central-1."): endpoint[
             "PolicyDocument"
@@ -101,23 +98,23 @@ def allowed_by_endpoints() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_endpoint_policies_allow_only_this_account() -> None:
-    policies = allowed_by_endpoints()
+    policies = endpoint_policy_statements()
     assert policies.keys() == {"s3", "secretsmanager", "ecr.api", "ecr.dkr", "logs"}
     buckets = {statement["Resource"] for statement in policies.pop("s3")}
-    assert buckets == {  # AWS's own two
+    assert buckets == {  # buckets that AWS owns
         "arn:aws:s3:::prod-eu-central-1-starport-layer-bucket/*",
         "arn:aws:s3:::cloudformation-custom-resource-response-eucentral1/*",
     }
     for service, statements in policies.items():
         for statement in statements:
-            if statement["Resource"] == "*":  # actions without a resource
+            if statement["Resource"] == "*":  # actions that do not support resources
                 assert statement["Action"] in (
                     "ecr:GetAuthorizationToken",
                     "secretsmanager:GetRandomPassword",
                 )
             else:
-                owner = f"arn:aws:{service.partition('.')[0]}:eu-central-1:123456789012:"
-                assert statement["Resource"].startswith(owner)
+                arn_prefix = f"arn:aws:{service.partition('.')[0]}:eu-central-1:123456789012:"
+                assert statement["Resource"].startswith(arn_prefix)
 
 
 def actions(statements: list[dict[str, Any]]) -> set[str]:
@@ -128,7 +125,7 @@ def actions(statements: list[dict[str, Any]]) -> set[str]:
     return found
 
 
-def test_endpoint_policies_allow_what_the_roles_need() -> None:
+def test_endpoint_policies_allow_exactly_the_actions_of_the_roles() -> None:
     allowed = {
         action
         for role in WITH_PGBOUNCER.of_type("AWS::IAM::Role").values()
@@ -137,7 +134,7 @@ def test_endpoint_policies_allow_what_the_roles_need() -> None:
     }
     # Used by the flow log service, from outside the VPC.
     allowed -= {"logs:DescribeLogGroups", "logs:DescribeLogStreams"}
-    for service, statements in allowed_by_endpoints().items():
+    for service, statements in endpoint_policy_statements().items():
         name = service.partition(".")[0]
         if name != "s3":
             wanted = {action for action in allowed if action.startswith(f"{name}:")}
@@ -152,9 +149,9 @@ def test_availability_zones_can_be_chosen(zones: str) -> None:
     assert chosen == ["eu-central-1b", "eu-central-1c"]
 
 
-def test_the_flow_log_can_be_written_but_its_group_not_created_again() -> None:
-    """The minimum of "IAM role for publishing flow logs to CloudWatch Logs" (Amazon VPC User Guide)
-    without CreateLogGroup, with which a late record would create the deleted group again."""
+def test_the_flow_log_role_can_write_but_not_create_the_log_group() -> None:
+    """With CreateLogGroup, which "IAM role for publishing flow logs to CloudWatch Logs" (Amazon VPC
+    User Guide) lists too, a late record would create the deleted log group again."""
     [policy] = WITH_PGBOUNCER.resources["Network/FlowLogRole"]["Properties"]["Policies"]
     assert actions(policy["PolicyDocument"]["Statement"]) == {
         "logs:CreateLogStream",
@@ -164,7 +161,7 @@ def test_the_flow_log_can_be_written_but_its_group_not_created_again() -> None:
     }
 
 
-def test_every_component_has_its_own_security_group() -> None:
+def test_each_component_has_the_expected_security_group() -> None:
     resources, proxy = WITH_PGBOUNCER.resources, WITH_PROXY.resources
     groups = {
         "function": resources["Function/Function"]["Properties"]["VpcConfig"]["SecurityGroupIds"],
@@ -188,7 +185,7 @@ def test_every_component_has_its_own_security_group() -> None:
     }
 
 
-def test_nothing_can_reach_the_internet() -> None:
+def test_there_is_no_route_to_or_from_the_internet() -> None:
     kinds = {resource["Type"] for resource in WITH_PGBOUNCER.resources.values()}
     assert not kinds & {"AWS::EC2::InternetGateway", "AWS::EC2::NatGateway", "AWS::EC2::Route"}
     assert not WITH_PGBOUNCER.resources["Database/Instance"]["Properties"]["PubliclyAccessible"]
@@ -206,8 +203,8 @@ def test_an_existing_vpc_and_database_are_used() -> None:
         DatabaseAdminSecret="arn:admin",
     )
     assert not [path for path in stack.resources if path.startswith(("Network/", "Database/"))]
-    entries = stack.of_type("AWS::EC2::SecurityGroupIngress").values()
-    assert {rule["GroupId"] for rule in entries} == {
+    ingress_rules = stack.of_type("AWS::EC2::SecurityGroupIngress").values()
+    assert {rule["GroupId"] for rule in ingress_rules} == {
         "sg-endpoints",
         "sg-database",
         "Security/Balancer",

@@ -1,7 +1,6 @@
-"""A sandbox exposed to faults, with its responses and log lines.
+"""A fleet of one sandbox for tests that inject faults, with its log lines.
 
-Requests go from the real runtime interface client through a real PgBouncer; `attempts` comes from
-the handler's log.
+Events arrive through the real runtime interface client, and queries go through a real PgBouncer.
 """
 
 import asyncio
@@ -19,7 +18,9 @@ from tests.conftest import log_lines
 from tests.events import http_api
 
 READ = http_api("GET", "/orders/1")
-BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'"
+BLOCKED_SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'"
+)
 
 
 def write(key: str) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def outcome(result: InvocationResult) -> tuple[int, str | None]:
 
 
 class LoggedFleet(Fleet):
-    """A fleet of one sandbox that returns the log line of its last invocation."""
+    """A fleet of one sandbox, with the log line of its last invocation."""
 
     def __init__(self, environment: dict[str, str], folder: Path, **options: Any) -> None:
         super().__init__(environment, logs=folder, **options)
@@ -48,7 +49,7 @@ class LoggedFleet(Fleet):
         return int(self.last["attempts"])
 
     async def recovers(self) -> bool:
-        """Return whether the next good request succeeds in the same sandbox."""
+        """Return whether a read succeeds afterwards in the same sandbox."""
         result = await self.invoke(READ)
         return outcome(result) == (200, None) and not result.cold
 
@@ -71,7 +72,7 @@ class FailingFleet:
             await self.locker.execute("LOCK TABLE order_requests, orders IN ACCESS EXCLUSIVE MODE")
             invocation = asyncio.create_task(self.fleet.invoke(event))
             async with asyncio.timeout(5):
-                while not await self.admin.fetchval(BLOCKED, APP):
+                while not await self.admin.fetchval(BLOCKED_SESSIONS, APP):
                     await asyncio.sleep(0.01)
             await inject()
         return await invocation

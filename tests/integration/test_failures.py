@@ -11,7 +11,14 @@ from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
 from tests.conftest import eventually
 from tests.events import http_api
-from tests.integration.failing_fleet import BLOCKED, READ, FailingFleet, LoggedFleet, outcome, write
+from tests.integration.failing_fleet import (
+    BLOCKED_SESSIONS,
+    READ,
+    FailingFleet,
+    LoggedFleet,
+    outcome,
+    write,
+)
 
 # --- Lost during a query -------------------------------------------------------------------------
 
@@ -174,9 +181,9 @@ async def test_a_query_with_a_lost_cancel_request_ends_at_statement_timeout(
             async with locker.transaction():
                 await locker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
                 assert outcome(await fleet.invoke(READ)) == (504, None)
-                assert await admin.fetchval(BLOCKED, APP) == 1  # it was not cancelled
+                assert await admin.fetchval(BLOCKED_SESSIONS, APP) == 1  # it was not cancelled
                 async with asyncio.timeout(6):
-                    while await admin.fetchval(BLOCKED, APP):
+                    while await admin.fetchval(BLOCKED_SESSIONS, APP):
                         await asyncio.sleep(0.05)
             assert await fleet.recovers()
     assert stack.postgres.log_since_start().count("due to statement timeout") == timeouts_before + 1

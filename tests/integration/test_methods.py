@@ -143,7 +143,7 @@ def test_the_openapi_document_omits_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
 @pytest.mark.parametrize("path", ["/orders/1", "/orders", "/health", "/docs", "/orders/0", "/none"])
-def test_head_has_no_body_through_every_service(
+def test_head_has_no_body_with_every_event_format(
     lambda_handler: Lambda, build: Callable[..., dict[str, Any]], path: str
 ) -> None:
     get, head = lambda_handler(build("GET", path)), lambda_handler(build("HEAD", path))

@@ -1,4 +1,4 @@
-"""Any expression over any type has the same result as with SQLAlchemy's own dialect."""
+"""Any expression over any type has the same result as with SQLAlchemy's stock dialect."""
 
 import asyncio
 import uuid
@@ -122,7 +122,7 @@ def engines(stack: Stack) -> Iterator[tuple[asyncio.Runner, AsyncEngine, AsyncEn
             )
             await connection.execute(insert(table).values(id=3))
 
-    async def remove() -> None:
+    async def clean_up() -> None:
         async with stock.begin() as connection:
             await connection.run_sync(metadata.drop_all)
         await ours.dispose()
@@ -131,7 +131,7 @@ def engines(stack: Stack) -> Iterator[tuple[asyncio.Runner, AsyncEngine, AsyncEn
     with asyncio.Runner() as runner:
         runner.run(prepare())
         yield runner, ours, stock
-        runner.run(remove())
+        runner.run(clean_up())
 
 
 @asynccontextmanager
@@ -163,7 +163,7 @@ def compare(engines: tuple[asyncio.Runner, AsyncEngine, AsyncEngine], *statement
     runner, ours, stock = engines
     expected = runner.run(outcome(stock, *statements))
     event("an error" if expected == ["error"] else "rows")
-    for _ in range(2):  # the second statement is already prepared
+    for _ in range(2):  # the second time, the statements are already prepared
         assert runner.run(outcome(ours, *statements)) == expected, list(map(str, statements))
 
 
@@ -171,28 +171,33 @@ def any_value(name: str) -> st.SearchStrategy[Any]:
     return st.none() | COLUMNS[name][1]
 
 
-numbers: st.SearchStrategy[Any] = st.deferred(lambda: number_leaf | number_branch)
-number_leaf: st.SearchStrategy[Any] = st.sampled_from(
+numbers: st.SearchStrategy[Any] = st.deferred(lambda: numeric_leaf | numeric_branch)
+numeric_leaf: st.SearchStrategy[Any] = st.sampled_from(
     [table.c[name] for name in NUMBERS]
 ) | st.one_of(st.integers(-9, 9), st.decimals(-9, 9, places=2), st.floats(-9, 9)).map(literal)
-number_branch: st.SearchStrategy[Any] = st.one_of(
+numeric_branch: st.SearchStrategy[Any] = st.one_of(
     st.builds(lambda a, b: a + b, numbers, numbers),
     st.builds(lambda a, b: a - b, numbers, numbers),
     st.builds(lambda a, b: a * b, numbers, numbers),
     st.builds(lambda a, b: a / b, numbers, numbers),
     st.builds(lambda a, b: func.coalesce(a, b), numbers, numbers),
-    st.builds(lambda c, a, b: case((c, a), else_=b), st.deferred(lambda: truths), numbers, numbers),
+    st.builds(
+        lambda c, a, b: case((c, a), else_=b),
+        st.deferred(lambda: conditions),
+        numbers,
+        numbers,
+    ),
 )
 columns = st.sampled_from([table.c[name] for name in COLUMNS])
-values = st.sampled_from(sorted(COLUMNS)).flatmap(
+column_value_pairs = st.sampled_from(sorted(COLUMNS)).flatmap(
     lambda name: any_value(name).map(lambda value: (table.c[name], value))
 )
-truths: st.SearchStrategy[Any] = st.one_of(
-    st.builds(lambda a, b: a < b, number_leaf, number_leaf),
-    st.builds(lambda a, b: a == b, number_leaf, number_leaf),
-    st.builds(lambda pair: pair[0] == pair[1], values),
-    st.builds(lambda pair: pair[0].in_([pair[1]]), values),
-    st.builds(lambda pair: pair[0].is_distinct_from(pair[1]), values),
+conditions: st.SearchStrategy[Any] = st.one_of(
+    st.builds(lambda a, b: a < b, numeric_leaf, numeric_leaf),
+    st.builds(lambda a, b: a == b, numeric_leaf, numeric_leaf),
+    st.builds(lambda pair: pair[0] == pair[1], column_value_pairs),
+    st.builds(lambda pair: pair[0].in_([pair[1]]), column_value_pairs),
+    st.builds(lambda pair: pair[0].is_distinct_from(pair[1]), column_value_pairs),
     columns.map(lambda column: column.is_(None)),
     st.just(table.c.flag.is_(True)),
     st.just(table.c.document.has_key("a")),
@@ -201,7 +206,7 @@ truths: st.SearchStrategy[Any] = st.one_of(
 expressions = st.one_of(
     numbers,
     columns,
-    truths,
+    conditions,
     st.builds(lambda span: table.c.instant + span, st.timedeltas(timedelta(-9), timedelta(9))),
     st.sampled_from(["sum", "avg", "min", "max", "array_agg", "count", "stddev"]).flatmap(
         lambda name: columns.map(lambda column: getattr(func, name)(column).over())
@@ -219,12 +224,12 @@ expressions = st.one_of(
         ]
     ),
 )
-limited = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_fixtures = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@limited
-@given(expression=expressions, condition=truths, distinct=st.booleans())
-def test_any_expression_evaluates_as_in_sqlalchemy(
+@with_fixtures
+@given(expression=expressions, condition=conditions, distinct=st.booleans())
+def test_any_expression_evaluates_as_in_the_stock_dialect(
     engines: Any, expression: Any, condition: Any, distinct: bool
 ) -> None:
     query = select(expression.label("e")).select_from(table).where(condition | true())
@@ -232,17 +237,17 @@ def test_any_expression_evaluates_as_in_sqlalchemy(
     compare(engines, select(table.c.id).where(condition).order_by(table.c.id))
 
 
-@limited
+@with_fixtures
 @given(name=st.sampled_from(["sum", "avg", "min", "max", "array_agg"]), group=columns, of=columns)
-def test_any_aggregate_evaluates_as_in_sqlalchemy(
+def test_any_aggregate_evaluates_as_in_the_stock_dialect(
     engines: Any, name: str, group: Any, of: Any
 ) -> None:
     compare(engines, select(getattr(func, name)(of), func.count(), group).group_by(group))
 
 
-@limited
-@given(pair=values)
-def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: Any) -> None:
+@with_fixtures
+@given(pair=column_value_pairs)
+def test_any_value_is_stored_and_returned_as_in_the_stock_dialect(engines: Any, pair: Any) -> None:
     column, value = pair
     compare(
         engines,
@@ -252,16 +257,20 @@ def test_any_value_is_stored_and_returned_as_in_sqlalchemy(engines: Any, pair: A
     )
 
 
-@limited
+@with_fixtures
 @given(name=st.sampled_from(sorted(NUMBERS)), number=numbers)
-def test_any_update_computes_as_in_sqlalchemy(engines: Any, name: str, number: Any) -> None:
+def test_any_update_computes_as_in_the_stock_dialect(engines: Any, name: str, number: Any) -> None:
     change = update(table).values({name: number}).where(table.c.id < 3)
     compare(engines, change.returning(table.c[name]), select(table.c[name]).order_by(table.c.id))
 
 
-@limited
-@given(combine=st.sampled_from([union, union_all, except_, intersect]), left=numbers, right=numbers)
-def test_any_set_operation_evaluates_as_in_sqlalchemy(
+@with_fixtures
+@given(
+    combine=st.sampled_from([union, union_all, except_, intersect]),
+    left=numbers,
+    right=numbers,
+)
+def test_any_set_operation_evaluates_as_in_the_stock_dialect(
     engines: Any, combine: Any, left: Any, right: Any
 ) -> None:
     combined = combine(

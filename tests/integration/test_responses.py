@@ -84,10 +84,10 @@ def invoke(app: Any, event: dict[str, Any]) -> dict[str, Any]:
         asyncio.set_event_loop(None)
 
 
-each_service = pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
+each_event_format = pytest.mark.parametrize("build", events.ALL, ids=lambda build: build.__name__)
 
 
-@each_service
+@each_event_format
 @pytest.mark.parametrize(
     ("app", "path", "error_name"),
     [
@@ -131,7 +131,7 @@ def test_an_error_is_logged_without_problem_documents(
     assert "ValueError" in caplog.text
 
 
-@each_service
+@each_event_format
 def test_a_latin_1_header_is_preserved(build: Callable[..., dict[str, Any]]) -> None:
     response = invoke(app, build("GET", "/latin-1"))
     assert response["statusCode"] == 200
@@ -157,7 +157,7 @@ TEXT_MEDIA_TYPES = [
 ]
 
 
-@each_service
+@each_event_format
 @pytest.mark.parametrize("media_type", TEXT_MEDIA_TYPES)
 def test_text_is_not_base64_encoded(build: Callable[..., dict[str, Any]], media_type: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,7 +167,7 @@ def test_text_is_not_base64_encoded(build: Callable[..., dict[str, Any]], media_
     assert (response["body"], response["isBase64Encoded"]) == ("Grün", False)
 
 
-@each_service
+@each_event_format
 @pytest.mark.parametrize("media_type", ["image/png", "application/octet-stream", "text/plain"])
 def test_bytes_are_base64_encoded(build: Callable[..., dict[str, Any]], media_type: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,7 +20,7 @@ from infra.database.roles import APP
 from infra.local.stack import DATABASE, Stack
 from tests.conftest import ColdHandler, set_environment
 from tests.events import http_api
-from tests.integration.failing_fleet import BLOCKED
+from tests.integration.failing_fleet import BLOCKED_SESSIONS
 
 READ = http_api("GET", "/orders/1")
 SEGMENT = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
@@ -134,7 +134,7 @@ def test_a_warm_read_has_one_statement_span(runtime: TracedRuntime) -> None:
 
 async def pid_of_blocked_backend(admin: Any) -> int:
     """Wait until a backend waits for the lock, and return its process id."""
-    pids = BLOCKED.replace("count(*)", "max(pid)")
+    pids = BLOCKED_SESSIONS.replace("count(*)", "max(pid)")
     async with asyncio.timeout(5):
         while not (pid := await admin.fetchval(pids, APP)):
             await asyncio.sleep(0.01)
@@ -217,7 +217,7 @@ def test_spans_contain_no_values(runtime: TracedRuntime) -> None:
 
     async def work() -> None:
         statement = text("SELECT 'hunter2'::integer, 4711, $$also secret$$ -- 4712")
-        with pytest.raises(Exception, match="value does not fit"):
+        with pytest.raises(Exception, match="value is invalid or out of range"):
             await run(lambda session: session.execute(statement), autocommit=True)
 
     runtime.run(work)

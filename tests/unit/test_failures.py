@@ -3,14 +3,14 @@
 import asyncpg
 import pytest
 
-from handler.warm.request_policy import RAISED, classify
+from handler.warm.request_policy import QUERY_ERRORS, classify
 
 
 def test_a_connection_the_server_is_closing_is_retried() -> None:
     """asyncpg raised this when a backend was terminated while its client was idle."""
     message = "cannot switch to state 11; another operation (2) is in progress"
     assert classify(asyncpg.InternalClientError(message)).retryable
-    assert issubclass(asyncpg.InternalClientError, RAISED)  # not wrapped by SQLAlchemy
+    assert issubclass(asyncpg.InternalClientError, QUERY_ERRORS)  # not wrapped by SQLAlchemy
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError(), Exception(), MemoryError()])

@@ -1,7 +1,8 @@
 """asyncpg's pool in FastAPI behind Mangum, without SQLAlchemy.
 
-As asyncpg's "Connection Pools" has it, with one connection, and with `statement_cache_size=0` from
-its FAQ on PgBouncer. The pool is created by the first request, because it belongs to an event loop.
+Follows "Connection Pools" in asyncpg's documentation, with one connection, and with
+`statement_cache_size=0`, which its FAQ recommends for PgBouncer. The pool belongs to an event loop,
+so the first request creates it.
 """
 
 import asyncio
@@ -35,5 +36,5 @@ async def read_order(order_id: int) -> dict[str, Any]:
     return dict(row)
 
 
-asyncio.set_event_loop(asyncio.new_event_loop())  # since 3.12 no thread has one by itself
+asyncio.set_event_loop(asyncio.new_event_loop())  # for Mangum's get_event_loop()
 handler = Mangum(app, lifespan="off")
