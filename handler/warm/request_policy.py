@@ -59,7 +59,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     ("credentials", CredentialsError, "", "Token|Signature|Credentials|NoRegion", Failure(
         "no credentials: {}", "check the function's role, its session and AWS_REGION")),
     ("credentials", CredentialsError, "", "", Failure(
-        "no credentials: {}", "check that the function's subnets reach Secrets Manager")),
+        "no credentials: {}", "check that the function's subnets can reach Secrets Manager")),
     ("tls", ssl.SSLError, "", "Missing Authority Key Identifier", Failure(
         "TLS with the server failed: {}",
         "reissue its certificate with authorityKeyIdentifier, required since Python 3.13")),
@@ -67,7 +67,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "TLS with the server failed: {}", "enable TLS 1.3 on the server")),
     ("tls", ssl.SSLError, "", "", Failure(
         "TLS with the server failed: {}",
-        "its certificate must be valid now, issued by the CA in DB_SSLROOTCERT, and name DB_HOST")),
+        "its certificate must be valid now, match DB_HOST, and be from the CA in DB_SSLROOTCERT")),
     ("tls", ConnectionError, "", "SSL", Failure(
         "the server refused TLS",
         "enable TLS in PgBouncer, or set DB_SSLMODE=disable on a network you trust")),
@@ -105,7 +105,7 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
         "{}", "let the first error propagate, or run what may fail in begin_nested()", 500, None)),
     ("unknown_database", Exception, "3D000", "", Failure("no such database", "check DB_NAME")),
     ("schema", Exception, "42(P01|883)", "^(relation|function) ", Failure(
-        "{}", "run the migrations (alembic upgrade head). If you have, " + _RECONNECT)),
+        "{}", "run the migrations. If you have, " + _RECONNECT)),
     ("permission", Exception, "42501", "", Failure(
         "{}", "run the migrations, which grant the privileges")),
     # A write has already run, so only idempotent work is retried.

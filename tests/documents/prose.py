@@ -79,6 +79,8 @@ def faults(path: Path) -> Iterator[str]:
         for pattern, term in AVOID:
             for found in pattern.finditer(line):
                 yield f"line {number}: {found[0]!r}; use: {term}"
+        if line.startswith("|") and not line.endswith("|"):
+            yield f"line {number}: a table row that continues on the next line"
     for number, sentence in sentences(plain):
         if (count := len(sentence.split())) > MAX_WORDS_OF_A_SENTENCE:
             yield f"line {number}: a sentence of {count} words: {sentence[:60]} …"

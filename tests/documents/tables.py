@@ -106,7 +106,7 @@ SYMPTOMS: list[BaseException] = [
     *server("23502", 'null value in column "a" of relation "b" violates not-null constraint'),
     *server("57014", "canceling statement due to statement timeout"),
     *server("08P01", "query timeout"),
-    *server("25006", "cannot execute SELECT in a read-only transaction"),
+    *server("25006", "cannot execute INSERT in a read-only transaction"),
     *server("25P02", "current transaction is aborted"),
     *server("42P01", 'relation "a" does not exist'),
     *server("42501", "permission denied for table a"),
