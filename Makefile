@@ -170,8 +170,8 @@ lint: ## ruff, mypy --strict, import-linter, cfn-lint, checkov, sam validate, co
 
 fmt: ## ruff's format and its safe fixes, and the generated tables in the documents
 	$(SETUP) tests
-	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
 	@$(RUN) tests.documents.tables
 
 docs: ## the documents as a site with search, on http://127.0.0.1:8001 (DOCS_PORT=8001) until Ctrl-C

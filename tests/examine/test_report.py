@@ -8,6 +8,7 @@ import pytest
 
 from infra.local import ROOT, LabError
 from infra.local.examine import report
+from infra.local.examine.command import is_full
 from infra.local.examine.finding import Finding, Verdict, conclude, unknown
 from infra.local.examine.inputs import Inputs
 from infra.local.examine.properties import PROPERTIES
@@ -94,6 +95,26 @@ def test_the_remedy_of_restarts_depends_on_the_measured_numbers(
     for text in ("\n".join(report.remedies(findings)), (tmp_path / "examine.md").read_text()):
         costs = ("sends its write again", "Rows are missing", "After a failover")
         assert [cost for cost in costs if cost in text] == expected
+
+
+def test_the_remedy_for_round_trips_keeps_writes_in_a_transaction() -> None:
+    [(_, remedy)] = PROPERTIES["round_trips"].advice({"connections": 0})
+    assert "reading = engine.execution_options(isolation_level='AUTOCOMMIT')" in remedy
+    assert "create_async_engine(url, pool_size=1, max_overflow=0)" in remedy
+
+
+def test_a_function_that_opens_connections_for_each_request_is_told_to_keep_one() -> None:
+    [(consequence, remedy)] = PROPERTIES["round_trips"].advice({"connections": 1})
+    assert "one sandbox is enough to exhaust Postgres" in consequence
+    assert "once per process" in remedy
+
+
+@pytest.mark.parametrize(
+    "message", ["sorry, too many clients already", 'too many connections for role "appuser"']
+)
+def test_a_function_that_exhausts_postgres_during_a_measurement_is_recognised(message: str) -> None:
+    assert is_full(f"request 38 failed: {message}")
+    assert not is_full("request 38 failed: connection refused")
 
 
 def test_the_report_on_another_service_is_written_to_that_service_s_folder(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.local.fleet import Fleet
+from infra.local.fleet import Ending, Fleet
 from infra.local.network import Filter
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
@@ -41,6 +41,19 @@ async def test_a_sandbox_is_frozen_between_invocations(stack: Stack) -> None:
             await wait_until_frozen(fleet)
             await wait_until_stopped(result.pid)
             assert result.payload["statusCode"] == 200
+
+
+async def test_a_sandbox_that_is_killed_before_it_freezes_leaves_no_task(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+    monkeypatch.setattr(never, "set", lambda: None)
+    async with Fleet(stack.environment()) as fleet:
+        await fleet.invoke(READ)
+        [sandbox] = fleet.sandboxes
+        monkeypatch.setattr(sandbox._api, "parked", never)  # it does not ask for the next event
+        await sandbox.end(Ending.KILL)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_freezing_and_thawing_add_no_round_trip(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import time
@@ -101,6 +102,11 @@ async def _measure_all(
     return findings
 
 
+def is_full(message: str) -> bool:
+    """Return whether `message` contains one of Postgres' messages for SQLSTATE 53300."""
+    return re.search("too many (clients|connections)|connection slots", message) is not None
+
+
 async def _measure(lab: Lab, name: str) -> Finding:
     """Measure a property. If its measurement fails, the verdict is UNKNOWN."""
     try:
@@ -110,7 +116,8 @@ async def _measure(lab: Lab, name: str) -> Finding:
                     return unknown(obstacle)
             return await PROPERTIES[name].measure(lab)
     except UnknownError as error:
-        return unknown(str(error))
+        hint = "; it opens more connections than Postgres has" if is_full(str(error)) else ""
+        return unknown(f"{error}{hint}")
     except TimeoutError:
         return unknown(f"the measurement took longer than {LIMIT_S:.0f} s")
     except (LabError, OSError, asyncpg.PostgresError, psycopg.Error) as error:

@@ -53,6 +53,8 @@ async def restarts(lab: Lab) -> Finding:
         f"{name}: {failed} of {requests} failed, recovered after {recovery_s:.1f} s"
         for name, (failed, requests, recovery_s) in measurements.items()
     ]
+    if not pooled:
+        parts.append("PgBouncer: not measured, see `pooling`")
     if keyed:
         parts.append(f"{doubled} rows doubled, {lost} lost")
     numbers: dict[str, float] = {}

@@ -119,11 +119,21 @@ _ALL = (
         "one round trip for each statement, and two for a transaction",
         requests.round_trips,
         "Each additional round trip adds the network's latency to every request.",
-        "Keep the connection (no NullPool), do not ping it, and read in autocommit mode:\n"
-        "    create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=False,\n"
-        "                        isolation_level='AUTOCOMMIT')\n"
-        "Instead of the ping, check the socket at checkout: see `thaw`.",
+        "Keep the connection, do not ping it, and read in autocommit mode:\n"
+        "    engine = create_async_engine(url, pool_size=1, max_overflow=0)\n"
+        "    reading = engine.execution_options(isolation_level='AUTOCOMMIT')  # reads only\n"
+        "Keep writes that belong together in one transaction. Instead of the ping, check the socket"
+        " at checkout and retry idempotent work: see `thaw`.",
         prerequisites=(repeats,),
+        causes=(
+            Cause(
+                lambda numbers: bool(numbers.get("connections")),
+                "Each request opens connections, which takes several round trips. If it does not"
+                " close them, one sandbox is enough to exhaust Postgres.",
+                "Create the engine once per process, and keep its connection (no NullPool):\n"
+                "    engine = create_async_engine(url, pool_size=1, max_overflow=0)",
+            ),
+        ),
     ),
     Property(
         "transactions",
@@ -151,7 +161,7 @@ _ALL = (
         "correct with transaction pooling",
         pooling.transaction_pooling,
         "Requests fail with `prepared statement … does not exist` or `already exists`, so the"
-        " function cannot use a connection pooler.",
+        " function cannot use a pooler that does not track prepared statements.",
         "Use only unnamed statements. asyncpg: `statement_cache_size=0` (SQLAlchemy:"
         " `connect_args={'statement_cache_size': 0}`). psycopg: `prepare_threshold=None`. With"
         " plain asyncpg you can then have either `round_trips` or `column_types`; to have both, use"
@@ -171,19 +181,21 @@ _ALL = (
         "thaw",
         "recovers after a freeze in which the server closed its connection",
         freezing.thaw,
-        "The first request after each longer pause fails.",
-        "Check the socket when a connection is checked out, and retry idempotent work once:\n"
+        "The first request after such a freeze fails.",
+        "Check the socket when a connection is checked out, which detects a FIN:\n"
+        "    import select as sockets\n"
         "    @event.listens_for(engine.sync_engine, 'checkout')\n"
         "    def check(connection, record, proxy):\n"
         "        driver = connection.driver_connection\n"
         "        socket = driver  # psycopg; with asyncpg:\n"
         "        # socket = driver._transport.get_extra_info('socket')\n"
-        "        poll = select.poll()\n"
-        "        poll.register(socket.fileno(), select.POLLIN)\n"
+        "        poll = sockets.poll()\n"
+        "        poll.register(socket.fileno(), sockets.POLLIN)\n"
         "        if poll.poll(0):\n"
         "            raise DisconnectionError('closed while idle')\n"
-        "`pool_pre_ping=True` has the same effect, but costs a round trip for every request. The"
-        " complete code is in tests/examine/recipes/every_property.py.",
+        "If packets are lost, only a failing statement shows it, so also retry idempotent work"
+        " once: see `run` in tests/examine/recipes/every_property.py. `pool_pre_ping=True` detects"
+        " both, but costs a round trip for every request.",
         prerequisites=(repeats,),
     ),
     Property(

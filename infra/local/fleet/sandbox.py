@@ -267,6 +267,8 @@ class Sandbox:
             return
         if self.state is not State.ENDING:
             was_frozen, self.state = self.frozen, State.ENDING
+            if self._transition is not None:
+                self._transition.cancel()  # it may wait for an event that never comes
             self._transition = asyncio.create_task(self._end(ending, was_frozen))
         if self._transition is not None:
             await asyncio.shield(self._transition)
