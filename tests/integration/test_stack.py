@@ -157,7 +157,11 @@ def test_a_full_disk_is_reported_in_one_line(
 ) -> None:
     small_disk = temporary_directory / "small"
     small_disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", small_disk], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small_disk)]
+    process = subprocess.run(mount, capture_output=True, text=True)
+    if process.returncode:
+        small_disk.rmdir()
+        pytest.skip(f"no file system can be mounted here: {process.stderr.strip()}")
     try:
         monkeypatch.setenv("TMPDIR", str(small_disk))
         monkeypatch.setattr(tempfile, "tempdir", None)

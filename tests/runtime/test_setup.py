@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -109,9 +110,23 @@ def test_an_invalid_postgres_folder_is_reported_with_a_hint(folder: str) -> None
 def test_the_postgres_variable_selects_another_installation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("POSTGRES", str(postgres.wheel() / "pginstall/bin"))
+    folder = postgres.wheel() / "pginstall/bin"
+    if os.getuid() == 0 and not postgres.anyone_may_run(folder / "postgres"):
+        pytest.skip("the wheel is in a folder that only root may enter")
+    monkeypatch.setenv("POSTGRES", str(folder))
     with Stack() as stack:
-        assert stack.postgres.bin == postgres.binaries() == Path(os.environ["POSTGRES"])
+        assert stack.postgres.bin == postgres.binaries() == folder
+
+
+@needs_root
+def test_a_postgres_that_only_root_may_run_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    folder = shutil.copytree(postgres.wheel() / "pginstall/bin", tmp_path / "bin")
+    monkeypatch.setenv("POSTGRES", str(folder))
+    with pytest.raises(LabError, match="a folder that every account may enter"), Stack():
+        pass
 
 
 PSQL = """
