@@ -106,7 +106,7 @@ async def list_orders(
     if len(rows) <= limit:
         return {"orders": rows, "next": None}
     filters = {} if status is None else {"status": status}
-    following = urlencode({**filters, "limit": limit, "after": rows[limit - 1].id})
+    following = urlencode({"after": rows[limit - 1].id, "limit": limit, **filters})
     return {"orders": rows[:limit], "next": f"?{following}"}
 
 
