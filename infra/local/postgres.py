@@ -46,10 +46,10 @@ def wheel() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def anyone_may_run(program: Path) -> bool:
-    """Return whether every account may run `program` and enter the folders above it."""
-    path = program.resolve()
-    return all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents))
+def anyone_may_run(folder: Path) -> bool:
+    """Return whether every account may run Postgres in `folder`, a path without links."""
+    paths = (folder / "postgres", folder, *folder.parents)
+    return all(path.stat().st_mode & stat.S_IXOTH for path in paths)
 
 
 def psql() -> Path:
@@ -73,8 +73,10 @@ class Postgres(Server):
     def _accessible_binaries(self, original: Path) -> Path:
         """Return the binaries, or for root a copy of them and their libraries if the servers'
         account may not run them, for example in a home directory of mode 0700."""
-        if os.getuid() != 0 or anyone_may_run(original / "postgres"):
+        if os.getuid() != 0:
             return original
+        if anyone_may_run(resolved := original.resolve()):
+            return resolved  # the folder of a link may be closed to other accounts
         if os.environ.get("POSTGRES"):
             raise LabError(
                 f"not every account may run the programs in POSTGRES={original}, and Postgres never"

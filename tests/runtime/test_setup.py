@@ -110,12 +110,26 @@ def test_an_invalid_postgres_folder_is_reported_with_a_hint(folder: str) -> None
 def test_the_postgres_variable_selects_another_installation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = postgres.wheel() / "pginstall/bin"
-    if os.getuid() == 0 and not postgres.anyone_may_run(folder / "postgres"):
+    folder = (postgres.wheel() / "pginstall/bin").resolve()
+    if os.getuid() == 0 and not postgres.anyone_may_run(folder):
         pytest.skip("the wheel is in a folder that only root may enter")
     monkeypatch.setenv("POSTGRES", str(folder))
     with Stack() as stack:
         assert stack.postgres.bin == postgres.binaries() == folder
+
+
+@needs_root
+def test_root_may_use_a_postgres_through_a_link_in_a_closed_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = (postgres.wheel() / "pginstall/bin").resolve()
+    if not postgres.anyone_may_run(folder):
+        pytest.skip("the wheel is in a folder that only root may enter")
+    tmp_path.chmod(0o700)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("POSTGRES", str(tmp_path / "link"))
+    with Stack() as stack:
+        assert stack.postgres.bin == folder
 
 
 @needs_root
