@@ -2,9 +2,9 @@
 
 A machine is a Debian image with python3, make, git and CA certificates, and the packages of its row
 in `MACHINES`. The project is cloned, and `make doctor`, `make demo`, `make psql` and `make test`
-run in the clone; no process may remain. `MACHINES="trixie forky"` selects machines, and
-`TESTS=selection` runs `SELECTION` only, and `TESTS=all` all tests. Results go to
-reports/machines.json and docs/support.md.
+run in the clone; no process may be left running. The variable `MACHINES="trixie forky"` selects
+machines. `TESTS=selection` runs only `SELECTION`, and `TESTS=all` runs all tests, except on a
+machine with its own `tests`. Results go to reports/machines.json and docs/support.md.
 """
 
 import json
@@ -33,7 +33,7 @@ SELECTION = (
     "tests/runtime/test_shutdown.py tests/integration/test_stack.py "
     "tests/integration/test_session_state.py tests/integration/test_rejections.py"
 )
-SERVERS = "tests/integration tests/faults"
+SERVER_TESTS = "tests/integration tests/faults"
 TABLE_HEAD = """\
 | machine | user | Python | PgBouncer | Postgres | `make demo` | `make psql` | `make test` | tests |
 |---|---|---|---|---|---|---|---|---|
@@ -51,7 +51,7 @@ class Machine:
     packages: str = ""
     #: Variables for make.
     variables: str = ""
-    #: The tests to run; those of `make test` if empty.
+    #: The tests to run; if empty, those that TESTS selects.
     tests: str = ""
 
     @property
@@ -62,12 +62,12 @@ class Machine:
     def dockerfile(self) -> str:
         return (
             f"FROM {self.image}\n"
-            # Debian would create a cluster when a server is installed.
+            # Otherwise Debian's package creates a cluster when a server is installed.
             "RUN mkdir -p /etc/postgresql-common"
             " && echo create_main_cluster=false >/etc/postgresql-common/createcluster.conf"
             " && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes"
             f" --no-install-recommends python3 make git ca-certificates {self.packages}"
-            # The cloned repository belongs to a user outside the container.
+            # The cloned repository is owned by a user of the host.
             " && useradd --create-home user && git config --system safe.directory '*'\n"
         )
 
@@ -81,7 +81,7 @@ MACHINES = {
         "trixie",
         packages="postgresql-17",
         variables="POSTGRES=/usr/lib/postgresql/17/bin",
-        tests=SERVERS,
+        tests=SERVER_TESTS,
     ),
     "bookworm-root": Machine("bookworm", "root"),
     "trixie-root": Machine("trixie", "root"),
@@ -100,7 +100,7 @@ class Container:
         self.folder = f"{'/root' if machine.user == 'root' else '/home/user'}/warm engine"
 
     def call(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command, print its output and return it."""
+        """Run a command, print its output and return the completed process."""
         process = subprocess.run(
             ["docker", "exec", "--interactive", "--workdir", self.folder, self.name, *words],
             stdin=subprocess.DEVNULL,
@@ -155,7 +155,7 @@ def try_machine(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
         demo_s = time.monotonic() - started
         versions = re.search(r"Postgres ([\d.]+), .* PgBouncer ([\d.]+):", demo_run.stdout)
         python = container.call(".venv/bin/python", "-V")
-        psql_run = container.call("bash", "-c", PSQL.format(make=" ".join(make)))
+        psql_run = container.call("bash", "-c", PSQL_SCRIPT.format(make=" ".join(make)))
         started = time.monotonic()
         selection = {"handler": (), "all": ("ALL=1",)}.get(tests, (f"ARGS={tests}",))
         test_run = container.call(
@@ -188,7 +188,7 @@ def try_machine(machine: Machine, source: Path, tests: str) -> dict[str, Any]:
         }
 
 
-PSQL = """
+PSQL_SCRIPT = """
 {make} run PORT=8123 >/tmp/run.log 2>&1 & run=$!
 for _ in $(seq 300); do grep -q ^serving /tmp/run.log && break; sleep 0.2; done
 echo "SELECT 'there are ' || count(*) FROM orders;" | {make} psql
@@ -223,7 +223,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         line = f"| `{machine.image}`{added} | {user} | "
         if row := rows.get(name):
             demo_result = f"{row['demo_s']:.0f} s" if row["demo_exit"] == 0 else "fails"
-            names = {"all": "all", "handler": "handler", SERVERS: "servers"}
+            names = {"all": "all", "handler": "handler", SERVER_TESTS: "servers"}
             selection = names.get(row["tests"], "selection")
             line += f"{row['python']} | {row['pgbouncer']} | {row['postgres']} | {demo_result} | "
             line += f"{'works' if row['psql_works'] else 'fails'} | {row['passed']} passed, "

@@ -1,4 +1,4 @@
-"""The log line: one JSON object per invocation, on stdout, with the names of Lambda's JSON format.
+"""The log line: one JSON object per invocation, on stdout, with the fields of Lambda's JSON format.
 
 docs/log-line.schema.json describes its fields. It never contains a value that a caller sent, a row
 or a secret; `caller` is the identity that the gateway authenticated.
@@ -34,11 +34,11 @@ class Invocation:
     attempts: int = 0  # units of work started on the database, including retries
     retries: int = 0
     connections: int = 0  # opened
-    connect_ms: float = 0  # 0 on a pooled connection
-    query_ms: float = 0  # from the first statement to the last row; `_write` subtracts connecting
+    connect_ms: float = 0  # 0 if a pooled connection was used
+    query_ms: float = 0  # in database blocks, with connecting, which `_write` subtracts
     failure: Failure | None = None
     caller: str | None = None
-    #: When the latest attempt started, and `connect_ms` then: to compute the wait for the pool.
+    #: When the latest attempt started, and `connect_ms` at that time, to compute the pool's wait.
     begun_at: float = 0
     connected_before: float = 0
 
@@ -53,7 +53,7 @@ _metrics: MetricBlock | None = None
 
 
 def set_namespace(namespace: str | None) -> None:
-    """Emit each line as metrics in that CloudWatch namespace; None: emit no metrics."""
+    """Add metrics in the CloudWatch namespace `namespace` to each line, or none if it is None."""
     global _metrics
     function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local")
     version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
@@ -109,9 +109,9 @@ def _write(line: Invocation, duration_ms: float, raised: str | None) -> None:
     name: FailureName | None = line.failure.name if line.failure else None
     if level == "ERROR" and name is None:
         name = "app"  # the app returned a 5xx
-    # At least 0: a connection may also be opened outside of `run`.
+    # At least 0: a connection may also be opened outside a database block.
     now, queried = time.time(), max(line.query_ms - line.connect_ms, 0)
-    # Formatted by hand, because `json.dumps` takes three times as long for every invocation.
+    # Formatted by hand for each invocation, because `json.dumps` takes three times as long.
     text = (
         f'{{"timestamp": "{log_format.rfc3339(now)}", "level": "{level}", "outcome": "{outcome}", '
         f'"coldStart": {"true" if line.cold_start else "false"}, '
@@ -139,13 +139,13 @@ def _write(line: Invocation, duration_ms: float, raised: str | None) -> None:
         text += _metrics.members(
             now, line.route is not None, connected, line.attempts > 0, failed, line.cold_start
         )
-    # A closed stdout must lose only the line, not the invocation.
+    # If stdout is closed, only the line is lost, and the invocation does not fail.
     with suppress(OSError, ValueError):
         print(f"{text}}}", flush=True)
 
 
 def attempting() -> None:
-    """Count a unit of work that starts on the database."""
+    """Count the start of a unit of work on the database."""
     line = current()
     line.attempts += 1
     line.begun_at, line.connected_before = time.perf_counter(), line.connect_ms
@@ -182,7 +182,7 @@ def failed(failure: Failure) -> None:
 
 
 def warn(message: str, failure: Failure) -> None:
-    """Log a failure that does not fail the invocation, with the fields of the line."""
+    """Log a failure that does not fail the invocation, with the line's fields for failures."""
     log.warning("%s: %s", message, failure.cause, extra=log_format.fields_of(failure))
 
 

@@ -1,7 +1,7 @@
 """Creates PgBouncer's certificate, signed by a CA whose key is then discarded.
 
 AWS Private CA would cost more than the rest of the deployment. A load balancer cannot terminate TLS
-for PgBouncer, because clients of Postgres negotiate it within their protocol.
+for PgBouncer, because Postgres clients negotiate TLS within the Postgres protocol.
 """
 
 import datetime
@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-YEARS = 10
+VALIDITY_YEARS = 10
 
 
 def make(host: str) -> dict[str, str]:
-    """Return `certificate` and `key` for PgBouncer at `host` and `ca` for its clients, as PEM."""
+    """Return PEM texts: `certificate` and `key` for PgBouncer at `host`, `ca` for its clients."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = _name("Warm Engine pooler CA")
     ca = (
@@ -60,14 +60,14 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))  # tolerates clock differences
-        .not_valid_after(now + datetime.timedelta(days=365 * YEARS))
+        .not_valid_before(now - datetime.timedelta(hours=1))  # tolerates clock skew
+        .not_valid_after(now + datetime.timedelta(days=365 * VALIDITY_YEARS))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
 def _usage(**allowed: bool) -> x509.KeyUsage:
-    """Return a key usage that allows only what is named."""
+    """Return a key usage that allows only the given usages."""
     nothing = dict.fromkeys(
         (
             "digital_signature",

@@ -1,4 +1,4 @@
-"""`make recipes`: examine every recipe in one run; write `reports/recipes.{json,md,png}`."""
+"""`make recipes`: examine the recipes (`ONLY` selects some); write `reports/recipes.*`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def main() -> int:
     no_filter = None
     if not network.is_isolated() and (no_filter := network.unavailable_reason()) is None:
         command = network.isolated_command([sys.executable, "-m", "tests.examine"])
-        os.execvp(command[0], command)  # noqa: S606  # runs the same command
+        os.execvp(command[0], command)  # noqa: S606  # restarts itself in the namespace
     names = os.environ["ONLY"].split(",") if os.environ.get("ONLY") else list(RECIPES)
     fast = os.environ.get("FAST") == "1"
     findings: dict[str, dict[str, Finding]] = {}

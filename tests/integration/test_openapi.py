@@ -1,6 +1,6 @@
 """Any request, valid or not, gets a response that the OpenAPI document describes, never a 500.
 
-Requests go through the Lambda event, PgBouncer and Postgres.
+Each request becomes a Lambda event, and reaches Postgres through PgBouncer.
 """
 
 import base64
@@ -24,7 +24,7 @@ from infra.local.stack import Stack
 from tests.conftest import ColdHandler, Lambda, set_environment
 
 api_schema = schemathesis.openapi.from_dict(app.openapi())
-# The sanitization would mistake the idempotency key for a secret.
+# Sanitization would take the idempotency key for a secret and hide it.
 api_schema.config.output.sanitization.update(enabled=False)
 
 
@@ -62,7 +62,7 @@ class Gateway(HTTPAdapter):
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """Open a session to the handler, on a stack where the tests may create any rows."""
+    """Open a session to the handler, on a stack of its own, where the tests may create any rows."""
     with Stack() as stack, pytest.MonkeyPatch.context() as patch:
         set_environment(patch, stack.environment())
         with ColdHandler() as invoke, requests.Session() as session:
@@ -85,10 +85,10 @@ TESTED_OPERATIONS: list[str] = []
 
 
 def generate_requests(method: str, path: str) -> Callable[[Callable[..., None]], Any]:
-    """Generate requests for an operation, the same ones in each run.
+    """Return a decorator that runs a test with generated requests, the same ones in each run.
 
     A failing request is shown as a `curl` command. Each operation has its own test, because
-    schemathesis' `parametrize` would give all of them one id, and xdist would run only one.
+    schemathesis' `parametrize` would give all of them the same id, and xdist would run only one.
     """
     TESTED_OPERATIONS.append(f"{method} {path}")
     parametrize = api_schema.include(method=method, path=path).parametrize()

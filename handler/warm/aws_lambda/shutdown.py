@@ -11,18 +11,18 @@ from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
-#: How long a clean shutdown may take, in seconds: less than the 0.3 that Lambda allows if there are
-#: external extensions.
+#: How long a clean shutdown may take, in seconds: less than the 0.3 s that Lambda allows if an
+#: external extension is registered.
 SHUTDOWN_TIMEOUT = 0.25
 
 
 def call_at_shutdown(shut_down: Callable[[], None]) -> None:
     """Call `shut_down` and exit when Lambda ends the execution environment.
 
-    Call it on the main thread during init. It does nothing outside of Lambda.
+    This function must be called on the main thread during init. Outside Lambda it does nothing.
 
-    Lambda sends SIGTERM only if there is an extension, so this process registers as an internal
-    one. A thread reads the signal from the wake-up descriptor, because a Python handler does not
+    Lambda sends SIGTERM only if there is an extension, so this process registers an internal one.
+    A thread reads the signal from the wake-up descriptor, because a Python signal handler does not
     run while the runtime client waits for an event. See docs/decisions/shutdown-extension.md.
     """
     api = os.environ.get("AWS_LAMBDA_RUNTIME_API")
@@ -49,9 +49,9 @@ def call_at_shutdown(shut_down: Callable[[], None]) -> None:
 
 
 def _register_extension(api: str) -> None:
-    """Register an internal extension. Of several processes only the first can use the name."""
-    # Without a timeout, because after a lost response the extension would be registered but not
-    # wait for its next event. The runtime client calls the same service without a timeout.
+    """Register an internal extension. If there are several processes, only the first succeeds."""
+    # No timeout: after one, the extension could be registered without ever asking for its next
+    # event, which init waits for. The runtime client calls the same service without a timeout.
     connection = http.client.HTTPConnection(api)
     headers = {"Lambda-Extension-Name": "warm-engine", "Content-Type": "application/json"}
     try:
@@ -69,7 +69,7 @@ def _register_extension(api: str) -> None:
     identity = {"Lambda-Extension-Identifier": response.headers["Lambda-Extension-Identifier"]}
 
     def wait_for_next_event() -> None:
-        # Init ends only when the extension waits for an event. None comes: it subscribed to none.
+        # Init ends only when the extension waits for an event. It subscribed to none.
         connection.request("GET", "/2020-01-01/extension/event/next", headers=identity)
         connection.getresponse()
 

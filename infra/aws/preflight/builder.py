@@ -10,11 +10,13 @@ from infra.aws.parameters import Problem
 
 
 def docker(architecture: str) -> Iterator[Problem]:
-    """Check that Docker has buildx and can build for `architecture`."""
+    """Yield a problem if Docker lacks buildx or cannot build for `architecture`."""
     needed = PLATFORMS.get(architecture)
     engine = _output("docker", "version", "--format", "{{.Server.Os}}/{{.Server.Arch}}").strip()
     if not engine:
-        yield Problem("Docker does not respond", "Install and start it: it builds the images")
+        yield Problem(
+            "Docker does not respond", "Install and start Docker, which builds the images"
+        )
         return
     if not _output("docker", "buildx", "version"):
         yield Problem(
@@ -28,13 +30,13 @@ def docker(architecture: str) -> Iterator[Problem]:
     if needed not in _output("docker", "buildx", "inspect", builder):
         yield Problem(
             f"this Docker engine is {engine} and cannot build for Architecture={architecture}",
-            "`docker run --privileged --rm tonistiigi/binfmt --install "
-            f"{needed.removeprefix('linux/')}`, or build on such a machine",
+            "Run `docker run --privileged --rm tonistiigi/binfmt --install "
+            f"{needed.removeprefix('linux/')}`, or build on a machine with that architecture",
         )
 
 
 def _output(*command: str) -> str:
-    """Return a program's output; empty if it fails or is not installed."""
+    """Return a program's output; empty if it fails, times out or is not installed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -20,7 +20,7 @@ from infra.local.signals import run_async
 
 def churn(service: Service = SAMPLE) -> int:
     """Run all rows, in a network namespace if possible; return 1 if a promise was broken."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # of a real stdout
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a TextIOWrapper
     plan = from_environment()
     if compose.is_inside_compose():
         plan = replace(plan, max_connections=run_async(compose.Stack.find).postgres.max_connections)
@@ -63,7 +63,7 @@ async def _run_all_rows(
     """Add a result for each row to `results`, and the servers' versions to `servers`.
 
     Outside of Compose each row has its own servers, so the next row can start while connections of
-    the previous one are closed.
+    the previous one are still closing.
     """
     rows = [(path, ending) for path in ConnectionPath for ending in plan.endings]
     print(

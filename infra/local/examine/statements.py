@@ -14,14 +14,14 @@ _TRANSACTION_CONTROL = re.compile(
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b", re.I
 )
 _BEGIN = re.compile(r"(BEGIN|START\s+TRANSACTION)\b", re.I)
-#: Statements that connection pools and drivers send themselves.
+#: Statements that connection pools and drivers send on their own.
 _OVERHEAD = re.compile(
     r"(;?$|SELECT 1;?$|DISCARD\b|RESET\b|DEALLOCATE\b|SHOW\b|CLOSE ALL|UNLISTEN|SET\b"
     r"|SELECT pg_advisory_unlock_all|SELECT pg_catalog\.version|SELECT current_schema"
     r"|SELECT version\(\))|.*\bpg_(catalog\.)?(type|attribute|settings)\b",
     re.I | re.S,
 )
-#: State that the next client of a server connection would find.
+#: Statements that leave state for the next client of a server connection.
 _SESSION_STATE = re.compile(
     r"^\s*SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|\bset_config\s*\([^)]*,\s*(false|'f')"
     r"|^\s*LISTEN\b|\bpg_(try_)?advisory_lock(_shared)?\s*\(|\bCREATE\s+TEMP|^\s*PREPARE\b"
@@ -33,7 +33,7 @@ _TABLE = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?([\w.\"]+)", re.
 
 @dataclass
 class Statement:
-    """An executed statement. `name`: of the prepared statement, or "" if it is unnamed."""
+    """An executed statement. `name` is the prepared statement's name, or "" if it is unnamed."""
 
     pid: int
     name: str
@@ -55,12 +55,12 @@ class Statement:
 
     @property
     def tables(self) -> set[str]:
-        """All words that may be names of tables, in lower case."""
+        """All identifiers that may be table names, in lower case."""
         return {name.replace('"', "").lower() for name in _TABLE.findall(self.sql)}
 
 
 class StatementLog:
-    """Reads what the application executed after a call of `mark`."""
+    """Reads the statements that the application has executed since `mark` was called."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,7 +76,7 @@ class StatementLog:
 
 
 def parse(log: str) -> list[Statement]:
-    """Return the application's statements; their further lines begin with a tab."""
+    """Return the application's statements, whose continuation lines begin with a tab."""
     statements: list[Statement] = []
     current: Statement | None = None
     for line in log.splitlines():
