@@ -33,7 +33,7 @@ async def test_the_handler_sends_no_password_to_a_pgbouncer_of_another_ca(
         # The count is not 0 if another container had this address before.
         logins_before = compose.log("pgbouncer").count(login)
         assert sandbox.invoke()["statusCode"] == 503
-        assert "by the CA in DB_SSLROOTCERT" in sandbox.log()
+        assert "from the CA in DB_SSLROOTCERT" in sandbox.log()
         assert compose.log("pgbouncer").count(login) == logins_before
 
 

@@ -89,7 +89,7 @@ OWN_DOMAINS = {"Function URL": "abc.lambda-url.eu-central-1.on.aws"}
 
 
 def event_of(service: str, domain: str, path: str) -> dict[str, Any]:
-    domain = OWN_DOMAINS.get(service, events.OWN_DOMAIN) if domain == "own" else domain
+    domain = OWN_DOMAINS.get(service, events.OWN_DOMAIN) if domain == "default" else domain
     if service == "Load balancer":
         return events.load_balancer("GET", path, host=domain)
     build = events.rest_api if re.search("REST|1.0", service) else events.http_api
