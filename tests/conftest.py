@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from infra.database.roles import APP
 from infra.local import ROOT
 from infra.local.fleet import sandbox
 from infra.local.pgbouncer import PgBouncer
+from infra.local.private_directory import is_usable
 from infra.local.signals import treat_sigterm_as_sigint
 from infra.local.stack import DATABASE, Stack
 from tests.network_namespace import pytest_runtest_protocol as pytest_runtest_protocol
@@ -57,11 +57,8 @@ MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 2**30
 
 
 def pytest_configure() -> None:
-    """Keep the servers' files in memory: on a disk, new clusters take a third of the CPU time."""
-    if "TMPDIR" in os.environ or not MEMORY.is_dir():
-        return
-    programs = not os.statvfs(MEMORY).f_flag & getattr(os, "ST_NOEXEC", 0)
-    if programs and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+    """Keep the servers' files in memory if possible: initdb needs half of the CPU time there."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and is_usable(MEMORY, MEMORY_BYTES):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # for `tmp_path`
         os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 

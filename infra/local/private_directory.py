@@ -61,13 +61,18 @@ def _remove(folder: Path) -> None:
 def _first_with_space(parents: list[Path]) -> Path:
     """Return the first folder with enough space that allows programs to be executed."""
     for path in parents:
-        programs = not os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0)
-        if programs and shutil.disk_usage(path).free >= REQUIRED_BYTES:
+        if is_usable(path, REQUIRED_BYTES):
             return path
     raise LabError(
         f"{' and '.join(map(str, parents))} must have {REQUIRED_BYTES >> 20} MiB free and allow "
         "programs to be executed. Free some space, or set TMPDIR to another folder"
     )
+
+
+def is_usable(folder: Path, required_bytes: int) -> bool:
+    """Return whether `folder` has that much free space and allows programs to be executed."""
+    allows_programs = not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)
+    return allows_programs and shutil.disk_usage(folder).free >= required_bytes
 
 
 def _create_locked(parent: Path) -> tuple[Path, IO[str]]:

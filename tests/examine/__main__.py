@@ -25,7 +25,7 @@ def main() -> int:
     no_filter = None
     if not network.is_isolated() and (no_filter := network.unavailable_reason()) is None:
         command = network.isolated_command([sys.executable, "-m", "tests.examine"])
-        os.execvp(command[0], command)  # noqa: S606  # restarts itself in the namespace
+        os.execvp(command[0], command)  # noqa: S606  # our own command, which needs no shell
     names = os.environ["ONLY"].split(",") if os.environ.get("ONLY") else list(RECIPES)
     fast = os.environ.get("FAST") == "1"
     findings: dict[str, dict[str, Finding]] = {}

@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 from infra.local import ROOT, LabError
 from infra.local.examine import report
-from infra.local.examine.command import is_full
-from infra.local.examine.finding import Finding, Verdict, conclude, unknown
+from infra.local.examine.command import _measure
+from infra.local.examine.finding import Finding, UnknownError, Verdict, conclude, unknown
 from infra.local.examine.inputs import Inputs
-from infra.local.examine.properties import PROPERTIES
+from infra.local.examine.properties import PROPERTIES, Property
 from tests.examine.__main__ import markdown
 from tests.examine.recipes import PREDICTED_MISSING
 
@@ -112,9 +113,16 @@ def test_a_function_that_opens_connections_for_each_request_is_told_to_keep_one(
 @pytest.mark.parametrize(
     "message", ["sorry, too many clients already", 'too many connections for role "appuser"']
 )
-def test_a_function_that_exhausts_postgres_during_a_measurement_is_recognised(message: str) -> None:
-    assert is_full(f"request 38 failed: {message}")
-    assert not is_full("request 38 failed: connection refused")
+async def test_a_function_that_exhausts_postgres_during_a_measurement_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    async def fail(lab: object) -> Finding:
+        raise UnknownError(f"request 38 failed: {message}")
+
+    monkeypatch.setitem(PROPERTIES, "memory", Property("memory", "", fail, "", ""))
+    lab: Any = None  # `fail` does not use it
+    finding = await _measure(lab, "memory")
+    assert finding.reason.endswith(f"{message}; it opens more connections than Postgres has")
 
 
 def test_the_report_on_another_service_is_written_to_that_service_s_folder(tmp_path: Path) -> None:

