@@ -34,7 +34,7 @@ class Plan:
     largest of n rounds contain the true median with a probability of 1 - 2^(1-n): 94 % for five.
     `turns`: by round trip time in ms, the turns of each handler in a round.
     `starts`: cold starts of each handler; fewer, but at least `rounds`, after `cold_limit_s`.
-    `scales`: clients, and how many of them send requests at the same time.
+    `scales`: clients, how many of them send requests at the same time, and PgBouncers.
     """
 
     handlers: dict[str, str]
@@ -43,7 +43,12 @@ class Plan:
     starts: int = 8
     cold_limit_s: float = 120
     compiled: tuple[bool, ...] = (True, False)
-    scales: tuple[tuple[int, int], ...] = ((1, 1), (10, 10), (50, 50), (2000, 20))
+    scales: tuple[tuple[int, int, int], ...] = (
+        (1, 1, 1),
+        (10, 10, 1),
+        (50, 50, 1),
+        (2000, 20, 1),
+    )
 
 
 #: Requests in a turn: short, so that noise that comes and goes affects all handlers alike.
@@ -57,7 +62,7 @@ FAST = Plan(
     compiled=(True,),
     scales=(),
 )
-FULL = replace(STANDARD, scales=(*STANDARD.scales, (10_000, 20)))
+FULL = replace(STANDARD, scales=(*STANDARD.scales, (10_000, 20, 1), (10_000, 20, 4)))
 #: On another Python, with FULL=1.
 OTHER_PYTHON = Plan(
     handlers={name: HANDLERS[name] for name in ("warm_engine", "frameworks_only")}, turns={0: 20}
@@ -65,6 +70,8 @@ OTHER_PYTHON = Plan(
 
 #: Clients that connect at the same moment, and the CPUs of their PgBouncer, with FULL=1.
 STORMS, STORM_CPUS = (100, 300, 600), 0.25
+#: How long Postgres takes for each password lookup (`auth_query`) in the second half of the storms.
+SLOW_LOOKUP_MS = 50
 
 SERVER_CONNECTIONS = 20
 SCALE_DURATION_S = 6.0

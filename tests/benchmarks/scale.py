@@ -1,6 +1,7 @@
-"""Many clients on one PgBouncer: each the real engine, with a connection of its own."""
+"""Many clients on one PgBouncer or several: each is the real engine with its own connection."""
 
 import asyncio
+import contextlib
 import random
 import resource
 import time
@@ -8,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from statistics import quantiles
 from typing import Any
 
-import asyncpg
 import psutil
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
@@ -19,8 +19,8 @@ from handler.warm.database.engine import create_engine
 from infra.database.roles import APP
 from infra.local import LabError
 from infra.local.pgbouncer import PgBouncer
-from infra.local.stack import DATABASE, Stack
-from tests.benchmarks.plan import SCALE_DURATION_S, Plan
+from infra.local.stack import Stack
+from tests.benchmarks.plan import SCALE_DURATION_S, SERVER_CONNECTIONS, Plan
 
 Row = dict[str, Any]
 #: Logins and goodbyes at a time, so that none waits for its turn longer than a client waits.
@@ -37,36 +37,43 @@ def allow_many_sockets(clients: int) -> None:
 
 
 async def measure(
-    stack: Stack, bouncer: PgBouncer, plan: Plan, report_progress: Callable[[str], None]
+    stack: Stack, sizes: dict[str, str | int], plan: Plan, report_progress: Callable[[str], None]
 ) -> list[Row]:
-    admin = await asyncpg.connect(**stack.postgres.admin, database=DATABASE)
-    try:
-        return [
-            await _measure_one(stack, bouncer, admin, *scale, report_progress)
-            for scale in plan.scales
-        ]
-    finally:
-        await admin.close()
+    """Measure each scale on new PgBouncers with the settings `sizes`, whose pools are together as
+    large as one."""
+    rows = []
+    for clients, active_clients, pgbouncers in plan.scales:
+        report_progress(
+            f"scale: {clients} clients, {active_clients} active, {pgbouncers} PgBouncer"
+        )
+        settings = sizes | {"default_pool_size": SERVER_CONNECTIONS // pgbouncers}
+        with contextlib.ExitStack() as stops:
+            bouncers = [
+                stops.enter_context(stack.another_pgbouncer(tls=False, settings=settings))
+                for _ in range(pgbouncers)
+            ]
+            rows.append(await _measure_one(stack, bouncers, clients, active_clients))
+    return rows
 
 
 async def _measure_one(
     stack: Stack,
-    bouncer: PgBouncer,
-    admin: "asyncpg.Connection[Any]",
+    bouncers: list[PgBouncer],
     clients: int,
     active_clients: int,
-    report_progress: Callable[[str], None],
 ) -> Row:
-    settings = stack.settings(through=bouncer, connect_timeout=30, max_idle=600)
-    engines = [create_engine(settings, isolation_level="AUTOCOMMIT") for _ in range(clients)]
-    process = psutil.Process(bouncer.process.pid if bouncer.process else 0)
+    engines = []
+    for number in range(clients):
+        through = bouncers[number % len(bouncers)]
+        settings = stack.settings(through=through, connect_timeout=30, max_idle=600)
+        engines.append(create_engine(settings, isolation_level="AUTOCOMMIT"))
+    processes = [psutil.Process(bouncer.process.pid) for bouncer in bouncers if bouncer.process]
     try:
-        before = process.memory_info().rss
+        memory_before = _memory(processes)
         await _for_each(_read, engines)
-        memory = (process.memory_info().rss - before) / clients
-        report_progress(f"scale: {clients} clients, {active_clients} active")
+        bytes_per_client = (_memory(processes) - memory_before) / clients
         latencies_ms: list[float] = []
-        started, used = time.perf_counter(), sum(process.cpu_times()[:2])
+        started, cpu_before = time.perf_counter(), _cpu_s(processes)
         end = started + SCALE_DURATION_S
 
         async def send_requests() -> None:
@@ -80,24 +87,32 @@ async def _measure_one(
         turns = _turns(engines)
         await asyncio.gather(*(send_requests() for _ in range(active_clients)))
         seconds = time.perf_counter() - started
-        backends = await admin.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", APP
-        )
+        servers = [server for bouncer in bouncers for server in bouncer.show("SERVERS")]
         row = {
             "clients": clients,
             "active_clients": active_clients,
+            "pgbouncers": len(bouncers),
             "requests_per_s": round(len(latencies_ms) / seconds),
             "p99_ms": round(quantiles(latencies_ms, n=100, method="inclusive")[98], 2),
-            "backends": backends,
-            "pgbouncer_cpu": round((sum(process.cpu_times()[:2]) - used) / seconds, 2),
+            "backends": sum(server["user"] == APP for server in servers),
+            "pgbouncer_cpu": round((_cpu_s(processes) - cpu_before) / seconds, 2),
         }
         if clients >= 1000:  # of fewer, a page of memory says nothing
-            row["pgbouncer_bytes_per_client"] = round(memory)
+            row["pgbouncer_bytes_per_client"] = round(bytes_per_client)
         return row
     except DBAPIError as error:
-        raise LabError(f"{clients} clients on one PgBouncer: {error.orig}") from None
+        raise LabError(f"{clients} clients, PgBouncers: {len(bouncers)}: {error.orig}") from None
     finally:
         await _for_each(AsyncEngine.dispose, engines)
+
+
+def _memory(processes: list[psutil.Process]) -> int:
+    """Resident memory in bytes."""
+    return sum(process.memory_info().rss for process in processes)
+
+
+def _cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 async def _for_each(

@@ -1,9 +1,11 @@
 """The ways in which a cold start happens on Lambda, with FULL=1.
 
-With the packages in the file cache or not, from a SnapStart copy, and with a password that is read
-from Secrets Manager. The snapshot is the lab's: a process that is forked, not a micro-VM.
+With the packages in the file cache or not, from a SnapStart copy, with a password from Secrets
+Manager, and with an IAM token. The snapshot is the lab's: a process that is forked, not a micro-VM.
+Secrets Manager and RDS Proxy are test doubles.
 """
 
+import contextlib
 import os
 import tempfile
 import time
@@ -23,7 +25,8 @@ from infra.local.pgbouncer import PgBouncer
 from infra.local.stack import Stack
 from tests.benchmarks import cold
 from tests.benchmarks.plan import HANDLERS, Plan
-from tests.faults.secret_store import SecretStore
+from tests.faults.secret_store import REGION, SecretStore
+from tests.rds_proxy import RdsProxy
 
 Row = dict[str, Any]
 EVENT = api_gateway_event("GET", "/orders/1")
@@ -37,16 +40,26 @@ async def measure(
     plain = stack.environment(bouncer) | {"PYTHONDONTWRITEBYTECODE": "1"}
     walls: dict[tuple[str, str], list[float]] = defaultdict(list)
     mib_read: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with (
-        tempfile.TemporaryDirectory(prefix="warm-engine-bench-") as scratch,
-        SecretStore("app", APP, password) as store,
-    ):
+    async with contextlib.AsyncExitStack() as cleanup:
+        scratch = Path(
+            cleanup.enter_context(tempfile.TemporaryDirectory(prefix="warm-engine-bench-"))
+        )
+        store = cleanup.enter_context(SecretStore("app", APP, password))
+        proxy = await cleanup.enter_async_context(RdsProxy(stack, scratch, _is_token))
         report_progress("starts: packages")
-        folder = Path(scratch) / "task"
+        folder, log = scratch / "task", scratch / "log"
         cold.fill(folder, compiled=True)
         with_secret = plain | store.environment
-        del with_secret["DB_PASS"]
-        log = Path(scratch) / "log"
+        with_token = with_secret | {
+            "DB_AUTH": "iam",
+            "DB_HOST": proxy.host,
+            "DB_PORT": str(proxy.port),
+            "DB_SSLMODE": "verify-full",
+            "DB_SSLROOTCERT": str(proxy.ca),
+            "AWS_DEFAULT_REGION": REGION,
+        }
+        for variables in (with_secret, with_token):
+            del variables["DB_PASS"]
         starts = [
             ("files cached", "warm_engine", plain),
             ("files cached", "frameworks_only", plain),
@@ -54,6 +67,7 @@ async def measure(
             ("files not cached", "frameworks_only", plain),
             ("SnapStart copy", "warm_engine", plain | SNAP_START),
             ("DB_AUTH=secret", "warm_engine", with_secret),
+            ("DB_AUTH=iam, TLS", "warm_engine", with_token),
         ]
         for number in range(plan.rounds):
             for start, name, environment in starts:
@@ -73,6 +87,10 @@ async def measure(
         }
         for (start, name), wall_s in walls.items()
     ]
+
+
+def _is_token(password: str) -> bool:
+    return "X-Amz-Signature=" in password
 
 
 def drop_file_cache(folder: Path) -> None:
