@@ -35,7 +35,7 @@ SELECTION = (
 )
 SERVER_TESTS = "tests/integration tests/faults"
 TABLE_HEAD = """\
-| machine | user | Python | PgBouncer | Postgres | `make demo` | `make psql` | `make test` | tests |
+| machine | user | Python | PgBouncer | Postgres | `make demo` | `make psql` | tests | which tests |
 |---|---|---|---|---|---|---|---|---|
 """
 BEGIN, END = "<!-- begin: make machines -->\n", "<!-- end: make machines -->\n"

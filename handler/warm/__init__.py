@@ -1,4 +1,4 @@
-"""The engine: SQLAlchemy on AWS Lambda. Keep this folder and upgrade it as a whole.
+"""The engine: SQLAlchemy on AWS Lambda. To upgrade a copy, replace this folder as a whole.
 
 The names below are its public API. Everything else is internal and may change in any release.
 """

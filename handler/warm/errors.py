@@ -20,12 +20,12 @@ class CredentialsError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why work failed: `cause` (`{}` is the server's message) and `hint` for the operator, `status`
-    for the caller, who may retry after `retry_after` seconds (None: retrying does not help).
-    The metrics count failures by `name`.
+    """Why work failed. `cause` and `hint` are for the operator; in the policy table `{}` stands for
+    the server's message. `status` is for the caller, who may retry after `retry_after` seconds
+    (None: should not simply retry). The metrics count failures by `name`.
 
-    `retryable`: another attempt may succeed. The engine makes one if the statement did not run or
-    is idempotent. Never set for overload. See docs/decisions/retry.md.
+    `retryable`: another attempt may succeed. The engine makes one if the work has not begun or is
+    declared idempotent. Never set for overload. See docs/decisions/retry.md.
     """
 
     cause: str
@@ -45,19 +45,21 @@ class DatabaseError(Exception):
         self.failure = failure
         self.sqlstate = failure.sqlstate
 
-    def not_retried(self) -> None:
+    def mark_not_retried(self) -> None:
         """Explain in the hint why a retryable failure was not retried."""
         if self.failure.retryable:
-            hint = f"{self.failure.hint}; only work declared idempotent=True is retried"
+            hint = f"{self.failure.hint}; the engine repeats only work declared idempotent=True"
             self.failure = replace(self.failure, hint=hint, retryable=False)
             self.args = (f"{self.failure.cause} ({hint})",)
 
-    def outcome_unknown(self) -> None:
-        """Warn in the hint that a write may be committed, unless the server reported otherwise."""
+    def mark_outcome_unknown(self) -> None:
+        """Warn in the hint that a write may have been committed, unless the server rejected it."""
         state = self.sqlstate or "08"
-        # 0A000: the server had run the statement when the change of its columns was noticed.
+        # 0A000: only after the statement had run was it noticed that its columns had changed.
         if self.failure.status == 503 and state.startswith(("08", "57P", "0A000")):
-            hint = "the write may be committed: check before repeating it; " + self.failure.hint
+            hint = (
+                "the write may have been committed: check before repeating it; " + self.failure.hint
+            )
             self.failure = replace(self.failure, hint=hint, retry_after=None)
             self.args = (f"{self.failure.cause} ({hint})",)
 

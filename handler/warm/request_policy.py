@@ -50,7 +50,7 @@ _RECONNECT = "run RECONNECT in PgBouncer: another client's SET may be in effect 
 # PgBouncer uses 08P01 for capacity, authentication and configuration alike, and the driver 08003
 # for every lost connection; only the message tells which.
 _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] = [
-    ("credentials", CredentialsError, "", "password in clear text", Failure(
+    ("credentials", CredentialsError, "", "password without SCRAM", Failure(
         "{}", "if you run the server, set scram-sha-256 in pg_hba.conf and in auth_type")),
     ("credentials", CredentialsError, "", "NotFound|Validation|InvalidParameter|JSON", Failure(
         "no credentials: {}", "check DB_SECRET_ARN and the content of that secret")),
@@ -192,7 +192,7 @@ async def with_retry(attempt: Callable[[], Awaitable[T]], is_safe: Callable[[], 
         if not error.failure.retryable:
             raise
         if not is_safe():
-            error.not_retried()
+            error.mark_not_retried()
             raise
         log_line.retrying(error.failure)
     await asyncio.sleep(random.uniform(0, MAX_BACKOFF))  # noqa: S311  # no secret depends on it

@@ -1,8 +1,8 @@
-"""`make administer`: runs a statement as the database's administrator, or the migrations, on AWS.
+"""`make administer`: runs SQL as the database's administrator, or the migrations, on AWS.
 
 `python -m infra.aws.administer [SQL]` runs the task of migration.yaml inside the VPC and prints its
-output. `STACK` is the stack, by default warm-engine. Do not put a password into the statement:
-CloudTrail records it. The task's log keeps the rows for a day.
+output. Without SQL it migrates. `STACK` is the stack's name, by default warm-engine. Do not put a
+password into the statement: CloudTrail records it. The task's log keeps the rows for a day.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def administer(command: list[str], stack: str) -> int:
     if not started["tasks"]:
         raise OperatorError(f"ECS started no task: {started['failures']}")
     arn = started["tasks"][0]["taskArn"]
-    print(f"task {arn}, in a minute or two …", file=sys.stderr, flush=True)
+    print(
+        f"started task {arn}; its output follows in a minute or two …", file=sys.stderr, flush=True
+    )
     cluster, tasks = outputs["Cluster"], [arn]
     ecs.get_waiter("tasks_stopped").wait(
         cluster=cluster, tasks=tasks, WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": POLLS}
@@ -62,7 +64,7 @@ def administer(command: list[str], stack: str) -> int:
 def migration_outputs(session: boto3.Session, stack: str) -> dict[str, str]:
     """Return the outputs of the nested stack of migration.yaml.
 
-    Raises OperatorError if they are incomplete: the stack was not created, or not to its end.
+    Raises OperatorError if some are missing, because the stack was not created completely.
     """
     root = stacks.get(session, stack)
     outputs: dict[str, str] = {}
@@ -79,8 +81,8 @@ def migration_outputs(session: boto3.Session, stack: str) -> dict[str, str]:
     missing = [name for name in OUTPUTS if name not in outputs]
     if missing:
         raise OperatorError(
-            f"the stack {stack} ({root.status}) has no task to run: its migration lacks the output "
-            f"{', '.join(missing)}. Run `make deploy STACK={stack}` first"
+            f"the stack {stack} ({root.status}) has no task to run: its nested stack Migration "
+            f"has no output {', '.join(missing)}. Run `make deploy STACK={stack}` first"
         )
     return outputs
 

@@ -18,18 +18,18 @@ IMAGES = {
 #: Lambda's architecture → Docker's platform.
 PLATFORMS = {"x86_64": "linux/amd64", "arm64": "linux/arm64"}
 #: Prints the name of Docker's context, which is also the name of its own builder.
-BUILDER = ("docker", "context", "inspect", "--format", "{{.Name}}")
+BUILDER_COMMAND = ("docker", "context", "inspect", "--format", "{{.Name}}")
 
 
 def push(session: boto3.Session, name: str, repository: str, architecture: str, stack: str) -> str:
-    """Build an image, push it if the repository lacks it, and return its name with digest."""
+    """Build an image, push it if the repository lacks it, and return its name with the digest."""
     # With an attestation the image would be a manifest list, which Lambda does not accept.
     build = ["docker", "buildx", "build", "--quiet", "--provenance=false", "--load"]
     # Any other builder than Docker's own would look for the base image in a registry.
-    builder = programs.run(*BUILDER, quiet=True).strip()
+    builder = programs.run(*BUILDER_COMMAND, quiet=True).strip()
     build += ["--builder", builder, "--platform", PLATFORMS[architecture]]
     print(f"image {name} …", flush=True)
-    # In the tag, because two deployments from one checkout may run at the same time.
+    # The tag is unique, because two deployments from one checkout may run at the same time.
     local = f"warm-engine/{name}:{stack}-{session.region_name}"
     programs.run(*build, "--tag", local, *IMAGES[name])
     output = programs.run(

@@ -1,4 +1,4 @@
-"""Lists what belongs to a deployment, for its deletion."""
+"""Lists what belongs to a deployment, so that it can be deleted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LOG_GROUPS = {
 
 @dataclass
 class Inventory:
-    """The resources of a deployment, by name. It is false if there are none."""
+    """The names of the resources of a deployment. Without any, it is falsy."""
 
     stack: str
     stacks: list[str] = field(default_factory=list)
     databases: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     log_groups: list[str] = field(default_factory=list)
-    #: SAM's bucket, the number of this deployment's objects in it, and whether it has others.
+    #: SAM's bucket, the number of this deployment's object versions, and whether it has others.
     bucket: str = ""
     objects: int = 0
     shares_bucket: bool = False
@@ -38,22 +38,22 @@ class Inventory:
         return bool(self.stacks or self.secrets or self.objects)
 
     def describe(self) -> str:
-        """Return what is deleted and what is kept, as lines."""
+        """Describe what will be deleted and what will be kept, one item a line."""
         lines = ["deletes"]
         lines += [f"  the stack {name}" for name in self.stacks]
         lines += [f"  the database {name}, with its backups" for name in self.databases]
-        lines += [f"  the secret {name}, at once" for name in self.secrets]
+        lines += [f"  the secret {name}, without a recovery period" for name in self.secrets]
         lines += [f"  the log group {name}" for name in self.log_groups]
         if self.objects:
-            with_bucket = "" if self.shares_bucket else ", and the bucket with its stack"
-            lines.append(f"  templates in SAM's bucket {self.bucket}: {self.objects}{with_bucket}")
+            with_bucket = "" if self.shares_bucket else "; also the bucket itself and its stack"
+            lines.append(f"  {self.objects} templates in SAM's bucket {self.bucket}{with_bucket}")
         kept = [f"  a final snapshot of the database {name}" for name in self.databases]
         if self.shares_bucket:
             kept.append(f"  SAM's bucket {self.bucket}: other applications use it")
         lines += ["keeps", *(kept or ["  nothing"])]
         lines.append(
-            "It takes up to an hour: security groups and subnets can only be deleted after Lambda "
-            "has released its network interfaces."
+            "Deletion takes up to an hour: security groups and subnets can only be deleted after "
+            "Lambda has released its network interfaces."
         )
         return "\n".join(lines)
 
@@ -84,7 +84,7 @@ def _check_owner(stack: stacks.Stack, *, is_registry: bool) -> None:
         return
     if not (stack.is_registry if is_registry else stack.is_deployment):
         raise OperatorError(
-            f"the stack {stack.name} is another application's, and nothing was deleted. "
+            f"the stack {stack.name} belongs to another application; nothing was deleted. "
             "Use the name of a stack that `make deploy` created: STACK=…"
         )
 
@@ -132,7 +132,7 @@ def belongs_to(key: str, stack: str) -> bool:
 
 
 def object_versions(session: boto3.Session, bucket: str) -> Iterator[tuple[str, str]]:
-    """Yield key and version of every object, including old versions and delete markers."""
+    """Yield key and version ID of every object, including old versions and delete markers."""
     for page in session.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket):
         for version in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
             yield version["Key"], version["VersionId"]

@@ -1,8 +1,9 @@
 """Prepares the database before a new version starts: roles, the pooler's lookup, migrations.
 
-`handler` is the Lambda function of a CloudFormation custom resource. `main` runs in a Fargate task,
-for migrations that take longer than Lambda allows: `python -m infra.aws.migration [SQL]`. Both can
-be repeated. `infra.database` defines roles and tables, and `rotation` changes passwords.
+`handler` is the Lambda function of a CloudFormation custom resource. `main` runs in a Fargate task:
+`python -m infra.aws.migration` migrates where that takes longer than Lambda allows, and with an
+argument `SQL` it runs that statement as the administrator. Migrations can be repeated.
+`infra.database` defines roles and tables, and `rotation` changes passwords.
 """
 
 import asyncio
@@ -27,22 +28,23 @@ log = logging.getLogger(__name__)
 
 
 def secret(arn: str, **version: str) -> dict[str, str]:
-    """Return the fields of a secret: `username` and `password`. `version` is as in boto3."""
+    """Return the fields of a secret: `username` and `password`. `version`: boto3's VersionId
+    or VersionStage."""
     response = boto3.client("secretsmanager").get_secret_value(SecretId=arn, **version)
     fields: dict[str, str] = json.loads(response["SecretString"])
     return fields
 
 
 def settings(user: str = roles.OWNER, password: str = "") -> Settings:
-    """Return the settings of the environment for `user`.
+    """Return the settings from the environment variables, with this user and password.
 
-    `password` is passed on even if it is empty, because settings on Lambda must have one.
+    Even an empty password is set explicitly, because on Lambda the settings reject an unset one.
     """
     return load_settings(user=user, password=password)
 
 
-def arguments(user: str, password: str) -> dict[str, Any]:
-    """Return asyncpg's arguments for `user`, without the name of a database."""
+def connect_arguments(user: str, password: str) -> dict[str, Any]:
+    """Return the arguments of `asyncpg.connect` for `user`, without `database`."""
     server = settings()
     tls: ssl.SSLContext | bool = False
     if server.effective_sslmode != "disable":
@@ -57,13 +59,13 @@ def arguments(user: str, password: str) -> dict[str, Any]:
     }
 
 
-def administrator() -> dict[str, Any]:
+def administrator_arguments() -> dict[str, Any]:
     admin = secret(os.environ["ADMIN_SECRET_ARN"])
-    return arguments(admin["username"], admin["password"])
+    return connect_arguments(admin["username"], admin["password"])
 
 
 async def check() -> list[str]:
-    return await differences(administrator(), settings().name)
+    return await differences(administrator_arguments(), settings().name)
 
 
 async def migrate() -> None:
@@ -72,7 +74,7 @@ async def migrate() -> None:
         roles.APP: secret(os.environ["APP_SECRET_ARN"])["password"],
         roles.LOOKUP: secret(os.environ["LOOKUP_SECRET_ARN"])["password"],
     }
-    await roles.bootstrap(administrator(), settings().name, passwords)
+    await roles.bootstrap(administrator_arguments(), settings().name, passwords)
     await schema.migrate(settings(roles.OWNER, passwords[roles.OWNER]))
 
 
@@ -97,17 +99,17 @@ def handler(event: dict[str, Any], context: Any) -> Any:
         "PhysicalResourceId": event.get("PhysicalResourceId", "migration"),
         **{key: event[key] for key in ("StackId", "RequestId", "LogicalResourceId")},
     }
-    request = urllib.request.Request(  # noqa: S310  # an https address, by CloudFormation
+    request = urllib.request.Request(  # noqa: S310  # an https URL from CloudFormation
         event["ResponseURL"], json.dumps(response).encode(), {"Content-Type": ""}, method="PUT"
     )
-    # Without a response CloudFormation waits until the resource's ServiceTimeout.
+    # Without a response CloudFormation waits until the resource's ServiceTimeout has passed.
     urllib.request.urlopen(request, timeout=30).close()  # noqa: S310  # as above
     return None
 
 
 async def run(statement: str) -> None:
     """Run one statement as the administrator, outside a transaction, and print its rows as CSV."""
-    connection = await asyncpg.connect(**administrator(), database=settings().name)
+    connection = await asyncpg.connect(**administrator_arguments(), database=settings().name)
     try:
         prepared = await connection.prepare(statement)
         rows = await prepared.fetch()

@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import boto3
 
-from infra.aws.migration import administrator, arguments, secret, settings
+from infra.aws.migration import administrator_arguments, connect_arguments, secret, settings
 from infra.database import roles
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ async def change_password(role: str, password: str) -> None:
     if role not in (roles.APP, roles.OWNER):
         # Otherwise, anyone who may change the secret could change any role's password.
         raise ValueError(f"the secret's username is neither {roles.APP} nor {roles.OWNER}")
-    connection = await asyncpg.connect(**administrator(), database=settings().name)
+    connection = await asyncpg.connect(**administrator_arguments(), database=settings().name)
     try:
         await roles.set_password(connection, role, password, through_pooler=role == roles.APP)
     finally:
@@ -78,7 +78,9 @@ async def change_password(role: str, password: str) -> None:
 async def is_password_accepted(user: str, password: str) -> bool:
     """Return whether Postgres accepts `password` for `user`, even while the role is NOLOGIN."""
     try:
-        connection = await asyncpg.connect(**arguments(user, password), database=settings().name)
+        connection = await asyncpg.connect(
+            **connect_arguments(user, password), database=settings().name
+        )
     except asyncpg.InvalidAuthorizationSpecificationError as error:
         # Postgres checks the password before LOGIN, so this message proves that it is right.
         return "is not permitted to log in" in str(error)

@@ -124,7 +124,7 @@ SYMPTOMS: list[BaseException] = [
     CredentialsError("AccessDeniedException"),
     CredentialsError("ResourceNotFoundException"),
     CredentialsError("ExpiredTokenException"),
-    CredentialsError("the server asked for the password in clear text"),
+    CredentialsError("the server asked for the password without SCRAM"),
     CredentialsError("EndpointConnectionError"),
 ]
 

@@ -54,13 +54,15 @@ class Measurement:
 def table(scenarios: list[Measurement]) -> str:
     reasons = sorted(
         {
-            f"{scenario.title}: {scenario.reason}."
+            f"- *{scenario.title}*: {scenario.reason}.\n"
             for scenario in scenarios
             if scenario.time_to_recovery_s > 1
         }
     )
     rows = TABLE_HEAD + "".join(f"{scenario.row}\n" for scenario in scenarios)
-    return rows + "".join(f"\n{reason}\n" for reason in reasons)
+    if not reasons:
+        return rows
+    return f"{rows}\nRecovery took more than a second in these rows:\n\n{''.join(reasons)}"
 
 
 def write(folder: Path, seconds: float, scenarios: list[Measurement]) -> None:

@@ -265,7 +265,7 @@ ISOLATED_SCENARIOS = [
         Expected(
             full_outage=True,
             recovers_within=4,
-            reason="a sandbox waits `DB_CONNECT_TIMEOUT`, 3 s, for a name",
+            reason="a sandbox waits up to `DB_CONNECT_TIMEOUT` (3 s) for an address",
         ),
         TO_PGBOUNCER,
         Setup(

@@ -43,7 +43,7 @@ def test_the_command_prints_every_limit_and_exits_with_status_0() -> None:
 
 def test_a_budget_that_cannot_grow_to_ten_thousand_sandboxes_says_so() -> None:
     _, output = run("-m", "infra.aws.budget", "PoolSize=20")
-    assert "No values of these inputs fit 10,000 sandboxes:" in output
+    assert "10,000 sandboxes do not fit, even with the largest values:" in output
 
 
 def test_excessive_reserved_concurrency_is_rejected_by_name() -> None:
@@ -91,7 +91,7 @@ def test_each_instance_class_accepts_exactly_its_limit(instance: str) -> None:
     # Connections per task are a free parameter, so the limit is met to within the number of tasks.
     tasks = DEFAULT.PoolerTasks * DEFAULT.MaximumPercent // 100
     others = budget.TASKS + DEFAULT.HumanConnections
-    size = (capacity - others) // tasks - DEFAULT.reserve_pool_size - budget.LOOKUP
+    size = (capacity - others) // tasks - DEFAULT.reserve_pool_size - budget.LOOKUP_CONNECTIONS
     at_edge = replace(DEFAULT, InstanceClass=instance, default_pool_size=size)
     assert 0 <= headroom(at_edge)["Postgres connections"] < tasks
     assert headroom(replace(at_edge, default_pool_size=size + 1))["Postgres connections"] < 0
@@ -125,7 +125,7 @@ def test_at_10000_sandboxes_the_limits_to_raise_are_named() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["Reserved=1"], "Reserved is not part of the budget"),
+        (["Reserved=1"], "Reserved is not an input of the budget"),
         (["PoolSize=two"], "not a number"),
         (["InstanceClass=db.x"], "InstanceClass must be one of db.t4g.micro"),
         (["PoolSize"], "NAME=VALUE"),
@@ -179,5 +179,5 @@ def test_no_reserved_concurrency_differs_from_zero() -> None:
 )
 def test_a_number_that_cannot_be_deployed_is_rejected(word: str, allowed: str) -> None:
     code, output = run("-m", "infra.aws.budget", word)
-    assert (code, output) == (2, f"budget: {word} is not allowed: {allowed}\n")
+    assert (code, output) == (2, f"budget: {word} is not allowed: it must be {allowed}\n")
     assert budget.from_templates(HumanConnections="0", MaxOverflow="0", ReservedConcurrency="0")

@@ -96,9 +96,9 @@ def test_everything_is_deleted_and_what_remains_is_listed(
         "the stack warm-engine\n",
         "the stack warm-engine-registry\n",
         f"the database {DATABASE}, with its backups",
-        "the secret warm-engine/pooler-tls, at once",
+        "the secret warm-engine/pooler-tls, without a recovery period",
         f"the log group /aws/rds/instance/{DATABASE}/postgresql",
-        "templates in SAM's bucket sam: 4, and the bucket with its stack",
+        "4 templates in SAM's bucket sam; also the bucket itself and its stack",
         f"a final snapshot of the database {DATABASE}",
         "Lambda has released its network interfaces",
         "kept: the snapshot last, which costs money",
@@ -140,7 +140,7 @@ def test_a_foreign_stack_is_not_deleted_even_with_force(
     aws_double.create_stack(name, aws_double.NOTHING)
     client("secretsmanager").create_secret(Name="shop/pooler-tls", SecretString="x")
     before = remaining()
-    with pytest.raises(OperatorError, match=f"the stack {name} is another application's"):
+    with pytest.raises(OperatorError, match=f"the stack {name} belongs to another application"):
         destroy.destroy("shop")
     assert remaining() == before
 

@@ -286,10 +286,10 @@ def test_a_stack_that_cannot_be_updated_is_a_problem_with_a_hint(
 
 def test_a_foreign_stack_is_not_overwritten(account: LambdaSettings) -> None:
     aws_double.create_application("warm-engine", MultiAz="true")
-    assert "the stack warm-engine is another application's" in report()
+    assert "the stack warm-engine belongs to another application" in report()
     assert preflight.examine([], "other")
     aws_double.create_stack("other-registry", aws_double.NOTHING)
-    assert "the stack other-registry is another application's" in report(stack="other")
+    assert "the stack other-registry belongs to another application" in report(stack="other")
 
 
 def test_name_collisions_are_found(account: LambdaSettings) -> None:

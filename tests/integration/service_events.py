@@ -229,7 +229,7 @@ EVENTS: dict[str, Any] = {
     "VPC Lattice, version 1": LATTICE_1,
     "VPC Lattice, version 2": LATTICE_2,
     "API Gateway WebSocket": WEBSOCKET,
-    "An HTTP event with a part missing, or a body that is not base64": {
+    "An HTTP event with a part missing, or with a body that is marked as base64 and is not": {
         **events.http_api("POST", "/orders"),
         "isBase64Encoded": True,
         "body": "secret!",
@@ -244,7 +244,7 @@ EVENTS: dict[str, Any] = {
     "DynamoDB stream": DYNAMODB,
     "EventBridge, an event of an AWS service": eventbridge("aws.s3", "Object Created"),
     "EventBridge, an event of your own": eventbridge("com.example.secret", "secret"),
-    "EventBridge Scheduler, another input": {"ping": "secret"},
+    "EventBridge Scheduler, any other input": {"ping": "secret"},
     "CloudWatch Logs": {"awslogs": {"data": "secret"}},
     "Config rule": CONFIG,
     "Cognito trigger": COGNITO,

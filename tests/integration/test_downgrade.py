@@ -20,7 +20,7 @@ from tests.rds_proxy import SSL_REQUEST, RdsProxy
 
 PASSWORD = "Zq9~Xw"
 PASSWORD_REQUESTS = {
-    "in clear": struct.pack("!cii", b"R", 8, 3),
+    "in clear text": struct.pack("!cii", b"R", 8, 3),
     "as MD5": struct.pack("!cii4s", b"R", 12, 5, b"salt"),
 }
 
@@ -29,7 +29,7 @@ SASL = struct.pack("!cii15s", b"R", 23, 10, b"SCRAM-SHA-256\0\0")
 
 
 class InsecureServer:
-    """A server that requests the password with given bytes, and records what it receives."""
+    """A server that sends the given password request, and records what it receives."""
 
     def __init__(self, request: bytes, tls: ssl.SSLContext | None, in_pieces: bool = False) -> None:
         self._request, self._tls, self._in_pieces = request, tls, in_pieces
@@ -82,7 +82,7 @@ async def insecure_server(
 
 
 async def failure_of(settings: Settings) -> tuple[str, str]:
-    """Return cause and hint of the first query's failure."""
+    """Return the cause and the hint of a failed connection attempt."""
     async with handler_engine(settings) as engine:
         with pytest.raises(Exception) as error_info:  # noqa: PT011  # any exception is classified
             async with engine.connect():
@@ -94,23 +94,25 @@ async def failure_of(settings: Settings) -> tuple[str, str]:
 @pytest.mark.parametrize("in_pieces", [False, True], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("mode", ["disable", "prefer", "verify-full"])
 @pytest.mark.parametrize("kind", PASSWORD_REQUESTS)
-async def test_a_server_that_requests_a_cleartext_password_does_not_receive_it(
+async def test_a_server_that_requests_the_password_without_scram_does_not_receive_it(
     server_tls: ssl.SSLContext, tmp_path: Path, kind: str, mode: str, in_pieces: bool
 ) -> None:
     tls = None if mode == "disable" else server_tls
     async with insecure_server(PASSWORD_REQUESTS[kind], tls, in_pieces) as server:
         ca = tmp_path / "ca.pem" if mode == "verify-full" else None
         cause, hint = await failure_of(server.settings(mode, ca))
-    assert cause == "the server asked for the password in clear text"
+    assert cause == "the server asked for the password without SCRAM"
     assert "scram-sha-256" in hint
     assert server.received == b""
 
 
 @pytest.mark.parametrize("kind", PASSWORD_REQUESTS, ids=lambda kind: kind.replace(" ", "_"))
-async def test_a_server_switching_from_scram_to_cleartext_gets_no_password(kind: str) -> None:
+async def test_a_server_that_switches_from_scram_to_a_weaker_method_gets_no_password(
+    kind: str,
+) -> None:
     async with insecure_server(SASL + PASSWORD_REQUESTS[kind]) as server:
         cause, _ = await failure_of(server.settings("disable"))
-    assert cause == "the server asked for the password in clear text"
+    assert cause == "the server asked for the password without SCRAM"
     assert b"SCRAM-SHA-256" in server.received
     assert server.received.count(b"p\0\0\0") == 1
 
@@ -119,11 +121,11 @@ async def test_a_server_without_tls_1_3_is_rejected(
     server_tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     server_tls.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with insecure_server(PASSWORD_REQUESTS["in clear"], server_tls) as server:
+    async with insecure_server(PASSWORD_REQUESTS["in clear text"], server_tls) as server:
         for mode in ("require", "verify-ca", "verify-full"):
             settings = server.settings(mode, tmp_path / "ca.pem")
             cause, _ = await failure_of(settings)
-            # asyncio's server closes a failed handshake, often before its alert is sent.
+            # asyncio's server closes the connection, often before it has sent the TLS alert.
             assert re.match("TLS with the server failed|the database cannot be reached", cause)
             context = tls_context(settings)
             assert isinstance(context, ssl.SSLContext)
@@ -131,10 +133,10 @@ async def test_a_server_without_tls_1_3_is_rejected(
     assert server.received == b""
 
 
-async def test_an_iam_token_is_also_sent_in_cleartext_and_over_tls_1_2(
+async def test_an_iam_token_may_be_sent_in_clear_text_and_over_tls_1_2(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RDS Proxy requests a cleartext token, which only DB_AUTH=iam allows."""
+    """RDS Proxy requests the token in clear text, which only DB_AUTH=iam allows."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")

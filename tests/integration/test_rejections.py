@@ -1,4 +1,4 @@
-"""Requests that the database rejects have the documented status, and the service recovers."""
+"""Failures of the database are answered with the documented status, and the service recovers."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.integration.failing_fleet import READ, LoggedFleet, outcome, write
 
 HEALTH = http_api("GET", "/health")
 
-# --- Overload: not retried -----------------------------------------------------------------------
+# --- Overloaded or unavailable servers: not retried ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ HEALTH = http_api("GET", "/health")
     ],
     ids=["query_wait_timeout", "max_client_conn"],
 )
-async def test_a_full_pgbouncer_is_503_without_a_retry(
+async def test_a_full_pgbouncer_returns_503_without_a_retry(
     stack: Stack, tmp_path: Path, settings: dict[str, str | int], cause: str, retry_after: str
 ) -> None:
     with stack.another_pgbouncer(settings=settings) as bouncer:
         other_client = await connector(stack.settings(through=bouncer))()
         async with LoggedFleet(stack.environment(bouncer), tmp_path) as fleet:
-            # A cold start during the other client's transaction could outlast that transaction.
+            # The sandbox starts first: its cold start could exceed idle_transaction_timeout.
             assert outcome(await fleet.invoke(HEALTH)) == (200, None)
             async with other_client.transaction():
                 await other_client.execute("SELECT 1")
@@ -65,7 +65,7 @@ async def test_a_full_pgbouncer_is_503_without_a_retry(
             assert await fleet.recovers()
 
 
-async def test_a_postgres_out_of_connections_is_503_without_a_retry(
+async def test_a_postgres_out_of_connections_returns_503_without_a_retry(
     own_stack: Stack, tmp_path: Path
 ) -> None:
     direct = {"DB_PORT": str(own_stack.postgres.port), "DB_SSLMODE": "disable"}
@@ -83,7 +83,7 @@ async def test_a_postgres_out_of_connections_is_503_without_a_retry(
         assert await fleet.recovers()
 
 
-async def test_a_stopped_postgres_behind_pgbouncer_is_503_without_a_retry(
+async def test_a_stopped_postgres_behind_pgbouncer_returns_503_without_a_retry(
     own_stack: Stack, tmp_path: Path
 ) -> None:
     async with LoggedFleet(own_stack.environment(), tmp_path) as fleet:
@@ -123,7 +123,7 @@ async def test_a_standby_in_place_of_the_primary_serves_reads_only(
 
 
 @pytest.mark.parametrize("path", ["direct", "through PgBouncer"])
-async def test_a_wrong_password_is_503_without_a_retry_until_fixed(
+async def test_a_wrong_password_returns_503_until_it_is_fixed_and_is_not_retried(
     own_stack: Stack, tmp_path: Path, path: str
 ) -> None:
     direct = {"DB_PORT": str(own_stack.postgres.port), "DB_SSLMODE": "disable"}
@@ -138,7 +138,7 @@ async def test_a_wrong_password_is_503_without_a_retry_until_fixed(
         assert await fleet.recovers()
 
 
-async def test_rejected_tls_is_503_without_a_retry(stack: Stack, tmp_path: Path) -> None:
+async def test_rejected_tls_returns_503_without_a_retry(stack: Stack, tmp_path: Path) -> None:
     with (
         stack.another_pgbouncer(tls=False) as plain,
         stack.another_pgbouncer() as bouncer,
@@ -165,9 +165,9 @@ YESTERDAY = datetime.now(UTC) - timedelta(days=1)
         (OUR_CA.issue_cert("127.0.0.1", not_after=YESTERDAY), "has expired", "valid now"),
         (None, "self-signed", "DB_SSLROOTCERT"),
     ],
-    ids=["of another name", "of another CA", "expired", "self-signed"],
+    ids=["for another name", "from another CA", "expired", "self-signed"],
 )
-async def test_an_invalid_certificate_is_503_without_a_retry_until_fixed(
+async def test_an_invalid_certificate_returns_503_until_it_is_fixed_and_is_not_retried(
     stack: Stack, tmp_path: Path, certificate: trustme.LeafCert | None, cause: str, hint: str
 ) -> None:
     with stack.another_pgbouncer() as bouncer:
@@ -232,10 +232,10 @@ async def test_every_cold_sandbox_gets_503_while_postgres_is_down(
 # --- Application errors --------------------------------------------------------------------------
 
 
-async def test_a_value_the_driver_cannot_send_is_500_and_releases_its_connection(
+async def test_the_connection_is_released_if_the_driver_cannot_send_a_value(
     stack: Stack, tmp_path: Path
 ) -> None:
-    """asyncpg prepares the statement before it encodes the value; the query has ended by then."""
+    """asyncpg encodes the value only after it has prepared the statement."""
     with stack.another_pgbouncer(settings={"default_pool_size": 1}) as bouncer:
         function = "tests.runtime.functions.unbounded"
         async with LoggedFleet(stack.environment(bouncer), tmp_path, handler=function) as fleet:
@@ -247,10 +247,10 @@ async def test_a_value_the_driver_cannot_send_is_500_and_releases_its_connection
             assert await fleet.recovers()
 
 
-# --- Concurrent requests -------------------------------------------------------------------------
+# --- Exhausted pool, restart under load ----------------------------------------------------------
 
 
-async def test_an_exhausted_pool_is_503_without_a_retry(stack: Stack, tmp_path: Path) -> None:
+async def test_an_exhausted_pool_returns_503_without_a_retry(stack: Stack, tmp_path: Path) -> None:
     environment = stack.environment() | {"DB_POOL_TIMEOUT": "0.2"}
     function = "tests.runtime.functions.greedy"
     async with LoggedFleet(environment, tmp_path, handler=function) as fleet:

@@ -1,4 +1,4 @@
-"""An application error has status 500 and a log line, and responses are encoded correctly."""
+"""An application error returns status 500 and is logged, and responses are encoded correctly."""
 
 import asyncio
 import json
@@ -101,7 +101,7 @@ each_event_format = pytest.mark.parametrize("build", events.ALL, ids=lambda buil
         (not_utf_8, "/", "UnicodeDecodeError"),
     ],
 )
-def test_an_application_error_is_500_and_logged(
+def test_an_application_error_returns_500_and_is_logged(
     build: Callable[..., dict[str, Any]],
     app: Any,
     path: str,
@@ -120,7 +120,7 @@ def test_an_application_error_is_500_and_logged(
     assert error_name in caplog.text  # with its traceback
 
 
-def test_an_error_is_logged_without_problem_documents(
+def test_an_error_is_logged_in_an_app_without_install(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = FastAPI()
@@ -139,7 +139,7 @@ def test_a_latin_1_header_is_preserved(build: Callable[..., dict[str, Any]]) -> 
     assert headers["x-name"] in ("Zoë", ["Zoë"])
 
 
-def test_an_error_after_the_response_keeps_it_and_is_logged(
+def test_an_error_after_the_response_is_logged_and_does_not_change_it(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     response = invoke(app, events.http_api("GET", "/afterwards"))

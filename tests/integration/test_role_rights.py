@@ -1,4 +1,4 @@
-"""Someone who knows a role's password cannot exceed the role's rights or change its settings."""
+"""Someone who knows a role's password cannot exceed its rights; changed settings are reported."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ async def bootstrap_again(stack: Stack) -> None:
     await roles.bootstrap(stack.postgres.admin, DATABASE, passwords)
 
 
-async def connect_directly(stack: Stack, **options: Any) -> PgConnection:
+async def connect_with_asyncpg(stack: Stack, **options: Any) -> PgConnection:
     password = stack.settings().password.get_secret_value()
     login = {**stack.postgres.admin, "user": roles.APP, "password": password, "database": DATABASE}
     connection: PgConnection = await asyncpg.connect(**{**login, **options})
@@ -35,7 +35,7 @@ async def connect_directly(stack: Stack, **options: Any) -> PgConnection:
 # --- Role settings -------------------------------------------------------------------------------
 
 
-async def test_the_roles_of_a_new_stack_have_no_differences(stack: Stack) -> None:
+async def test_the_roles_of_a_new_stack_match_their_definition(stack: Stack) -> None:
     assert await differences(stack) == []
 
 
@@ -76,7 +76,7 @@ async def test_roles_connect_only_to_the_database_their_settings_apply_to(
 ) -> None:
     password = stack.settings(user=role).password.get_secret_value()
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connect_directly(stack, user=role, password=password, database=database)
+        await connect_with_asyncpg(stack, user=role, password=password, database=database)
     await wait_for_transports_closed()
 
 
@@ -97,17 +97,19 @@ async def test_roles_connect_only_to_the_database_their_settings_apply_to(
         "ALTER SYSTEM SET statement_timeout = 0",
     ],
 )
-async def test_the_application_role_has_no_other_rights(stack: Stack, statement: str) -> None:
+async def test_the_application_role_cannot_extend_its_rights_or_limits(
+    stack: Stack, statement: str
+) -> None:
     await assert_forbidden(stack, roles.APP, statement)
 
 
 async def test_the_application_cannot_use_every_connection(own_stack: Stack) -> None:
-    """The owner and an administrator can still connect when the application uses its limit."""
+    """The owner and an administrator can still connect when the application is at its limit."""
     connections: list[PgConnection] = []
 
     async def use_all_connections() -> None:
         while True:
-            connections.append(await connect_directly(own_stack))
+            connections.append(await connect_with_asyncpg(own_stack))
 
     with pytest.raises(asyncpg.TooManyConnectionsError):
         await use_all_connections()
@@ -123,7 +125,7 @@ async def test_the_application_cannot_use_every_connection(own_stack: Stack) -> 
 
 
 @pytest.mark.parametrize("change", ["NOLOGIN", "VALID UNTIL 'yesterday'"])
-async def test_a_role_without_login_cannot_connect_through_the_pooler(
+async def test_a_role_that_may_not_log_in_cannot_connect_through_the_pooler(
     own_stack: Stack, change: str
 ) -> None:
     password = own_stack.settings().password.get_secret_value()
@@ -137,7 +139,7 @@ async def test_a_role_without_login_cannot_connect_through_the_pooler(
     await wait_for_transports_closed()
 
 
-async def test_the_runbook_command_disconnects_connected_clients(own_stack: Stack) -> None:
+async def test_kill_and_resume_on_the_console_disconnect_clients(own_stack: Stack) -> None:
     settings = own_stack.settings(through=own_stack.pgbouncer)
     connection = await connector(settings)()
     async with administrator(own_stack) as admin:

@@ -1,4 +1,4 @@
-"""Each role has exactly the rights it needs, and the pooler stores only its own password."""
+"""No role has more rights than it needs; the pooler does not store the application's password."""
 
 import asyncpg
 import pytest
@@ -43,7 +43,9 @@ async def test_no_role_has_more_rights_than_it_needs(
     await assert_forbidden(stack, role, statement)
 
 
-async def test_the_password_lookup_returns_one_verifier_and_no_administrator(stack: Stack) -> None:
+async def test_the_password_lookup_returns_only_the_verifier_of_the_application(
+    stack: Stack,
+) -> None:
     connection = await connect(stack, roles.LOOKUP)
     try:
         verifiers = await connection.fetch("SELECT * FROM pooler.lookup('appuser')")
@@ -92,7 +94,7 @@ async def test_roles_can_be_set_up_again(own_stack: Stack) -> None:
 
 
 async def test_a_second_database_is_rejected_without_harming_the_first(own_stack: Stack) -> None:
-    """Roles are server-wide: a new password would differ from the one the first pooler knows."""
+    """Roles are server-wide: a new password would lock out the first database's clients."""
     passwords = dict.fromkeys((roles.OWNER, roles.APP, roles.LOOKUP), "another")
     with pytest.raises(roles.ForeignRoleError, match="not for the database second"):
         await roles.bootstrap(own_stack.postgres.admin, "second", passwords)
@@ -101,7 +103,7 @@ async def test_a_second_database_is_rejected_without_harming_the_first(own_stack
 
 
 async def test_the_administrator_need_not_be_a_superuser(own_stack: Stack) -> None:
-    """On a managed Postgres the administrator may create roles and databases, but nothing else."""
+    """A managed Postgres has no superuser; its administrator may create roles and databases."""
     superuser = await asyncpg.connect(**own_stack.postgres.admin, database="postgres")
     await superuser.execute("CREATE ROLE master LOGIN CREATEROLE CREATEDB PASSWORD 'm'")
     # CONNECT is no longer granted to PUBLIC.

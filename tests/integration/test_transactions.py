@@ -246,7 +246,7 @@ async def test_an_insert_whose_column_changed_its_type_may_be_committed_in_autoc
         await run(insert_account(8), autocommit=True)
     assert await admin.fetchval("SELECT count(*) FROM accounts WHERE id = 8") == 1
     assert error_info.value.failure.retry_after is None
-    assert "may be committed" in error_info.value.failure.hint
+    assert "may have been committed" in error_info.value.failure.hint
 
 
 async def test_an_unknown_isolation_level_is_a_type_error(proxy: TcpProxy) -> None:
@@ -475,7 +475,7 @@ async def test_work_with_an_unanswered_commit_is_not_repeated(
         error = call.exception()
         assert isinstance(error, DatabaseError)
         assert error.failure.hint.startswith(
-            "the write may be committed: check before repeating it"
+            "the write may have been committed: check before repeating it"
         )
         assert error.failure.retry_after is None
         assert await is_stored()

@@ -1,4 +1,4 @@
-"""Churn reports each broken promise with its row, and rejects invalid plans."""
+"""The churn report names each broken promise, and invalid plans are rejected."""
 
 import json
 from dataclasses import replace
@@ -45,8 +45,8 @@ def test_an_expected_result_breaks_no_promise(result: Result) -> None:
         ),
         (replace(GOOD, peak_backends=14), "14 backends at the peak, above PgBouncer's pool"),
         (replace(GOOD, unclean_closes=3), "3 clients did not close their connections"),
-        (replace(GOOD, release_s=1.5), "closed after 1.5 s, not within 1 s"),
-        (replace(GOOD, release_s=None), "closed after longer, not within 1 s"),
+        (replace(GOOD, release_s=1.5), "closed only after 1.5 s, not within 1 s"),
+        (replace(GOOD, release_s=None), "closed only after more than 25 s, not within 1 s"),
         (
             replace(DIRECT, failed=0, failures_by_cause={}),
             "the test proves nothing: 24 sandboxes do",
@@ -59,7 +59,9 @@ def test_a_broken_promise_is_reported_with_its_row(result: Result, promise: str)
     assert promise in failure
 
 
-def test_kills_may_close_uncleanly_and_limits_past_the_measurement_are_ignored() -> None:
+def test_killed_clients_need_not_close_and_a_limit_beyond_the_measured_time_is_not_checked() -> (
+    None
+):
     killed = replace(GOOD, ending="kill", unclean_closes=24)
     frozen = replace(GOOD, ending="freeze", release_s=None, release_limit_s=RELEASE_TIMEOUT_S + 1)
     assert report.broken_promises(killed, PLAN) == report.broken_promises(frozen, PLAN) == []
@@ -77,7 +79,7 @@ def test_kills_may_close_uncleanly_and_limits_past_the_measurement_are_ignored()
         ("DEPLOYS", "0"),
     ],
 )
-def test_an_impossible_size_is_rejected_by_name(
+def test_the_error_for_an_invalid_number_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -91,7 +93,9 @@ def test_too_little_memory_is_reported_before_anything_starts(
     replace_fields = type(psutil.virtual_memory())._replace
     little_memory = replace_fields(psutil.virtual_memory(), available=2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little_memory)
-    with pytest.raises(LabError, match=r"need about \d+ MiB and 1024 are free.*SANDBOXES=\d+"):
+    with pytest.raises(
+        LabError, match=r"need about \d+ MiB, but only 1024 MiB are free.*SANDBOXES=\d+"
+    ):
         from_environment()
 
 

@@ -43,7 +43,7 @@ async def _prewarm() -> None:
     except TimeoutError:
         if load_settings().prewarm == "required":
             raise
-        log_line.warn("pre-warm failed, the first query connects", request_policy.PAST_DEADLINE)
+        log_line.warn("pre-warm failed; the first query will connect", request_policy.PAST_DEADLINE)
 
 
 class LambdaHandler:

@@ -1,4 +1,4 @@
-"""The event loop: one for the life of the process."""
+"""The event loop that all invocations of the process share."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class _ContextExecutor(ThreadPoolExecutor):
-    """A thread pool that runs functions in the context of their invocation, like
-    `asyncio.to_thread`."""
+    """A thread pool that runs functions in the context of their caller, as `asyncio.to_thread`
+    does."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         return super().submit(partial(copy_context().run, function, *args, **kwargs))
@@ -35,9 +35,9 @@ class EventLoop:
         self._turn = threading.Lock()
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` with the loop set as the thread's.
+        """Call `function` with the loop set as the current thread's event loop.
 
-        The first call creates the loop, because the process may fork before that.
+        The loop is created only on the first call, because the process may fork before it.
         """
         with self._turn:
             if self._loop is None:
@@ -56,11 +56,11 @@ class EventLoop:
         self._loop = None
 
     def shut_down(self, cleanup: Callable[[], Awaitable[None]], timeout: float) -> None:
-        """Cancel all tasks, then run `cleanup`, for at most `timeout` seconds. For any thread."""
+        """Cancel all tasks, then run `cleanup`, for at most `timeout` seconds. Thread-safe."""
         if self._loop is None:
             return  # nothing ever ran
-        # Listed now: on an idle loop a callback that lists the tasks would run after `cleanup` has
-        # begun, and cancel it.
+        # A callback that lists the tasks would, on an idle loop, run only after `cleanup` has begun
+        # and cancel it as well.
         for task in asyncio.all_tasks(self._loop):
             self._loop.call_soon_threadsafe(task.cancel)
         thread = threading.Thread(target=self.run, args=(cleanup,), name="closing", daemon=True)

@@ -1,6 +1,6 @@
-"""HTTP events: conversion to ASGI requests with Mangum, and of responses.
+"""Converts HTTP events to ASGI requests, and the responses back, with Mangum.
 
-All corrections of what Mangum gets wrong are here.
+It works around Mangum's errors in this conversion.
 """
 
 import base64
@@ -18,7 +18,7 @@ from handler.warm.http.caller import CALLER
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".on.aws")
 
 
-# Mangum fails on some values of headers: two ports, an IPv6 address as host (Kludex/mangum#303).
+# Mangum fails on some header values: two ports, an IPv6 address as host (Kludex/mangum#303).
 # `_corrected` sets the server instead.
 for _module in (alb, api_gateway):
     vars(_module)["get_server_and_port"] = lambda _: ("", 0)
@@ -30,7 +30,7 @@ _ALB, _HTTP, _REST = (
 
 
 class UnreadableEventError(Exception):
-    """An HTTP event that its service would not send, or with values that a caller malformed."""
+    """An HTTP event that no AWS service sends, or with malformed values from the caller."""
 
 
 class Gateway:
@@ -72,7 +72,7 @@ class Gateway:
             for name, value in response["headers"]
         ]
         result: dict[str, Any] = self._mangum(response)
-        # Mangum adds a type to a response without a body, and a cache would store that of a 304.
+        # Mangum adds a Content-Type where there is no body; a cache would store the one of a 304.
         if not response["body"] and not any(
             name == b"content-type" for name, _ in response["headers"]
         ):
@@ -81,28 +81,28 @@ class Gateway:
 
 
 def _corrected(scope: Scope, base_path: str) -> Scope:
-    """Correct what Mangum takes into the scope unchecked."""
+    """Correct what Mangum copies into the scope without a check."""
     if type(scope["method"]) is not str:
         raise TypeError
-    if scope["scheme"] not in ("http", "https"):  # a list: the first is the client's
+    if scope["scheme"] not in ("http", "https"):  # X-Forwarded-Proto may be a list
         first = scope["scheme"].partition(",")[0].strip().lower()
         scope["scheme"] = first if first in ("http", "https") else "https"
-    # Used if `Host` is invalid. Without a server a redirect has no host.
+    # The host of a redirect if the header `Host` is invalid.
     domain = scope["aws.event"]["requestContext"].get("domainName")
     scope["server"] = (domain, 443 if scope["scheme"] == "https" else 80) if domain else None
-    scope["path"], scope["root_path"] = _split_path(scope, str(domain).lower(), base_path)
+    scope["path"], scope["root_path"] = _path_and_root(scope, str(domain).lower(), base_path)
     scope["path"].encode()  # raises for a path that no client can send
     return scope
 
 
-def _split_path(scope: Scope, domain: str, base_path: str) -> tuple[str, str]:
-    """Return the path as the client sent it, and the prefix of it that is not the app's."""
+def _path_and_root(scope: Scope, domain: str, base_path: str) -> tuple[str, str]:
+    """Return the path as the client sent it, and its `root_path`, the part before the app's."""
     event, path, root = scope["aws.event"], scope["path"], base_path
     if domain.endswith(_AWS_DOMAINS):
         context = event["requestContext"]
         stage = context.get("stage") if ".execute-api." in domain else None
         root = f"/{stage}" if stage and stage != "$default" else ""
-        # A REST API omits the stage in `path`: only its context has the path that was requested.
+        # A REST API omits the stage from `path`; its request context has the requested path.
         if "resource" in event and ("version" not in event or context.get("path") != event["path"]):
             return root + path, root
     return path, root if path == root or path.startswith(f"{root}/") else ""

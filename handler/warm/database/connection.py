@@ -17,11 +17,11 @@ from handler.warm.errors import CredentialsError
 from handler.warm.settings import Settings
 
 #: How long a clean close may take, in seconds: it must fit into the margin before the deadline and
-#: into Lambda's shutdown. SQLAlchemy would wait for two.
+#: into Lambda's shutdown. SQLAlchemy's own timeout is 2 s.
 CLOSE_TIMEOUT = 0.2
-#: How long a cancel request may take, in seconds; the default of DB_CONNECT_TIMEOUT.
+#: How long a cancel request may take, in seconds, as DB_CONNECT_TIMEOUT by default.
 CANCEL_LIMIT = 3
-#: Tasks that close connections in the background.
+#: Background tasks that close connections or send cancel requests.
 _closing: set[asyncio.Task[Any]] = set()
 
 
@@ -37,9 +37,9 @@ def _forget(task: asyncio.Task[Any]) -> None:
 
 
 class _Connection(protocol.Connection):
-    """A connection that reports a failed COMMIT and does not withdraw its cancel requests."""
+    """A connection that reports a failed COMMIT and lets its cancel requests finish."""
 
-    _being_closed: asyncio.Task[Any] | None = None
+    _closing_task: asyncio.Task[Any] | None = None
     _cancellations: set[asyncio.Task[None]]  # asyncpg's cancel requests
     _loop: asyncio.AbstractEventLoop  # asyncpg's
 
@@ -54,9 +54,9 @@ class _Connection(protocol.Connection):
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncpg's
         if not self._cancellations and was_closed(self):
-            self.terminate()  # a clean close would not be read
+            self.terminate()  # the server has disconnected, so it would read nothing
             return
-        self._being_closed = asyncio.current_task()
+        self._closing_task = asyncio.current_task()
         # asyncpg would withdraw a cancel request that is not sent in time, and PgBouncer 1.18 exits
         # if the client of a cancel request disconnects before it is forwarded (pgbouncer#801).
         for cancellation in self._cancellations:
@@ -68,16 +68,16 @@ class _Connection(protocol.Connection):
         except TimeoutError:
             pass  # asyncpg has disconnected; the caller's work has not failed
         finally:
-            self._being_closed = None
+            self._closing_task = None
 
     def terminate(self) -> None:
-        """Disconnect at once or, if a cancel request is in progress, after it.
+        """Disconnect at once, or after a close or a cancel request that is in progress.
 
         SQLAlchemy terminates a connection if the task that closes it is cancelled, and anyio
         cancels a task again in each iteration of the loop. asyncpg would then withdraw the cancel
         request, and the query would continue to run.
         """
-        task = self._being_closed
+        task = self._closing_task
         if task is None and self._cancellations and self._loop.is_running():
             task = self._loop.create_task(self.close())
         if task is None:
@@ -99,7 +99,7 @@ OPTIONS: dict[str, Any] = {
     # Unnamed statements, as transaction pooling needs. SQLAlchemy caches them, so a warm statement
     # takes one round trip: docs/decisions/unnamed-statements.md.
     "statement_cache_size": 0,
-    # RDS Proxy rejects the driver's 'utf-8' in quotation marks (asyncpg#952).
+    # asyncpg sends 'utf-8' with the quotation marks, which RDS Proxy rejects (asyncpg#952).
     "server_settings": {"application_name": "warm-engine", "client_encoding": "UTF8"},
 }
 
@@ -127,7 +127,7 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
         except BaseException as error:
             loop.abort()
             if loop.refused and isinstance(error, asyncpg.ConnectionDoesNotExistError):
-                raise CredentialsError("the server asked for the password in clear text") from None
+                raise CredentialsError("the server asked for the password without SCRAM") from None
             raise
         return raw
 

@@ -1,4 +1,4 @@
-"""The engine of the process: creates it once, pre-warms its pool and disposes of it."""
+"""The process's engine: how it is created once, pre-warmed and disposed of."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
         hide_parameters=True,
         **options,
     )
-    # A column may have another type on a new connection, but SQLAlchemy caches result converters
-    # with the compiled statements.
+    # Since the last connection a migration may have changed a column's type, but SQLAlchemy caches
+    # result converters with the compiled statements.
     event.listen(engine.sync_engine, "connect", lambda *_: engine.clear_compiled_cache())
     liveness.watch(engine.sync_engine, settings.max_idle)
     cancellation.track(engine.sync_engine)
@@ -48,14 +48,15 @@ def create_engine(settings: Settings, **options: Any) -> AsyncEngine:
 
 @cache
 def get_engine() -> AsyncEngine:
-    """Return this process's engine, created at the first call. Raises SettingsError."""
+    """Return this process's engine, created on the first call. Raises SettingsError."""
     return create_engine(load_settings())
 
 
 async def prewarm() -> None:
-    """Fill the pool if `DB_PREWARM` is set.
+    """Fill the pool, unless `DB_PREWARM` is `off`.
 
-    A failure is logged, and the first query connects; with `required` it is raised.
+    With `on` a failure is logged, and the first query connects instead; with `required` the
+    failure is raised.
     """
     settings = load_settings()
     if settings.prewarm == "off":
@@ -64,7 +65,7 @@ async def prewarm() -> None:
     async def open_connection() -> None:
         async with get_engine().connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            # Executed, because a statement that is only prepared pins a server connection.
+            # PgBouncer connects to Postgres only for a statement.
             await connection.execute(text("SELECT 1"))
 
     opening = (open_connection() for _ in range(settings.pool_size))
@@ -72,7 +73,7 @@ async def prewarm() -> None:
         if settings.prewarm == "required":
             raise error
         failure = request_policy.classify(error)
-        log_line.warn("pre-warm failed, the first query connects", failure)
+        log_line.warn("pre-warm failed; the first query will connect", failure)
         return
 
 

@@ -23,7 +23,7 @@ class Network:
 
     def __init__(self, scram: bool) -> None:
         self._loop, self._scram = asyncio.get_running_loop(), scram
-        #: Whether a server asked for the password in clear text.
+        #: Whether a server asked for the password in clear text or with MD5.
         self.refused = False
         self._socket: asyncio.WriteTransport | None = None
 

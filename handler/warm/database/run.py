@@ -109,7 +109,7 @@ async def run(
         result = await request_policy.with_retry(attempt, lambda: idempotent or not called)
     except DatabaseError as error:
         if may_be_stored:
-            error.outcome_unknown()
+            error.mark_outcome_unknown()
         raise
     if isinstance(result, CoroutineType):
         result.close()
@@ -145,9 +145,9 @@ async def session(
                 committing = True
                 await async_session.commit()
     except DatabaseError as error:
-        error.not_retried()
+        error.mark_not_retried()
         if committing:
-            error.outcome_unknown()
+            error.mark_outcome_unknown()
         raise
     finally:
         marker.clear()

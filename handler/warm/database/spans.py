@@ -1,4 +1,4 @@
-"""Database spans: one per connect and one per statement.
+"""Database spans: one for each new connection and one for each statement.
 
 Names follow OpenTelemetry's semantic conventions for database client spans.
 """
@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 from handler.warm import log_line, tracing
 from handler.warm.settings import Settings
 
-#: From the first quotation mark to the last, and comments: all of it may be a value.
+#: Comments, and text from the first single or dollar quote to the last: each may hold a value.
 _QUOTED = re.compile(r"'.*'|\$\w*[A-Za-z_]?\w*\$.*\$|/\*.*\*/|--[^\n]*", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w$.])\d[\w.]*")
 
@@ -64,7 +64,7 @@ def watch(engine: Engine, settings: Settings) -> None:
             "db.operation.name": operation,
             "db.query.text": text,
         }
-        # On the first statement: the time that the pool took to provide a connection.
+        # Only on the first statement after a checkout: how long the pool took to provide it.
         waited = connection.connection.record_info.pop("pool_wait_ms", None)
         if waited is not None:
             attributes["warm_engine.pool_wait_ms"] = waited
@@ -84,7 +84,7 @@ def _end(_: Any, __: Any, ___: Any, ____: Any, execution: Any, _____: Any) -> No
 def _fail(failed: Any) -> None:
     execution = failed.execution_context
     if execution is not None and (span := vars(execution).pop("warm_span", None)):
-        # SQLAlchemy's translated error has the SQLSTATE, the driver's error has the name.
+        # The driver's error, whose class has the specific name; it has the SQLSTATE as well.
         cause = failed.original_exception.__cause__ or failed.original_exception
         tracing.end_span(span, cause)
 

@@ -1,13 +1,20 @@
 """The connection budget: whether the fleet can exhaust the database."""
 
-from infra.aws.budget.inputs import FLEETS, LOOKUP, MEMORY, Budget, from_templates, max_connections
+from infra.aws.budget.inputs import (
+    FLEETS,
+    LOOKUP_CONNECTIONS,
+    MEMORY,
+    Budget,
+    from_templates,
+    max_connections,
+)
 from infra.aws.budget.limits import RDS, SUPERUSERS, TASKS, UNRESERVED, fits, limits
 from infra.aws.budget.suggestions import changed_values, grow_to_fit
 from infra.aws.budget.table import if_pinned, table
 
 __all__ = [
     "FLEETS",
-    "LOOKUP",
+    "LOOKUP_CONNECTIONS",
     "MEMORY",
     "RDS",
     "SUPERUSERS",

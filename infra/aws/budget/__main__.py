@@ -1,7 +1,7 @@
 """`make budget`: prints the connection budget.
 
-`python -m infra.aws.budget [NAME=VALUE …]` exits with status 1 if the fleet does not fit and says
-what to change, and with status 2 for an invalid argument.
+`python -m infra.aws.budget [NAME=VALUE …]`: if the fleet does not fit, it says what to change and
+exits with status 1. It exits with status 2 for an invalid argument.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def main() -> int:
     return stop_at_closed_pipe(lambda: report(sys.argv[1:]))
 
 
-def report(words: Sequence[str]) -> int:
-    """Print the budget with the inputs `words` and return the exit status."""
+def report(arguments: Sequence[str]) -> int:
+    """Print the budget with the inputs in `arguments` (NAME=VALUE) and return the exit status."""
     try:
-        pairs = [word.partition("=") for word in words]
+        pairs = [argument.partition("=") for argument in arguments]
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("usage: python -m infra.aws.budget [NAME=VALUE …]")
         budget = from_templates(**{name: value for name, _, value in pairs})
@@ -32,13 +32,13 @@ def report(words: Sequence[str]) -> int:
     huge = replace(budget, ReservedConcurrency=10_000)
     grown = grow_to_fit(huge)
     if grown is None:
-        print("No values of these inputs fit 10,000 sandboxes:\n")
+        print("10,000 sandboxes do not fit, even with the largest values:\n")
     else:
         print(f"The same with 10,000 sandboxes, which needs {changed_values(huge, grown)}:\n")
     print(f"{table(grown or huge)}\n")
     if budget.Connection == "rds-proxy":
         print(f"{if_pinned(budget)}\n")
-    print("It fits." if fits(budget) else "It does not fit: this fleet could exhaust a limit.")
+    print("It fits." if fits(budget) else "It does not fit: this fleet could exceed a limit.")
     return 0 if fits(budget) else 1
 
 

@@ -20,19 +20,19 @@ MEMORY = {
     "db.r7g.2xlarge": 64,
 }
 #: `max_user_connections` of PgBouncer's lookup role, in each task's site.ini.
-LOOKUP = 2
-#: During a deployment the old version's sandboxes exist beside those of the new version.
+LOOKUP_CONNECTIONS = 2
+#: During a deployment the old version's sandboxes exist alongside those of the new version.
 FLEETS = 2
-#: Inputs that may be zero although the template does not declare a minimum.
-OPTIONAL = {"HumanConnections", "reserve_pool_size"}
+#: Inputs that may be zero. Others without a minimum in the template must be at least 1.
+MAY_BE_ZERO = {"HumanConnections", "reserve_pool_size"}
 
 
 def max_connections(gib: float) -> int:
     """Return a lower bound of RDS's `LEAST({DBInstanceClassMemory/9531392}, 5000)`.
 
     DBInstanceClassMemory is the class's memory less that of the operating system and RDS, which is
-    not published. Subtracting 300 MiB and a fortieth gives at most the published values of
-    instances, and at least nine tenths of them.
+    not published. Subtracting 2.5 % and 300 MiB gives between 90 % and 100 % of the values of
+    `max_connections` that are published for instances.
     """
     usable = gib * 2**30 * 39 / 40 - 300 * 2**20
     return min(int(usable / 9531392), 5000)
@@ -69,14 +69,14 @@ class Budget:
 
     @property
     def clients(self) -> int:
-        """The maximum number of connections that the fleet opens."""
+        """The maximum number of client connections during a deployment."""
         per_sandbox = self.ProcessesPerSandbox * (self.PoolSize + self.MaxOverflow)
         return FLEETS * self.sandboxes * per_sandbox
 
     @property
-    def servers_per_task(self) -> int:
+    def server_connections_per_task(self) -> int:
         """The maximum number of connections of one PgBouncer to Postgres."""
-        return self.default_pool_size + self.reserve_pool_size + LOOKUP
+        return self.default_pool_size + self.reserve_pool_size + LOOKUP_CONNECTIONS
 
     @property
     def max_connections(self) -> int:
@@ -99,12 +99,12 @@ def from_templates(**overrides: Any) -> Budget:
     types = {field.name: int if field.type == "int" else str for field in fields(Budget)}
     for name, value in overrides.items():
         if name not in types:
-            raise ValueError(f"{name} is not part of the budget. Parts: {', '.join(types)}")
+            raise ValueError(f"{name} is not an input of the budget. Inputs: {', '.join(types)}")
         values[name] = value
     try:
         inputs: dict[str, Any] = {name: convert(values[name]) for name, convert in types.items()}
     except ValueError as error:
-        raise ValueError(f"not a number: {error}") from None
+        raise ValueError(f"not an integer: {error}") from None
     for name, value in inputs.items():
         _check(name, value, root["Parameters"].get(name, {}))
     if inputs["InstanceClass"] not in MEMORY:
@@ -115,9 +115,9 @@ def from_templates(**overrides: Any) -> Budget:
 def _check(name: str, value: Any, parameter: dict[str, Any]) -> None:
     """Raise ValueError for a value that the template rejects or a number that is too small."""
     if isinstance(value, int):
-        lowest = parameter.get("MinValue", 0 if name in OPTIONAL else 1)
+        lowest = parameter.get("MinValue", 0 if name in MAY_BE_ZERO else 1)
         if not lowest <= value <= parameter.get("MaxValue", value):
             limit = f" to {parameter['MaxValue']}" if "MaxValue" in parameter else " or more"
-            raise ValueError(f"{name}={value} is not allowed: {lowest}{limit}")
+            raise ValueError(f"{name}={value} is not allowed: it must be {lowest}{limit}")
     elif value not in parameter.get("AllowedValues", [value]):
-        raise ValueError(f"{name} is one of {', '.join(parameter['AllowedValues'])}")
+        raise ValueError(f"{name} must be one of {', '.join(parameter['AllowedValues'])}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.aws.budget.inputs import FLEETS, LOOKUP, Budget
+from infra.aws.budget.inputs import FLEETS, LOOKUP_CONNECTIONS, Budget
 
 #: Reserved connections: the defaults of `superuser_reserved_connections` and
 #: `rds.rds_superuser_reserved_connections`.
@@ -94,7 +94,7 @@ def _clients(budget: Budget) -> Limit:
 def _files() -> Limit:
     return Limit(
         "PgBouncer open files",
-        lambda b: (b.OpenFiles, b.max_client_conn + b.servers_per_task + OWN_FILES),
+        lambda b: (b.OpenFiles, b.max_client_conn + b.server_connections_per_task + OWN_FILES),
         ("max_client_conn", "OpenFiles"),
         "the task's ulimit; one a client, one a server connection, and its own",
     )
@@ -116,7 +116,7 @@ def _database_capacity_and_use(budget: Budget) -> tuple[int, int]:
         return capacity, proxy_connections(budget) + others
     # During a rolling deployment.
     poolers = budget.PoolerTasks * budget.MaximumPercent // 100
-    return capacity, poolers * budget.servers_per_task + others
+    return capacity, poolers * budget.server_connections_per_task + others
 
 
 def proxy_connections(budget: Budget) -> int:
@@ -132,5 +132,5 @@ def _database_explanation(budget: Budget) -> str:
     if budget.Connection == "rds-proxy":
         share = f"{budget.ProxyMaxConnectionsPercent} % of {budget.max_connections}"
         return f"{capacity}; {share} + {others}"
-    pool = f"({budget.default_pool_size} + {budget.reserve_pool_size} + {LOOKUP})"
+    pool = f"({budget.default_pool_size} + {budget.reserve_pool_size} + {LOOKUP_CONNECTIONS})"
     return f"{capacity}; {budget.PoolerTasks} × {budget.MaximumPercent} % × {pool} + {others}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 
-from infra.aws.images import BUILDER, PLATFORMS
+from infra.aws.images import BUILDER_COMMAND, PLATFORMS
 from infra.aws.parameters import Problem
 
 
@@ -26,7 +26,7 @@ def docker(architecture: str) -> Iterator[Problem]:
         return
     if not needed or engine == needed:
         return
-    builder = _output(*BUILDER).strip()
+    builder = _output(*BUILDER_COMMAND).strip()
     if needed not in _output("docker", "buildx", "inspect", builder):
         yield Problem(
             f"this Docker engine is {engine} and cannot build for Architecture={architecture}",

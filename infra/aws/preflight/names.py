@@ -54,7 +54,9 @@ def existing_stacks(findings: Findings, account: Account) -> Iterator[Problem]:
         if name == stacks.SAM_STACK:
             continue
         if not (stack.is_deployment if name == findings.stack else stack.is_registry):
-            yield Problem(f"the stack {name} is another application's", "Use another name: STACK=…")
+            yield Problem(
+                f"the stack {name} belongs to another application", "Use another name: STACK=…"
+            )
         elif name == findings.stack:
             findings.stored = stack.parameters
 

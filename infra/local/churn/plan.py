@@ -104,7 +104,7 @@ def from_environment() -> Plan:
     free = psutil.virtual_memory().available
     if needed > free:
         raise LabError(
-            f"{plan.sandboxes} sandboxes need about {needed >> 20} MiB and {free >> 20} are free. "
-            f"Use fewer: SANDBOXES={max(2, int(free / SANDBOX_MEMORY / 2.5))} make churn"
+            f"{plan.sandboxes} sandboxes need about {needed >> 20} MiB, but only {free >> 20} MiB"
+            f" are free. Use fewer: SANDBOXES={max(2, int(free / SANDBOX_MEMORY / 2.5))} make churn"
         )
     return plan

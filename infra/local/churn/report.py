@@ -50,9 +50,9 @@ def broken_promises(result: Result, plan: Plan) -> list[str]:
         failures.append(f"{row}: {result.unclean_closes} clients did not close their connections")
     never = result.release_s is None and result.release_limit_s < RELEASE_TIMEOUT_S
     if never or (result.release_s or 0) > result.release_limit_s:
-        duration = "longer" if never else f"{result.release_s} s"
+        duration = f"more than {RELEASE_TIMEOUT_S:g} s" if never else f"{result.release_s} s"
         failures.append(
-            f"{row}: connections of ended sandboxes were closed after {duration}, not within"
+            f"{row}: connections of ended sandboxes were closed only after {duration}, not within"
             f" {result.release_limit_s:g} s"
         )
     return failures

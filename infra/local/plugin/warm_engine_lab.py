@@ -1,7 +1,7 @@
-"""pytest fixtures to test a service on the lab: `stack`, `lambda_handler`, `fleet` and `alembic`.
+"""pytest fixtures to test a service in the lab: `stack`, `lambda_handler`, `fleet` and `alembic`.
 
 The plugin runs in the service's own interpreter, where `handler` and `infra` are the service's
-packages, so it does not import the lab but runs it as a separate process. Load it with
+packages, so it runs the lab as a separate process instead of importing it. Load it with
 `-p warm_engine_lab` and this folder on the path. `WARM_ENGINE_PYTHON` is the lab's interpreter, by
 default the one in its `.venv`.
 """
@@ -77,9 +77,9 @@ class Invoker:
 class Lab:
     """The lab's process: Postgres, PgBouncer and a fleet of this service's handler.
 
-    `env`: `DB_*` of the application, through PgBouncer. `owner`: `DB_*` of the role that owns the
-    tables, directly to Postgres, as for Alembic. `postgres` and `admin`: host, port, user and
-    password of the superuser.
+    `env`: the service's own variables, and `DB_*` of the application, through PgBouncer. `owner`:
+    `DB_*` of the role that owns the tables, directly to Postgres, for migrations. `postgres` and
+    `admin`: host, port, user and password of the superuser.
     """
 
     env: dict[str, str]
@@ -209,8 +209,8 @@ def fleet(stack: Lab) -> Invoker:
 
 @pytest.fixture
 def alembic(stack: Lab, pytestconfig: pytest.Config) -> Callable[..., str]:
-    """A function that runs Alembic as the owner, such as `alembic("check")`, and returns its
-    output. It fails the test if Alembic fails."""
+    """A function that runs Alembic as the owner and returns its output, for example
+    `alembic("check")`. It fails the test if Alembic fails."""
 
     def run(*words: str) -> str:
         result = subprocess.run(
