@@ -189,6 +189,39 @@ def pythons(report: Report) -> list[str]:
     return lines
 
 
+def under_load(report: Report) -> list[str]:
+    """The tables of `FULL=1`, for the documentation: the storm, clients and cold starts."""
+    storm = report.get("storm")
+    if not isinstance(storm, list):
+        return [f"Not measured: {storm or 'use `make bench FULL=1`'}."]
+    lines = [
+        "| clients at once | lookup delayed by, ms | failures | p50, s | p99, s "
+        "| CPU of PgBouncer, ms a client | CPU of the clients, ms a client |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(map(str, row.values()))} |" for row in storm),
+        "",
+        "| clients | active | PgBouncers | requests a second | p99, ms | server connections "
+        "| CPUs of PgBouncer | memory of PgBouncer, bytes a client |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    scale = [row for row in report["scale"] if "pgbouncer_bytes_per_client" in row]
+    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in scale]
+    bytes_per_client = scale[-1]["pgbouncer_bytes_per_client"]
+    lines += [
+        "",
+        f"A client costs PgBouncer {bytes_per_client} bytes of memory, so 100,000 clients cost"
+        f" {bytes_per_client * 100_000 / 2**20:.0f} MiB.",
+        "",
+        "| cold start | handler | duration, s | read from disk, MiB |",
+        "|---|---|---|---|",
+    ]
+    for row in report["starts"]:
+        lines.append(
+            f"| {row['start']} | {row['handler']} | {row['wall_s']:.2f} | {row['mib_read']} |"
+        )
+    return lines
+
+
 def _row_of(stage: str) -> str:
     """The first and the last stage are handlers that the other tables have, too."""
     names = {handler: name for name, handler in HANDLERS.items()}

@@ -216,6 +216,10 @@ def targets(read: Read) -> str:
     return "\n".join(benchmarks.target_table(benchmarks.read(read("bench.json"))))
 
 
+def under_load(read: Read) -> str:
+    return "\n".join(benchmarks.under_load(benchmarks.read(read("bench.json"))))
+
+
 # --- AWS and the log line ------------------------------------------------------------------------
 
 
@@ -269,6 +273,7 @@ TABLES: dict[str, Callable[[Read], str]] = {
     "bench": bench,
     "bench stages": stages,
     "bench targets": targets,
+    "bench under load": under_load,
     "churn": churn,
     "churn summary": churn_summary,
     "decisions": decision_records,
