@@ -90,10 +90,34 @@ def stack() -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture
-def own_stack() -> Iterator[Stack]:
-    """Start a stack for a test that changes the schema, a role or a server."""
+class CopiedStack(Stack):
+    """A stack with a copy of the database of a stopped one, which takes a third of the CPU time of
+    a new database."""
+
+    def __init__(self, original: Stack) -> None:
+        super().__init__()
+        self._original = original.postgres
+        self._passwords = original._passwords
+
+    def _create_database(self) -> None:
+        self.postgres.password = self._original.password
+        subprocess.run(["cp", "-a", self._original.data, self.postgres.data], check=True)
+        self.postgres.write_configuration()
+        self.postgres.start()
+
+
+@pytest.fixture(scope="session")
+def stopped_stack() -> Iterator[Stack]:
     with Stack() as stack:
+        stack.pgbouncer.stop()
+        stack.postgres.stop()
+        yield stack
+
+
+@pytest.fixture
+def own_stack(stopped_stack: Stack) -> Iterator[Stack]:
+    """Start a stack for a test that changes the schema, a role or a server."""
+    with CopiedStack(stopped_stack) as stack:
         yield stack
 
 

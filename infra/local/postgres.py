@@ -118,6 +118,9 @@ class Postgres(Server):
             errors = [line for line in output if "rror" in line or "FATAL" in line]
             hints = [line.partition("HINT: ")[2] for line in output if "HINT: " in line]
             raise LabError(f"initdb failed: {' '.join([(errors or output)[0], *hints[:1]])}")
+        self.write_configuration()
+
+    def write_configuration(self) -> None:
         settings = CONFIGURATION.format(max_connections=self.max_connections)
         self.account.write(self.configuration, f"include '{self.data}/postgresql.conf'\n{settings}")
 

@@ -67,9 +67,14 @@ class Stack:
         sweep()  # may be interrupted
         with deferred_signals():
             self.folder = self._cleanup.enter_context(private_directory())
-        self._report("Postgres: a new cluster")
         self.postgres = Postgres(self.folder, account(), self._max_connections)
         self._cleanup.callback(self.postgres.stop)
+        self._create_database()
+        self._report("PgBouncer")
+        self.pgbouncer = self._cleanup.enter_context(self.another_pgbouncer())
+
+    def _create_database(self) -> None:
+        self._report("Postgres: a new cluster")
         self.postgres.initialise()
         self.postgres.start()
         self._report("database: roles, migrations, sample rows")
@@ -77,8 +82,6 @@ class Stack:
             self._run_migrations()
         else:
             run_async(self._load_schema)
-        self._report("PgBouncer")
-        self.pgbouncer = self._cleanup.enter_context(self.another_pgbouncer())
 
     async def _load_schema(self) -> None:
         await roles.bootstrap(self.postgres.admin, DATABASE, self._passwords)

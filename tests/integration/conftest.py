@@ -12,14 +12,14 @@ import trustme
 
 from infra.local.stack import Stack
 from infra.local.tcp_proxy import TcpProxy
-from tests.conftest import PgConnection, administrator
+from tests.conftest import CopiedStack, PgConnection, administrator
 from tests.integration.failing_fleet import READ, FailingFleet, LoggedFleet, outcome
 
 
 @pytest.fixture(scope="module")
-def module_stack() -> Iterator[Stack]:
+def module_stack(stopped_stack: Stack) -> Iterator[Stack]:
     """Share one stack among the tests of a module, which may change its schema and roles."""
-    with Stack() as stack:
+    with CopiedStack(stopped_stack) as stack:
         yield stack
 
 
