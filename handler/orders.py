@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from handler.warm import run, seconds_left
 
-#: The largest value of Postgres' type integer.
+#: The largest value of Postgres' `integer` type.
 MAX_ID = 2_147_483_647
 
 
@@ -30,15 +30,15 @@ class Order(Base):
     customer_name: Mapped[str] = mapped_column(String(120))
     status: Mapped[str] = mapped_column(String(32), default="pending", server_default="pending")
 
-    # For a page of one status: its rows are read in the order of ids, and no others.
+    # For pages of one status: only rows with this status are read, in the order of their ids.
     __table_args__ = (Index("ix_orders_status_id", "status", "id"),)
 
 
 class OrderRequest(Base):
     """An `Idempotency-Key` that was used, with the order it created and a digest of the body.
 
-    Each key has two rows: one for the caller and key, and one for the key alone, which versions
-    before migration 0006 look up. In the second `caller` is NULL.
+    A key normally has two rows: one for the caller and key, and one for the key alone, which
+    versions before migration 0006 look up. `caller` is NULL only in rows of those versions.
     """
 
     __tablename__ = "order_requests"
@@ -68,15 +68,16 @@ PAGE = (
 )
 PAGE_OF_STATUS = PAGE.where(Order.status == bindparam("status", type_=String))
 
-# Inserts the key and the order atomically, or returns the order that the key created. A database
-# function (migration 0006), because only that is one round trip and uses up no id for a known key.
+# Inserts the key and the order atomically, or returns the order that the key created. It is a
+# function in the database (migration 0006), because only a function does this in one round trip
+# without using up an id for a known key.
 PLACE = text("""
 SELECT order_id, is_new, is_same_body FROM place_order(
   CAST(:caller AS text), CAST(:key AS text), CAST(:body_sha256 AS text),
   CAST(:customer_name AS text), CAST(:status AS text))
 """)
 
-#: How many keys one statement deletes, so that it stays below `statement_timeout`.
+#: How many rows one statement deletes, so that it stays below `statement_timeout`.
 BATCH = 1000
 #: Start no further batch with less than this left until the deadline, in seconds.
 FORGET_MARGIN = 2.0
@@ -109,7 +110,10 @@ async def find(order_id: int) -> Order | None:
 
 
 async def page(status: str | None, after: int, limit: int) -> Sequence[Order]:
-    """Return up to `limit` orders with ids above `after`, by id; `status` None: of any status."""
+    """Return up to `limit` orders with ids above `after`, in the order of ids.
+
+    If `status` is None, orders of any status are returned.
+    """
     query = PAGE if status is None else PAGE_OF_STATUS
     values = {"after": after, "limit": limit, "status": status}
     return await run(lambda s: s.scalars(query, values).all(), autocommit=True, idempotent=True)
@@ -127,7 +131,7 @@ async def place(caller: str, key: str, body_sha256: str, customer_name: str, sta
 
 
 async def forget_old_requests() -> int:
-    """Delete keys older than a day until shortly before the deadline; return how many."""
+    """Delete rows of keys older than a day, until shortly before the deadline. Return how many."""
     forgotten = 0
     while (seconds := seconds_left()) is None or seconds > FORGET_MARGIN:
         count = await run(

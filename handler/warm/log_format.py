@@ -9,13 +9,14 @@ from typing import TypeGuard
 from handler.warm import log_safety
 from handler.warm.errors import Failure
 
-#: The ids of Lambda and API Gateway. A caller can set part of a trace header.
+#: The format of the request ids of Lambda and API Gateway.
 _ID = re.compile(r"[\w=.-]{1,64}", re.ASCII)
+#: Strict, because a caller can set part of a trace header.
 _TRACE = re.compile(r"(?:^|;)Root=(1-[0-9a-f]{8}-[0-9a-f]{24})(?:;|$)")
 
 
 def is_id(text: object) -> TypeGuard[str]:
-    """Return True for the id of an AWS service; a caller's may contain anything."""
+    """Return whether `text` has the format of AWS's ids; what a caller sends may be anything."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
@@ -38,12 +39,12 @@ def trace_id() -> str | None:
     return match[1] if match else None
 
 
-def cause_and_hint(failure: Failure) -> dict[str, str | None]:
+def description_of(failure: Failure) -> dict[str, str | None]:
     """Return the fields of the line that describe a failure."""
     cause, hint = log_safety.escape(failure.cause), log_safety.escape(failure.hint)
     return {"cause": cause, "hint": hint, "sqlstate": failure.sqlstate}
 
 
 def fields_of(failure: Failure) -> dict[str, str | None]:
-    """Return a failure's name and description, for another log record than the line."""
-    return {"failure": failure.name, **cause_and_hint(failure)}
+    """Return a failure's name and description, for a log record other than the line."""
+    return {"failure": failure.name, **description_of(failure)}

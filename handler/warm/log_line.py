@@ -130,7 +130,7 @@ def _write(line: Invocation, duration_ms: float, raised: str | None) -> None:
         "caller": line.caller,
     }
     if line.failure:
-        texts |= log_format.cause_and_hint(line.failure)
+        texts |= log_format.description_of(line.failure)
     for field, value in texts.items():
         if value is not None:
             text += f', "{field}": {encode_basestring_ascii(value)}'

@@ -26,7 +26,7 @@ T = TypeVar("T")
 MARGIN = 0.5
 #: The part of MARGIN that cancelling may take, in seconds.
 CANCEL_TIMEOUT = 0.2
-#: How much of Lambda's init phase of 10 seconds pre-warming may take, in seconds.
+#: How long pre-warming may take, in seconds; Lambda limits the init phase to 10.
 PREWARM_TIMEOUT = 2.0
 #: Upper bound of the random backoff before the retry, in seconds, so that a fleet does not
 #: reconnect all at once after a restart of PgBouncer.
@@ -47,8 +47,8 @@ _REFUSED = Failure("authentication failed", "check DB_USER, DB_PASS and DB_NAME,
 _RECONNECT = "run RECONNECT in PgBouncer: another client's SET may be in effect on a connection"
 
 # Name, exception class, patterns for SQLSTATE and message → failure. The first match wins.
-# PgBouncer uses 08P01 for capacity, authentication and configuration alike, and the driver 08003
-# for every lost connection; only the message tells which.
+# Only the message distinguishes PgBouncer's errors of capacity, authentication and configuration
+# (all 08P01), and the driver's lost connections (all 08003).
 _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] = [
     ("credentials", CredentialsError, "", "password without SCRAM", Failure(
         "{}", "if you run the server, set scram-sha-256 in pg_hba.conf and in auth_type")),
@@ -102,13 +102,13 @@ _TABLE: list[tuple[errors.FailureName, type[BaseException], str, str, Failure]] 
     ("read_only", Exception, "25006", "", Failure(
         "{}", "connect to the primary, without read_only=True. If you already do, " + _RECONNECT)),
     ("query", Exception, "25P02", "", Failure(
-        "{}", "let the first error propagate, or run what may fail in begin_nested()", 500, None)),
+        "{}", "let the first error propagate, or use begin_nested() for what may fail", 500, None)),
     ("unknown_database", Exception, "3D000", "", Failure("no such database", "check DB_NAME")),
     ("schema", Exception, "42(P01|883)", "^(relation|function) ", Failure(
         "{}", "run the migrations. If you have, " + _RECONNECT)),
     ("permission", Exception, "42501", "", Failure(
         "{}", "run the migrations, which grant the privileges")),
-    # A write has already run, so only idempotent work is retried.
+    # The statement, possibly a write, has run: only idempotent work is retried.
     ("stale_statement", asyncpg.InvalidCachedStatementError, "", "", Failure(
         "a column's type changed after the statement was prepared",
         "the next call prepares the statement again", retryable=True)),
@@ -161,7 +161,7 @@ def database_error(error: BaseException) -> DatabaseError:
 
 
 def is_refused_login(error: BaseException) -> bool:
-    """Return whether the server refused the login, so that another password may work."""
+    """Return whether the server refused the login, in which case another password may work."""
     return classify(error).cause == _REFUSED.cause
 
 

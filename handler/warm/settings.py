@@ -1,7 +1,6 @@
 """The settings of the engine, read from environment variables.
 
-Every variable has its default, its allowed values and one message for a bad value here. No message
-contains a password.
+They define each variable's default, allowed values and error. No error contains a password.
 """
 
 import contextlib
@@ -27,8 +26,8 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """How to reach the database. `description` says what is allowed, and the comment above a field
-    which failure the setting prevents. Times are in seconds."""
+    """How to reach the database. `description` says what is allowed. The comment above a field
+    describes the failure that the setting prevents. Times are in seconds."""
 
     # An empty variable counts as unset, as in libpq: Compose files pass empty variables on.
     model_config = SettingsConfigDict(
@@ -36,12 +35,12 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(
-        "localhost", min_length=1, description="a host name, an address or a socket's folder"
+        "localhost", min_length=1, description="a host name, an address or a socket's directory"
     )
-    port: int = Field(5432, ge=1, le=65535, description="1 to 65535, the port of PgBouncer")
+    port: int = Field(5432, ge=1, le=65535, description="1 to 65535")
     name: Name = Field("storefront", description="a database name of 1 to 63 characters")
     user: Name = Field("appuser", description="a role name of 1 to 63 characters")
-    # A special character that breaks a URL. No URL contains the password.
+    # A special character in the password that breaks a URL: no URL contains the password.
     password: SecretStr = Field(
         SecretStr("s3cr3t!"), validation_alias="DB_PASS", description="any text without NUL"
     )
@@ -62,7 +61,7 @@ class Settings(BaseSettings):
     max_overflow: int = Field(0, ge=0, le=1000, description="0 to 1000 connections beyond the pool")
     # A wait for a free connection that is longer than the caller waits for the response.
     pool_timeout: Seconds = Field(3, description="seconds above 0, at most a day")
-    # Connections that stay on the old PgBouncers of a load balancer after new ones are added.
+    # Connections that stay on the old PgBouncers behind a load balancer after new ones are added.
     pool_recycle: int = Field(1800, ge=-1, description="seconds, or -1 for never")
     # An error on a connection that PgBouncer (`client_idle_timeout`) or a load balancer closed
     # during a freeze. Keep the value below their timeouts.
@@ -72,7 +71,7 @@ class Settings(BaseSettings):
     # An endless wait for a server. Keep the value above the sum of PgBouncer's `query_wait_timeout`
     # and the role's `statement_timeout`, so that their errors, which give the reason, come first.
     command_timeout: Seconds = Field(9, description="seconds above 0, at most a day")
-    # A first request that waits for the handshake; with `required`, a start without a database.
+    # A first request that waits for the handshake; `required` also prevents a start without it.
     prewarm: Prewarm = Field("off", description="off, on (a failure is logged) or required")
     # A 404 for every request, because each path starts with the base path of a custom domain.
     api_base_path: str = Field(
@@ -103,10 +102,10 @@ class Settings(BaseSettings):
     @classmethod
     def _without_nul_or_url(cls, value: str | SecretStr) -> str | SecretStr:
         if "\0" in (value.get_secret_value() if isinstance(value, SecretStr) else value):
-            raise ValueError("contains a NUL character, which Postgres' protocol cannot transfer")
+            raise ValueError("Postgres' protocol cannot transfer a NUL character")
         # A URL may contain a password, which the server's error would quote.
         if isinstance(value, str) and "://" in value:
-            raise ValueError("is a URL")
+            raise ValueError("a URL is not allowed")
         return value
 
     @field_validator("host")
@@ -117,11 +116,11 @@ class Settings(BaseSettings):
         with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(value))
         if not re.fullmatch(r"\w[\w-]{0,62}(\.\w[\w-]{0,62})*\.?", value):
-            raise ValueError("is not a host name; set the port in DB_PORT")
+            raise ValueError("not a single host name (a port belongs in DB_PORT)")
         return value
 
     @model_validator(mode="after")
-    def _configured(self) -> "Settings":
+    def _require_host_and_login_on_lambda(self) -> "Settings":
         # The defaults are for a workstation: a function without these variables would connect to
         # its own sandbox or send the default password. The emulator of AWS counts as Lambda.
         given, missing = self.model_fields_set, []
@@ -134,13 +133,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _agreeing(self) -> "Settings":
+    def _check_consistency(self) -> "Settings":
         if self.auth == "secret" and self.secret_arn is None:
             allowed = Settings.model_fields["secret_arn"].description
             raise ValueError(f"DB_SECRET_ARN: unset, with DB_AUTH=secret. Allowed: {allowed}")
         if self.auth == "iam" and self.effective_sslmode in ("disable", "allow", "prefer"):
-            fault = f"DB_SSLMODE is {self.effective_sslmode!r}: DB_AUTH=iam needs TLS."
-            raise ValueError(f"{fault} Allowed: require, verify-ca or verify-full")
+            value = repr(self.sslmode) if self.sslmode else "unset"
+            allowed = "require, verify-ca or verify-full"
+            raise ValueError(f"DB_SSLMODE is {value}: DB_AUTH=iam needs TLS. Allowed: {allowed}")
         return self
 
     @property
@@ -177,19 +177,19 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _redacted(value: object) -> str:
-    """Return a number as it is, but only the length of any other text: it may be a secret that was
-    set in the wrong variable."""
+    """Return a short number, or a few dots and slashes, as they are, but only the length of any
+    other text: it may be a secret that was set in the wrong variable."""
     text = str(value)
     if re.fullmatch(r"-?\d{1,5}(\.\d{1,4})?|inf|nan|[./]{1,9}", text):
         return repr(text)
-    return f"a text of {len(text)} characters"
+    return f"a string of {len(text)} characters"
 
 
 def _error_messages(error: ValidationError) -> list[str]:
     messages, fields = [], Settings.model_fields
     for item in error.errors(include_url=False):
         fault = item["msg"].removeprefix("Value error, ")
-        if item["loc"]:  # else the error concerns two variables
+        if item["loc"]:  # else a model validator raised it, whose message names the variables
             name = str(item["loc"][0])
             field = next((k for k, v in fields.items() if v.validation_alias == name), name)
             variable = fields[field].validation_alias or f"DB_{field.upper()}"

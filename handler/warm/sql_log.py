@@ -21,7 +21,7 @@ _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 
 def remember_request(app: ASGIApp) -> ASGIApp:
-    """Wrap `app` to remember each request's scope, which only a statement that is logged reads."""
+    """Wrap `app` so that `_log_statement` can read the headers of the current request."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         _scope.set(scope)

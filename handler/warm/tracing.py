@@ -1,6 +1,6 @@
 """Tracing with the OpenTelemetry API, which FastAPI depends on.
 
-Spans are created only if the process has configured an SDK, and only that exports them.
+Spans are created and exported only if the process has configured an SDK.
 """
 
 import os
@@ -16,8 +16,8 @@ Headers = list[list[bytes]]
 
 
 def is_on() -> bool:
-    """Return whether an SDK is configured. Called when the handler and the engine are created, so
-    that requests cost nothing without one."""
+    """Return whether an SDK is configured. No warm request calls it, so that none costs more
+    without an SDK."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -39,8 +39,8 @@ def end_span(span: trace.Span, error: BaseException | None = None) -> None:
 
 @contextmanager
 def invocation() -> Iterator[None]:
-    """Make the spans of the block part of Lambda's trace, unless a wrapper around the handler has
-    already started a span."""
+    """Attach the block's spans to Lambda's trace, unless a wrapper around the handler has already
+    started a span."""
     if trace.get_current_span().get_span_context().is_valid:
         yield
         return
@@ -52,7 +52,10 @@ def invocation() -> Iterator[None]:
 
 
 def _lambda_segment(header: str) -> Context:
-    """Return Lambda's segment, from X-Ray's header: `Root=1-…;Parent=…;Sampled=1`."""
+    """Return a context with Lambda's segment as the parent: `Root=1-…;Parent=…;Sampled=1`.
+
+    Without a valid header, return the current context.
+    """
     parts = dict(part.partition("=")[::2] for part in header.split(";"))
     try:
         _, seconds, rest = parts.get("Root", "").split("-")
@@ -62,7 +65,7 @@ def _lambda_segment(header: str) -> Context:
             is_remote=True,
             trace_flags=TraceFlags(parts.get("Sampled") == "1"),
         )
-    except ValueError:  # no header, or one that a caller malformed
+    except ValueError:  # no header, or a malformed one from a caller
         return context.get_current()
     return trace.set_span_in_context(trace.NonRecordingSpan(parent))
 

@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def show(words: Sequence[str], stack: str, report: Path) -> int:
-    """Write what a deployment would change to `report`, and print it."""
+    """Print what a deployment would change, and write it to `report`."""
     checked = preflight.examine(words, stack)
     session = checked.account.session
     existing = stacks.get(session, stack)
@@ -82,7 +82,7 @@ def deploy(words: Sequence[str], stack: str) -> int:
 
 
 def repositories_of(session: boto3.Session, registry: str) -> dict[str, str]:
-    """Return the repository of each image, which are the outputs of the registry's stack."""
+    """Return the repository of each image, from the outputs of the registry's stack."""
     outputs = stacks.get(session, registry).outputs
     missing = [name for name in map(str.capitalize, images.IMAGES) if name not in outputs]
     if missing:
@@ -93,9 +93,9 @@ def repositories_of(session: boto3.Session, registry: str) -> dict[str, str]:
     return outputs
 
 
-def connection_alarm_threshold(sized: budget.Budget) -> str:
+def connection_alarm_threshold(connection_budget: budget.Budget) -> str:
     """Return how many database connections the alarm allows."""
-    return str(budget.limits(sized)[-1].capacity_and_use(sized)[1])
+    return str(budget.limits(connection_budget)[-1].capacity_and_use(connection_budget)[1])
 
 
 def release(parameters: dict[str, str]) -> str:
@@ -111,8 +111,8 @@ def secret_versions(session: boto3.Session, stack: str) -> str:
     """Return the current versions of the secrets whose passwords a migration sets in Postgres.
 
     The version is `none` for a secret that was never changed. The first deployment creates the
-    secret and cannot know its version. If the second one passed it, that would run the migration
-    and replace every PgBouncer, although nothing changed.
+    secret and cannot know its version. If the second deployment passed the real version, the
+    migration would run again and every PgBouncer would be replaced, although nothing had changed.
     """
     existing, client = stacks.find(session, stack), session.client("secretsmanager")
     versions = []

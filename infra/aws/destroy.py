@@ -106,7 +106,7 @@ def _delete_stack(session: boto3.Session, name: str) -> None:
         )
     except WaiterError:
         remaining = [
-            f"{resource.place} ({resource.identifier})"
+            f"{resource.path} ({resource.identifier})"
             for resource in stacks.resources(session, name)
             if resource.kind != "AWS::CloudFormation::Stack"
         ]

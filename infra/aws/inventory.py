@@ -63,7 +63,7 @@ def take_inventory(session: boto3.Session, stack: str) -> Inventory:
     inventory = Inventory(stack)
     resources: list[stacks.Resource] = []
     for name in (stack, stacks.registry_of(stack)):
-        existing = stacks.find(session, name, empty=True)
+        existing = stacks.find(session, name, include_empty=True)
         if existing is None:
             continue
         _check_owner(existing, is_registry=name != stack)

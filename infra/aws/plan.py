@@ -1,7 +1,7 @@
 """Lists what a deployment would change, from a CloudFormation change set that is never executed.
 
-The change set has the images that the stack has, because a pull request may not push images. So a
-change of only the handler's code shows no changes.
+The change set has the images that the stack has, because a pull request may not push images. So if
+only the handler's code has changed, the list is empty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOTHING = ("didn't contain changes", "No updates are to be performed")
 
 
 def s3_prefix(stack: str) -> str:
-    """Return a prefix other than the deployment's, to which a plan may not write."""
+    """Return the prefix for a plan's uploads: it may not write to that of the deployment."""
     return f"{stack}-plan"
 
 
@@ -47,7 +47,7 @@ def changes(session: boto3.Session, stack: stacks.Stack, parameters: dict[str, s
         # Values that are known only during a deployment make a nested change set fail, although
         # the deployment would succeed: aws-cloudformation/cfn-language-discussion#152.
         rows = _planned(client, stack.name, body, values, nested=False)
-        return f"{_table(stack.name, rows)}\nWithout the stacks within it: {error}\n"
+        return f"{_table(stack.name, rows)}\nNested stacks are not shown: {error}\n"
 
 
 def _planned(
@@ -77,7 +77,10 @@ def _planned(
 
 
 def _reason(change_set: dict[str, Any], client: Any) -> str:
-    """Return why a change set failed, or its nested one if that is why (aws/aws-sam-cli#2406)."""
+    """Return why a change set failed, from a nested one if that is the cause.
+
+    See aws/aws-sam-cli#2406.
+    """
     reason = str(change_set.get("StatusReason", "no reason given"))
     if nested := re.search(r"arn:\S+:changeSet/[\w/-]+", reason):
         return _reason(client.describe_change_set(ChangeSetName=nested[0]), client)
@@ -112,7 +115,10 @@ def _rows(client: Any, stack: str, name: str, parent: str = "") -> Iterator[tupl
 
 def _table(stack: str, rows: list[tuple[str, ...]]) -> str:
     if not rows:
-        return f"`{stack}`: no resource changes except new images.\n"
-    lines = [f"`{stack}`, except new images:\n", "| resource | type | action | replaced |"]
+        return f"`{stack}`: no resource changes (images are not compared).\n"
+    lines = [
+        f"Changes to `{stack}` (images are not compared):\n",
+        "| resource | type | action | replaced |",
+    ]
     lines += ["|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"

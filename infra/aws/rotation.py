@@ -1,6 +1,7 @@
 """The function that Secrets Manager calls to rotate the application's or the owner's password.
 
-`roles.set_password` changes the password in Postgres and in PgBouncer's lookup in one transaction.
+`roles.set_password` changes the password in Postgres and, for the application, in PgBouncer's
+lookup, in one transaction.
 PgBouncer would not learn of a password that is changed in any other way (ALTER ROLE, RDS's own
 rotation), because on RDS no role may read `pg_authid`.
 """
@@ -29,15 +30,15 @@ def handler(event: dict[str, str], context: Any) -> None:
         create_secret(arn, token)
     elif step == "finishSecret":
         finish_secret(arn, token, versions)
-    # setSecret and testSecret do nothing: finishSecret changes the password itself, so that only a
-    # few milliseconds pass between the change and the move of AWSCURRENT.
+    # setSecret and testSecret do nothing: finishSecret changes the password itself, so that
+    # little time passes between the change and the move of AWSCURRENT.
 
 
 def create_secret(arn: str, token: str) -> None:
     client = boto3.client("secretsmanager")
     with contextlib.suppress(client.exceptions.ResourceNotFoundException):
         secret(arn, VersionId=token, VersionStage="AWSPENDING")
-        return  # created by an earlier attempt, which may also have set its password
+        return  # created by an earlier attempt; Postgres may already have this password
     response = client.get_random_password(PasswordLength=40, ExcludeCharacters='"')
     pending = {**secret(arn), "password": response["RandomPassword"]}
     client.put_secret_value(
@@ -82,7 +83,7 @@ async def is_password_accepted(user: str, password: str) -> bool:
             **connect_arguments(user, password), database=settings().name
         )
     except asyncpg.InvalidAuthorizationSpecificationError as error:
-        # Postgres checks the password before LOGIN, so this message proves that it is right.
+        # Postgres checks the password before the attribute LOGIN, so the password is right.
         return "is not permitted to log in" in str(error)
     await connection.close()
     return True

@@ -33,7 +33,7 @@ class Stack:
 
     @property
     def is_deployment(self) -> bool:
-        """Whether `make deploy` created it: other applications have no such parameter."""
+        """Whether `make deploy` created it: other stacks have no parameter `Release`."""
         return "Release" in self.parameters
 
     @property
@@ -44,9 +44,9 @@ class Stack:
 
 @dataclass(frozen=True)
 class Resource:
-    """A resource of a stack or a nested stack; `place` is its path, such as `Pooler/Service`."""
+    """A resource of a stack or a nested stack; `path` is such as `Pooler/Service`."""
 
-    place: str
+    path: str
     kind: str
     identifier: str
 
@@ -66,12 +66,15 @@ def registry_of(stack: str) -> str:
 
 
 def prefix_of(stack: str) -> str:
-    """Return the prefix of the names of repositories, the hosted zone and RDS Proxy."""
+    """Return the prefix of the names of resources: the stack's name in lower case."""
     return stack.lower()
 
 
-def find(session: boto3.Session, name: str, *, empty: bool = False) -> Stack | None:
-    """Return a stack by its name or ARN, or None; with `empty` also one without resources."""
+def find(session: boto3.Session, name: str, *, include_empty: bool = False) -> Stack | None:
+    """Return the stack with this name or ARN, or None.
+
+    A stack that has no resources yet is returned only with `include_empty`.
+    """
     try:
         [stack] = client(session).describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
@@ -79,7 +82,7 @@ def find(session: boto3.Session, name: str, *, empty: bool = False) -> Stack | N
             return None
         raise
     status = stack["StackStatus"]
-    if status == "DELETE_COMPLETE" or (status == "REVIEW_IN_PROGRESS" and not empty):
+    if status == "DELETE_COMPLETE" or (status == "REVIEW_IN_PROGRESS" and not include_empty):
         return None
     return Stack(
         name,

@@ -1,7 +1,8 @@
 """The hook that tests a new version before CodeDeploy sends it traffic.
 
-If it reports `Failed`, all traffic stays on the old version. After that the alarms of function.yaml
-decide. CodeDeploy does not call the hook for the first deployment, which has no old version.
+If it reports `Failed`, all traffic stays on the old version. If it reports `Succeeded`, CodeDeploy
+shifts the traffic, and the alarms of function.yaml can still roll the version back. CodeDeploy does
+not call the hook for the first deployment, which has no old version.
 """
 
 import json
@@ -15,8 +16,8 @@ from botocore.config import Config
 
 log = logging.getLogger(__name__)
 
-#: Path and query string of a request that checks the connection through the pooler, and of one that
-#: reads with the application's privileges.
+#: Path and query string of each request. The first checks the connection through the pooler, the
+#: second that the application may read its tables.
 REQUESTS = (("/ready", ""), ("/orders", "limit=1"))
 #: Seconds to wait for a response: enough for a cold start. CodeDeploy waits for an hour.
 READ_TIMEOUT = 30
@@ -40,7 +41,7 @@ def failures(version: str) -> Iterator[str]:
     for path, query in REQUESTS:
         try:
             response = client.invoke(
-                FunctionName=version, Payload=json.dumps(request(path, query)).encode()
+                FunctionName=version, Payload=json.dumps(http_event(path, query)).encode()
             )
             payload = json.load(response["Payload"])
         except Exception as error:  # report it: without a status CodeDeploy waits for an hour
@@ -52,7 +53,7 @@ def failures(version: str) -> Iterator[str]:
             yield f"GET {path}: {payload.get('statusCode')} {payload.get('body')}"
 
 
-def request(path: str, query: str) -> dict[str, Any]:
+def http_event(path: str, query: str) -> dict[str, Any]:
     """Return an HTTP API event in payload format 2.0."""
     return {
         "version": "2.0",

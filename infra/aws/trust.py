@@ -1,7 +1,8 @@
 """The CAs by which servers are verified: PgBouncer's own, and Amazon's for RDS and RDS Proxy.
 
-`make deploy` creates PgBouncer's first certificate and keeps it. `python -m infra.aws.trust`
-stores the next one, which no PgBouncer uses yet, for the stack STACK.
+The first `make deploy` creates PgBouncer's certificate, and later ones keep it. `python -m
+infra.aws.trust` stores the next one, which no PgBouncer uses yet, for the stack that the
+environment variable STACK names.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def renew(stack: str) -> int:
         SecretId=name, SecretString=following, VersionStages=["AWSPENDING"]
     )["VersionId"]
     print(
-        f"PgBouncer's next certificate is version {pending} of {name}.\n"
+        f"1. Done: PgBouncer's next certificate is version {pending} of {name}.\n"
         f"2. `make deploy STACK={stack}`: the function trusts both CAs.\n"
         "3. `aws secretsmanager update-secret-version-stage "
         f"--secret-id {name} --version-stage AWSCURRENT --move-to-version-id {pending} "
@@ -105,12 +106,14 @@ def _fetch(url: str, path: Path) -> None:
     if path.exists():
         return
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # https, ours
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # from SOURCES
             text = response.read()
     except OSError as error:
         raise OperatorError(f"{url} cannot be read: {error}. Save it as {path}") from None
     if not text.startswith(b"-----BEGIN CERTIFICATE-----"):
-        raise OperatorError(f"{url} is not a certificate. Save it as {path}")
+        raise OperatorError(
+            f"the response from {url} is not a PEM file. Save the right file as {path}"
+        )
     path.write_bytes(text)
 
 

@@ -151,7 +151,7 @@ async def _response_or_error(name: str, query: Awaitable[Response]) -> Response 
             return await query
     except TimeoutError:
         seconds = f"{SERVER_TIMEOUT_S:.0f} s"
-        return f"{name} does not respond within {seconds}: check whether it is stopped"
+        return f"{name} did not respond within {seconds}: check whether it is stopped"
     except (OSError, asyncpg.PostgresError, psycopg.Error) as error:
         return f"{name} does not respond: {reason(error)}"
 

@@ -26,8 +26,15 @@ from infra.local import ROOT
 from infra.local.signals import treat_sigterm_as_sigint
 
 ANSWERS = ".copier-answers.yml"
-#: `unsafe` allows it to run `infra.service.rename` of this repository.
+#: `unsafe` allows copier to run this repository's `infra.service.rename`.
 COPIER_OPTIONS: dict[str, Any] = {"defaults": True, "unsafe": True, "quiet": True}
+#: The author of a commit if git does not know the user's name.
+NAMELESS_AUTHOR = {
+    "GIT_AUTHOR_NAME": "make new",
+    "GIT_AUTHOR_EMAIL": "make-new@localhost",
+    "GIT_COMMITTER_NAME": "make new",
+    "GIT_COMMITTER_EMAIL": "make-new@localhost",
+}
 #: Names of modules, and of databases that exist in Postgres and PgBouncer.
 RESERVED = {
     "app",
@@ -43,20 +50,20 @@ RESERVED = {
 
 
 class ServiceError(Exception):
-    """An error for the user: one line with the problem and its solution."""
+    """An error for the user: one line with the problem and, if known, its solution."""
 
 
 def new(destination: Path, name: str) -> None:
     """Create the service `name` in `destination`, completely or not at all."""
     if keyword.iskeyword(name) or name in RESERVED:
         raise ServiceError(
-            f"NAME={name} is reserved: it is a Python keyword, a module of the handler or an"
-            " existing database. Choose another, such as NAME=inventory"
+            f"NAME={name} is reserved: it is a Python keyword, a module of this repository"
+            " or an existing database. Choose another, such as NAME=inventory"
         )
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
         raise ServiceError(
-            f"NAME={name} is no name for a Python module and a database. Use up to 31 lower-case"
-            " letters, digits and underscores, such as NAME=inventory"
+            f"NAME={name} is not a valid name for a Python module and a database. Start with a"
+            " letter, and use up to 31 lower-case letters, digits and underscores: NAME=inventory"
         )
     if not str(destination) or destination == Path():
         raise ServiceError("DEST is missing: make new DEST=../inventory NAME=inventory")
@@ -67,7 +74,7 @@ def new(destination: Path, name: str) -> None:
         raise ServiceError(f"DEST={destination} exists and is not empty")
     if not destination.parent.is_dir():
         raise ServiceError(f"{destination.parent} does not exist. Create it, or use another DEST")
-    # In the same folder, so that the relative path to this repository is the same.
+    # Next to the destination, so that the relative path to this repository stays valid.
     try:
         draft = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     except OSError as error:
@@ -99,7 +106,7 @@ def new(destination: Path, name: str) -> None:
 
 
 def update(root: Path) -> int:
-    """Merge the changes since the version that the service in `root` was created from.
+    """Merge this repository's changes since the creation or last update of the service in `root`.
 
     Return 1 if there are conflicts: lines that both sides changed, or files that the service
     changed and the newer version moved or removed.
@@ -109,8 +116,8 @@ def update(root: Path) -> int:
     source = _recorded(root, "_src_path")
     if (root / source).resolve() != ROOT:
         raise ServiceError(
-            f"{root} was made from a clone in {source}, but this clone is {ROOT}. Run it there, or"
-            f" commit another _src_path in {ANSWERS}"
+            f"{root} was made from a clone in {source}, but this clone is {ROOT}. Run `make update`"
+            f" there, or commit another _src_path in {ANSWERS}"
         )
     with contextlib.chdir(root):
         before, own_commit = _recorded(root, "_commit"), _git(root, "rev-parse", "--short", "HEAD")
@@ -133,13 +140,15 @@ def update(root: Path) -> int:
             " --cached`), test and commit them"
         )
     if _git(ROOT, "status", "--porcelain"):
-        print(f"note       uncommitted changes in {ROOT} were not brought: commit them there first")
+        print(
+            f"note       uncommitted changes in {ROOT} were not included: commit them there first"
+        )
     for path in conflicts:
         print(f"conflict   {path}: edit the marked lines, then `git add {shlex.quote(path)}`")
     for path in lost:
         own_version = shlex.quote(f"{own_commit}:./{path}")
         print(
-            f"conflict   {path}: changed here, moved or removed there; your version is in"
+            f"conflict   {path}: changed here, moved or removed there; see your version with"
             f" `git show {own_version}`"
         )
     return 1 if conflicts or lost else 0
@@ -183,7 +192,7 @@ def _current_commit() -> str:
 
 
 def _recorded(root: Path, name: str) -> str:
-    """Return the version (`_commit`) or the clone (`_src_path`) that a service was created from."""
+    """Return the version (`_commit`) or the clone (`_src_path`) that the service recorded."""
     match = re.search(rf"^{name}: (.*)$", (root / ANSWERS).read_text(), re.M)
     # YAML quotes a commit whose short hash consists of digits.
     return match[1].strip("'") if match else "unknown"
@@ -191,12 +200,12 @@ def _recorded(root: Path, name: str) -> str:
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:
     """Return the output of git. If it fails: raise ServiceError, or return "" without `check`."""
-    # Defaults, so that users without a configured name can commit.
-    author = {"GIT_AUTHOR_NAME": "make new", "GIT_AUTHOR_EMAIL": "make-new@localhost"}
-    author |= {"GIT_COMMITTER_NAME": "make new", "GIT_COMMITTER_EMAIL": "make-new@localhost"}
+    environment = dict(os.environ)
+    if arguments[0] == "commit" and not _git(folder, "var", "GIT_COMMITTER_IDENT", check=False):
+        environment = NAMELESS_AUTHOR | environment
     result = subprocess.run(
         ["git", "-C", str(folder), *arguments],
-        env={**author, **os.environ} if "commit" in arguments else None,
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -225,7 +234,7 @@ def main() -> int:
     treat_sigterm_as_sigint()
     try:
         if not shutil.which("git"):
-            raise ServiceError("git is not installed, and versions cannot be told without it")
+            raise ServiceError("git is not installed, and versions cannot be determined without it")
         _git(ROOT, "rev-parse", "--show-toplevel")
         if arguments.command == "new":
             new(arguments.destination, arguments.name)

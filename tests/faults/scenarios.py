@@ -144,7 +144,7 @@ SCENARIOS = [
         "PgBouncer's certificate issued by another CA", pgbouncer.certificate_of_another_ca, OUTAGE
     ),
     Scenario(
-        "a client silent in a transaction, with locks (`idle_transaction_timeout`)",
+        "a client silent in a transaction while it holds locks (`idle_transaction_timeout`)",
         sandboxes.client_silent_with_locks,
         Expected(),
         max_seconds=2,  # then PgBouncer ends it
@@ -275,7 +275,7 @@ ISOLATED_SCENARIOS = [
     ),
     Scenario("Postgres' disk full", disk.disk_full, Expected(0.4), setup=Setup(small_disk=True)),
     Scenario(
-        "Postgres' disk full, and its log (WAL) with it",
+        "Postgres' disk full, with no space for WAL either",
         disk.disk_full_of_log,
         LOGIN_RETRY,
         setup=Setup(small_disk=True),

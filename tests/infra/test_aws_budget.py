@@ -90,7 +90,7 @@ def test_each_instance_class_accepts_exactly_its_limit(instance: str) -> None:
     capacity = budget.max_connections(budget.MEMORY[instance]) - budget.SUPERUSERS - budget.RDS
     # Connections per task are a free parameter, so the limit is met to within the number of tasks.
     tasks = DEFAULT.PoolerTasks * DEFAULT.MaximumPercent // 100
-    others = budget.TASKS + DEFAULT.HumanConnections
+    others = budget.MAINTENANCE_CONNECTIONS + DEFAULT.HumanConnections
     size = (capacity - others) // tasks - DEFAULT.reserve_pool_size - budget.LOOKUP_CONNECTIONS
     at_edge = replace(DEFAULT, InstanceClass=instance, default_pool_size=size)
     assert 0 <= headroom(at_edge)["Postgres connections"] < tasks

@@ -340,8 +340,7 @@ def test_unplannable_nested_stacks_are_reported_with_the_reason(
     message = planned(monkeypatch, sets)
     assert "| Function | stack | Modify |  |" in message
     assert (
-        "Without the stacks within it: CloudFormation cannot plan that: a value is not kn"
-        in message
+        "Nested stacks are not shown: CloudFormation cannot plan that: a value is not kn" in message
     )
 
 

@@ -428,7 +428,7 @@ def test_a_change_that_would_delete_or_move_the_database_is_a_problem(
     aws_double.create_application("shop", Release="1", **chosen, **database)
     message = report("DatabaseHost=", "VpcId=", stack="shop")
     assert "DatabaseHost was shop.example: the change would create an empty database" in message
-    assert f"Keep VpcId={chosen['VpcId']}" in message
+    assert f"Keep `VpcId={chosen['VpcId']}`" in message
     # The same subnets in another order and another host are accepted.
     reordered = ",".join(reversed(chosen["SubnetIds"].split(",")))
     message = report(f"SubnetIds={reordered}", "DatabaseHost=new.example", stack="shop")

@@ -350,7 +350,7 @@ def test_an_update_to_the_same_version_reports_it(clone_and_shop: tuple[Path, Pa
     (clone / "handler/warm/tracing.py").write_text("# not committed\n")
     status, output = make_update(shop)
     assert (status, f"already at {version}\n" in output) == (0, True), output
-    assert f"uncommitted changes in {clone} were not brought" in output
+    assert f"uncommitted changes in {clone} were not included" in output
     assert run("git", "status", "--porcelain", cwd=shop)[1] == ""
 
 
@@ -358,7 +358,7 @@ def test_an_update_to_the_same_version_reports_it(clone_and_shop: tuple[Path, Pa
     ("destination", "name", "message"),
     [
         ("{full}", "shop", "DEST={full} exists and is not empty"),
-        ("{tmp}/new", "1shop", "NAME=1shop is no name for a Python module and a database"),
+        ("{tmp}/new", "1shop", "NAME=1shop is not a valid name for a Python module and a database"),
         ("{tmp}/new", "class", "NAME=class is reserved"),
         ("{tmp}/new", "postgres", "NAME=postgres is reserved"),
         ("/proc/new", "shop", "/proc is not writable"),
@@ -387,7 +387,7 @@ def test_missing_git_is_reported_in_one_line(clone: Path, tmp_path: Path) -> Non
     status, output = run(*words, cwd=clone, PATH=str(tmp_path))
     assert (status, output) == (
         1,
-        "new: git is not installed, and versions cannot be told without it\n",
+        "new: git is not installed, and versions cannot be determined without it\n",
     )
 
 

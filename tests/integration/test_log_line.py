@@ -65,7 +65,7 @@ def metrics(line: dict[str, Any]) -> set[tuple[str, str, frozenset[tuple[str, st
 async def invoke_all(
     environment: dict[str, str], events: list[Any], folder: Path
 ) -> tuple[list[InvocationResult], list[str]]:
-    """Invoke a new sandbox with each event; return the results and the lines of its log."""
+    """Send all events to one new sandbox; return the results and the lines of its log."""
     async with Fleet(environment, logs=folder) as fleet:
         results = [await fleet.invoke(event) for event in events]
     return results, (folder / "sandbox-1.log").read_text().splitlines()
@@ -86,7 +86,7 @@ async def test_each_event_writes_one_line_matching_the_schema(stack: Stack, tmp_
         assert "caller" not in line
 
 
-async def test_a_normal_request_in_json_format_is_exactly_one_line(
+async def test_a_normal_request_logs_exactly_one_line_in_json_format(
     stack: Stack, tmp_path: Path
 ) -> None:
     _, output = await invoke_all(stack.environment() | JSON_FORMAT, [READ] * 5, tmp_path)
@@ -109,7 +109,9 @@ async def test_at_level_warn_every_failure_is_logged(stack: Stack, tmp_path: Pat
     ]
 
 
-async def test_a_warning_has_the_fields_of_the_log_line(stack: Stack, tmp_path: Path) -> None:
+async def test_a_warning_has_the_failure_fields_of_the_log_line(
+    stack: Stack, tmp_path: Path
+) -> None:
     environment = stack.environment() | JSON_FORMAT | {"DB_PASS": "wrong", "DB_PREWARM": "on"}
     _, output = await invoke_all(environment, [http_api("GET", "/health")], tmp_path)
     warning = json.loads(next(line for line in output if "pre-warm" in line))
@@ -121,7 +123,7 @@ async def test_a_warning_has_the_fields_of_the_log_line(stack: Stack, tmp_path: 
     assert line["level"] == "INFO"
 
 
-def test_the_documented_causes_match_the_policy_table() -> None:
+def test_the_documented_failure_names_match_the_policy_table() -> None:
     documented = LINE_SCHEMA["properties"]["failure"]["enum"]
     assert sorted(documented) == sorted(get_args(errors.FailureName))
     outside_the_table = {"app", "background", "deadline", "event", "shutdown"}
@@ -155,7 +157,7 @@ async def test_cold_and_warm_reads_emit_metrics(stack: Stack, tmp_path: Path) ->
     )
 
 
-async def test_failures_are_counted_by_cause(stack: Stack, tmp_path: Path) -> None:
+async def test_failures_are_counted_by_name(stack: Stack, tmp_path: Path) -> None:
     _, output = await invoke_all(stack.environment() | {"DB_PASS": "wrong"}, [READ], tmp_path)
     [line] = log_lines("\n".join(output))
     by_name = frozenset({("function", "warm-engine"), ("failure", "authentication")})
@@ -201,7 +203,7 @@ FORGED = (
 async def test_a_caller_cannot_forge_log_lines_or_metrics(
     stack: Stack, tmp_path: Path, log_format: str
 ) -> None:
-    """The input is in the path, query, headers, body, method, request ids and the event's keys."""
+    """The text is in the path, query, headers, body, method, request id, and event keys."""
     event_with_ids = http_api("GET", "/health")
     event_with_ids["requestContext"] |= {"requestId": FORGED, "routeKey": FORGED}
     body = json.dumps({"customer_name": FORGED, "status": FORGED})
@@ -232,7 +234,7 @@ async def test_a_caller_cannot_forge_log_lines_or_metrics(
         assert line.get("apiRequestId") != FORGED
 
 
-def test_trace_header_and_caller_stay_in_their_fields(
+def test_a_forged_trace_header_is_dropped_and_a_forged_caller_is_escaped(
     lambda_handler: Lambda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("_X_AMZN_TRACE_ID", f"Root={FORGED};Parent={FORGED}")
@@ -255,10 +257,10 @@ def test_trace_header_and_caller_stay_in_their_fields(
 
 
 @pytest.mark.parametrize("log_format", ["JSON", "Text"])
-async def test_a_blocked_log_stream_delays_no_invocation(
+async def test_a_broken_log_pipe_does_not_fail_an_invocation(
     stack: Stack, tmp_path: Path, log_format: str
 ) -> None:
-    """This includes log lines of the application itself."""
+    """The application's own log lines are covered too."""
     environment = stack.environment() | {"AWS_LAMBDA_LOG_FORMAT": log_format}
     function = "tests.runtime.functions.with_closed_log"
     events = [READ, http_api("GET", "/orders/2"), READ]
@@ -269,9 +271,7 @@ async def test_a_blocked_log_stream_delays_no_invocation(
     assert (tmp_path / "sandbox-1.log").read_text() == ""
 
 
-def test_a_closed_log_stream_fails_no_invocation(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_log_stream_does_not_fail_an_invocation() -> None:
     script = (
         "import sys; from handler.warm import log_line; sys.stdout.close()\n"
         "assert log_line.invocation('1', lambda: {'statusCode': 200}) == {'statusCode': 200}"

@@ -77,9 +77,8 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Iterator[Emulator]:
-    """Start an emulator whose function has a timeout of `seconds`."""
+    """Run an emulator for the block; `seconds` is the function's timeout, `log` its output."""
     program, port, api_port = binary(), free_port(), free_port()
-    assert program is not None
     program.chmod(0o755)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -101,7 +100,7 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
         yield Emulator(process, port)
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may be exiting
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has exited
                 child.kill()
         process.kill()
         process.wait()

@@ -171,7 +171,7 @@ def test_an_invalid_order_id_is_a_usage_error(stack: Stack, arguments: list[str]
         ({"DB_SSLMODE": "disable"}, "SSL required"),
         (
             {"DB_PORT": "x", "DB_POOL_SIZE": "0"},
-            "DB_PORT is a text of 1 characters: .*DB_POOL_SIZE is '0': ",
+            "DB_PORT is a string of 1 characters: .*DB_POOL_SIZE is '0': ",
         ),
         ({"DB_SSLROOTCERT": __file__}, "DB_SSLROOTCERT: .*Allowed: the path of"),
         ({"DB_SSLROOTCERT": ""}, "TLS with the server failed: .*DB_SSLROOTCERT"),

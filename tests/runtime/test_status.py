@@ -22,10 +22,10 @@ Status = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def make_status(
+def run_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Status:
-    """Return a function that runs `make status` or another command without Docker.
+    """Return a function that runs `infra.local status` or another command, without Docker.
 
     No stack is published at first.
     """
@@ -43,8 +43,8 @@ def make_status(
 
 
 @pytest.fixture
-def published(own_stack: Stack, make_status: Status) -> Iterator[Stack]:
-    """Publish a stack that `make_status` finds."""
+def published(own_stack: Stack, run_command: Status) -> Iterator[Stack]:
+    """Publish a stack that `run_command` finds."""
     with own_stack.published(stack.ENDPOINTS) as is_published:
         assert is_published
         yield own_stack
@@ -60,8 +60,8 @@ def install_fake_docker(folder: Path, is_up: bool) -> Path:
     return log
 
 
-def test_a_missing_stack_is_reported_with_the_commands_that_start_one(make_status: Status) -> None:
-    code, output = make_status()
+def test_a_missing_stack_is_reported_with_the_commands_that_start_one(run_command: Status) -> None:
+    code, output = run_command()
     assert (code, output) == (
         1,
         "warm-engine: no stack is up. Start one in another terminal: make run, or make up\n",
@@ -69,60 +69,60 @@ def test_a_missing_stack_is_reported_with_the_commands_that_start_one(make_statu
 
 
 def test_the_user_must_choose_one_of_two_stacks(
-    published: Stack, make_status: Status, tmp_path: Path
+    published: Stack, run_command: Status, tmp_path: Path
 ) -> None:
     log = install_fake_docker(tmp_path, is_up=True)
-    code, output = make_status()
+    code, output = run_command()
     assert code == 1
     assert output == (
         "warm-engine: two stacks are up. Choose one: make status STACK=run, or STACK=up\n"
     )
-    code, output = make_status("--stack", "run")
+    code, output = run_command("--stack", "run")
     assert code == 0
     assert output.startswith("make run, ")
-    code, output = make_status("--stack", "up")
+    code, output = run_command("--stack", "up")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn status"
-    code, output = make_status("--stack", "up", command="console")
+    code, output = run_command("--stack", "up", command="console")
     assert log.read_text().splitlines()[-1] == "compose run --rm --no-deps -T churn console"
 
 
 def test_the_other_stack_is_shown_when_compose_is_down(
-    published: Stack, make_status: Status, tmp_path: Path
+    published: Stack, run_command: Status, tmp_path: Path
 ) -> None:
     install_fake_docker(tmp_path, is_up=False)
-    code, output = make_status()
+    code, output = run_command()
     assert code == 0, output
     assert re.search(r"^Postgres +all +\d+ of 20 +connections;", output, re.M), output
 
 
 @pytest.mark.parametrize("unresponsive", ["pgbouncer", "postgres"])
 def test_an_unresponsive_server_is_reported_and_the_other_shown(
-    published: Stack, make_status: Status, unresponsive: str
+    published: Stack, run_command: Status, unresponsive: str
 ) -> None:
     server = getattr(published, unresponsive)
     process = server.process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        code, output = make_status()
+        code, output = run_command()
     finally:
         os.kill(process.pid, signal.SIGCONT)
     assert code == 1
-    assert f"{server.name} does not respond within 3 s" in output
+    assert f"{server.name} did not respond within 3 s" in output
     other = r"^Postgres +all" if unresponsive == "pgbouncer" else r"^PgBouncer +all"
     assert re.search(other, output, re.M), output
 
 
-def test_a_stopped_server_is_reported(published: Stack, make_status: Status) -> None:
+def test_a_stopped_server_is_reported(published: Stack, run_command: Status) -> None:
     published.pgbouncer.stop()
-    code, output = make_status()
+    code, output = run_command()
     assert code == 1
     assert re.search("^PgBouncer does not respond: .*refused", output, re.M), output
     assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
-    ("command", "line", "undo"),
+    ("command", "state", "undo"),
     [
         ("PAUSE storefront", "PAUSED", "RESUME storefront"),
         ("KILL storefront", "PAUSED", "RESUME storefront"),
@@ -131,22 +131,25 @@ def test_a_stopped_server_is_reported(published: Stack, make_status: Status) -> 
     ids=["pause", "kill", "disable"],
 )
 def test_a_paused_or_disabled_database_is_shown_with_the_command_that_undoes_it(
-    published: Stack, make_status: Status, command: str, line: str, undo: str
+    published: Stack, run_command: Status, command: str, state: str, undo: str
 ) -> None:
     with published.pgbouncer.console() as console:
         console.execute(command)
-        _, output = make_status()
-        assert re.search(rf"^PgBouncer +storefront +{line} +{undo}$", output, re.M), output
+        _, output = run_command()
+        assert re.search(rf"^PgBouncer +storefront +{state} +{undo}$", output, re.M), output
         assert causes(output) == {"a database is paused or disabled in PgBouncer"}
         console.execute(undo)
-        _, output = make_status()
+        _, output = run_command()
         assert causes(output) == set()
 
 
-async def test_control_characters_in_an_application_name_are_escaped(published: Stack) -> None:
-    name_with_control_characters = "x\x1b[2J\nPostgres  all"
+async def test_control_characters_in_an_application_name_and_a_statement_are_escaped(
+    published: Stack,
+) -> None:
+    text_with_control_characters = "x\x1b[2J\nPostgres  all"
     session = await asyncpg.connect(**published.postgres.admin, database=DATABASE)
-    await session.execute(f"SELECT '{name_with_control_characters}'")
+    await session.execute(f"SET application_name = '{text_with_control_characters}'")
+    await session.execute(f"SELECT '{text_with_control_characters}'")
     try:
         target = status.native()
         assert target is not None
@@ -157,7 +160,7 @@ async def test_control_characters_in_an_application_name_are_escaped(published: 
     assert len(re.findall(r"^Postgres  all", output, re.M)) == 0
 
 
-def test_a_narrow_terminal_shows_blocked_clients() -> None:
+def test_a_narrow_terminal_shows_the_details_on_a_line_of_their_own() -> None:
     details = "from 127.0.0.1:36862 BLOCKS 4; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"
     row = ("direct", "postgres, report, pid 3032", "idle in transaction", "1", "2.0", details)
     lines = status._formatted([row], 80)
@@ -169,10 +172,10 @@ def test_a_narrow_terminal_shows_blocked_clients() -> None:
 # --- PgBouncer's console -------------------------------------------------------------------------
 
 
-def test_the_console_executes_commands(published: Stack, make_status: Status) -> None:
+def test_the_console_executes_commands(published: Stack, run_command: Status) -> None:
     lines = "SHOW VERSION;\n\nSHOW HELP\nRECONNECT storefront\nKILL storefront\nSHOW DATABASES\n"
     lines += "RESUME storefront\n\\q\nnonsense\n"
-    code, output = make_status(command="console", stdin_text=lines)
+    code, output = run_command(command="console", stdin_text=lines)
     assert code == 0, output
     assert f"PgBouncer {'.'.join(map(str, published.pgbouncer.program.version))}" in output
     assert "SHOW HELP|CONFIG|" in output
@@ -181,16 +184,16 @@ def test_the_console_executes_commands(published: Stack, make_status: Status) ->
     assert re.search(r"^storefront +127\.0\.0\.1 ", output, re.M), output
 
 
-def test_the_console_reports_an_error_and_continues(published: Stack, make_status: Status) -> None:
-    code, output = make_status(command="console", stdin_text="nonsense\nSHOW VERSION\n")
+def test_the_console_reports_an_error_and_continues(published: Stack, run_command: Status) -> None:
+    code, output = run_command(command="console", stdin_text="nonsense\nSHOW VERSION\n")
     assert code == 1
     assert "invalid command 'nonsense'" in output
     assert "PgBouncer 1." in output
 
 
-def test_a_lost_console_connection_is_reported(published: Stack, make_status: Status) -> None:
+def test_a_console_that_cannot_connect_is_reported(published: Stack, run_command: Status) -> None:
     published.pgbouncer.stop()
-    code, output = make_status(command="console", stdin_text="SHOW VERSION\n")
+    code, output = run_command(command="console", stdin_text="SHOW VERSION\n")
     assert code == 1
     assert re.fullmatch("warm-engine: PgBouncer does not respond: .*refused.*\n", output, re.I), (
         output

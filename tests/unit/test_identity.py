@@ -50,7 +50,7 @@ def caller_of(context: dict[str, Any], claim: str = "") -> str | None:
         (iam(USER, cognitoIdentity=None), f"iam {USER}"),
         ({"authorizer": {"principalId": "amber", "tenant": "7"}}, "authorizer amber"),
         ({"authorizer": {"lambda": {"principalId": "amber"}}}, "authorizer amber"),
-        # Anonymous or ambiguous.
+        # Anonymous, or without a subject or principal.
         ({}, None),
         ({"authorizer": None}, None),
         ({"authorizer": {"lambda": {"tenant": "7"}}}, None),
@@ -59,7 +59,7 @@ def caller_of(context: dict[str, Any], claim: str = "") -> str | None:
         (rest_iam(None), None),
     ],
 )
-def test_every_authentication_method_identifies_the_caller(
+def test_the_caller_is_read_from_each_authentication_method(
     context: dict[str, Any], caller: str | None
 ) -> None:
     assert caller_of(context) == caller
@@ -111,7 +111,7 @@ def test_distinct_callers_stay_distinct_and_can_be_stored_and_logged(
     assert (first == second) == (first_claims == second_claims)
 
 
-def test_a_long_subject_is_replaced_by_its_digest() -> None:
+def test_a_long_identity_is_replaced_by_its_digest() -> None:
     first, second = (
         caller_of({"authorizer": {"principalId": "x" * 300 + last}}) for last in ("a", "b")
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.warm.database.protocol import KEPT, Link
+from handler.warm.database.protocol import MAX_DESCRIPTIONS, Link
 
 SYNC, FLUSH = b"S\0\0\0\4", b"H\0\0\0\4"
 DESCRIBE = b"D\0\0\0\6S\0"
@@ -222,7 +222,7 @@ def test_other_messages_are_passed_through_unchanged() -> None:
 
 def test_the_oldest_description_is_evicted_and_its_statement_does_not_run() -> None:
     connection = FakeConnection()
-    for number in range(KEPT + 1):
+    for number in range(MAX_DESCRIPTIONS + 1):
         connection.prepare(b"SELECT\x01%d" % number)
         if number:
             connection.send(parse(b"SELECT\x011"), EXECUTE)  # so this one is never the oldest

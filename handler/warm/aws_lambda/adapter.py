@@ -1,4 +1,4 @@
-"""The Lambda adapter: dispatches events to the app and to the schedule, and refuses all others."""
+"""The Lambda adapter: dispatches HTTP and scheduled events, and refuses all others."""
 
 import asyncio
 import json
@@ -49,12 +49,14 @@ async def _prewarm() -> None:
 class LambdaHandler:
     """The function that Lambda calls: `handler = LambdaHandler(app)`.
 
-    Created in the init phase: it reads the settings, so that a bad value fails the init instead of
-    an invocation, registers for shutdown and SnapStart, and pre-warms if `DB_PREWARM` is set.
+    Create it in the init phase. It reads the settings, so that a bad value fails the init phase and
+    not an invocation. It registers for shutdown and SnapStart, and pre-warms unless `DB_PREWARM` is
+    `off`.
 
     HTTP events go to `app`. A scheduled event keeps the execution environment and its connection
-    warm and calls `on_schedule` (default: `ping`), whose result becomes part of the response. Any
-    other event raises UnservedEventError, so that Lambda does not count it as processed.
+    warm and calls `on_schedule` (default: `ping`), whose result becomes part of the response.
+    Events of WebSockets and VPC Lattice get status 400. Any other event raises UnservedEventError,
+    so that Lambda does not count it as processed.
     """
 
     def __init__(
@@ -94,13 +96,13 @@ class LambdaHandler:
             return log_line.invocation(request_id, lambda: self._dispatch(event, context))
 
     def _dispatch(self, event: Any, context: LambdaContext | None) -> Mapping[str, object]:
-        kind = events.kind_of(event)  # decides what `event` is, hence its type above
+        kind = events.kind_of(event)  # only this tells the type of `event`
         if kind == events.HTTP:
             log_line.begin_request(event["requestContext"])
             return self._respond(event, context)
         if kind == events.SCHEDULE:
             return asyncio.get_event_loop().run_until_complete(self._run_schedule(context))
-        failure = events.not_served(event, kind)
+        failure = events.unserved_failure(event, kind)
         log_line.failed(failure)
         if kind in (events.WEBSOCKET, events.LATTICE):
             return _problem(400, f"This function does not serve {kind}.", event, context)
@@ -114,7 +116,9 @@ class LambdaHandler:
             hint = "check what invokes this function"
             log_line.failed(Failure(f"{description}: {error}", hint, name="event"))
             return _problem(400, f"This function was sent {description}.", event, context)
-        except Exception as error:  # in the response; the app's own errors are handled before
+        except (
+            Exception
+        ) as error:  # while converting the response; the app's own errors were handled
             log.exception("the response cannot be returned")
             return _problem(500, problems.log_bug(error), event, context)
 

@@ -1,4 +1,4 @@
-"""Events: which service sent one, and the failure for those that are not served."""
+"""Identifies the service that sent an event, and describes events that are not served."""
 
 import re
 from typing import Any, Required, TypedDict
@@ -7,14 +7,17 @@ from handler.warm.errors import Failure
 
 HTTP, SCHEDULE = "HTTP", "schedule"
 WEBSOCKET, LATTICE = "API Gateway WebSocket", "VPC Lattice"
-_SERVED = 'this function serves HTTP requests, and schedules that send {"source": "aws.scheduler"}'
+_SERVED = (
+    "this function serves HTTP requests, scheduled rules of EventBridge, and schedules that send"
+    ' {"source": "aws.scheduler"}'
+)
 #: Keys that identify a service: at the top level, in `requestContext` or in a record.
 _KIND_BY_KEY = {
     "connectionId": WEBSOCKET,
     "serviceArn": LATTICE,
     "serviceNetworkArn": LATTICE,
     "raw_path": LATTICE,
-    "methodArn": "API Gateway authorizer",  # otherwise like a request
+    "methodArn": "API Gateway authorizer",  # the rest looks like an HTTP event
     "routeArn": "API Gateway authorizer",
     "authorizationToken": "AppSync authorizer",
     "requestPayload": "Lambda destination",
@@ -41,7 +44,7 @@ class RequestContext(TypedDict, total=False):
 
 
 class HttpEvent(TypedDict, total=False):
-    """An HTTP event: the keys that are read here. Their values are not validated."""
+    """An HTTP event: the keys that this package reads. Their values are not validated."""
 
     version: str
     path: str
@@ -66,13 +69,13 @@ class HttpResponse(TypedDict, total=False):
 class UnservedEventError(Exception):
     """An event that this function does not serve.
 
-    Raised so that Lambda counts an error, retries, and fills the dead-letter queue: a normal return
-    would acknowledge work that was not done.
+    Raised so that Lambda counts an error, retries, and sends the event to the dead-letter queue: a
+    normal return would acknowledge work that was not done.
     """
 
 
 def kind_of(event: object) -> str:
-    """Return HTTP, SCHEDULE, or the name of a service whose events are not served."""
+    """Return HTTP, SCHEDULE, or else what sent the event: a service, a type, or `unknown`."""
     if not isinstance(event, dict):
         return "null" if event is None else type(event).__name__
     records = event.get("Records")
@@ -95,7 +98,7 @@ def kind_of(event: object) -> str:
     return "EventBridge" if "detail-type" in event else "unknown"
 
 
-def not_served(event: object, kind: str) -> Failure:
+def unserved_failure(event: object, kind: str) -> Failure:
     """Return the failure: it contains the event's kind and top-level keys, but no values."""
     # Escaped and cut, because the sender chose the keys and the runtime client prints the message.
     names = sorted(ascii(key)[1:-1][:40] for key in event) if isinstance(event, dict) else []

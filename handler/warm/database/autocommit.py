@@ -12,8 +12,8 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 
 T = TypeVar("T")
-#: Transaction control, and row locks, which would be released at once. A SELECT inside of another
-#: statement may lock rows.
+#: Transaction control, and row locks, which would be released at once. A SELECT inside another
+#: statement is allowed to lock rows.
 _NEEDS_TRANSACTION = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
     r"(?:(BEGIN|START|COMMIT|END|ABORT|ROLLBACK|SAVEPOINT|RELEASE|SET\s+(?:LOCAL|TRANSACTION))\b"
@@ -29,9 +29,9 @@ def run_in_autocommit(engine: Engine, work: Callable[[Session], T]) -> T:
     """
     with engine.connect() as connection:
         adapter: Any = connection.connection.dbapi_connection
-        if is_ours := hasattr(adapter, "autocommit"):
-            # Set before SQLAlchemy begins. The execution option has the same effect, but takes a
-            # tenth of a warm request's CPU.
+        if is_asyncpg := hasattr(adapter, "autocommit"):
+            # Set before SQLAlchemy begins a transaction. The execution option has the same effect,
+            # but takes a tenth of a warm request's CPU.
             adapter.autocommit = True
         else:  # another driver, as in a test on SQLite
             connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -40,23 +40,23 @@ def run_in_autocommit(engine: Engine, work: Callable[[Session], T]) -> T:
                 result = work(session)
                 if session.new or session.dirty or session.deleted:
                     _refuse("work that ends with unflushed changes, which would be lost,")
-                if is_ours and adapter.driver_connection.is_in_transaction():
+                if is_asyncpg and adapter.driver_connection.is_in_transaction():
                     connection.invalidate()
                     _refuse("BEGIN")
                 return result
         finally:
-            if is_ours:
+            if is_asyncpg:
                 adapter.autocommit = False
 
 
 def _refuse(operation: str) -> NoReturn:
     raise InvalidRequestError(
-        f"{operation} needs a transaction, and with autocommit=True there is none: use run(work)"
+        f"{operation} is not possible with autocommit=True, without a transaction: use run(work)"
     )
 
 
 def _check(statement: Any, parameters: Any) -> None:
-    inner = getattr(statement, "element", statement)  # of from_statement()
+    inner = getattr(statement, "element", statement)  # the one that from_statement() wraps
     if getattr(inner, "_for_update_arg", None) is not None:
         _refuse("with_for_update")
     is_orm = getattr(statement, "_propagate_attrs", {}).get("compile_state_plugin") == "orm"
@@ -96,7 +96,7 @@ for _bulk in ("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings
 
 
 @event.listens_for(AutocommitSession, "before_flush")
-def _flush_one_row(session: Session, *_: Any) -> None:
+def _refuse_flush_of_several_rows(session: Session, *_: Any) -> None:
     """Refuse to flush several rows: if the second failed, the first would stay committed."""
     changed = [*session.new, *session.deleted, *filter(session.is_modified, session.dirty)]
     if sum(_rows_of(instance, instance in session.deleted) for instance in changed) > 1:
@@ -104,7 +104,7 @@ def _flush_one_row(session: Session, *_: Any) -> None:
 
 
 def _rows_of(instance: Any, deleted: bool) -> int:
-    """Count the rows that a flush of `instance` may write, including its relationships."""
+    """Estimate the rows that a flush writes: one per table, and one per changed relationship."""
     state = inspect(instance)
     related = [link.key for link in state.mapper.relationships if not link.viewonly]
     if deleted:

@@ -11,7 +11,7 @@ import asyncpg
 from handler.warm import log_line, request_policy
 from handler.warm.database import credentials, protocol, spans
 from handler.warm.database.liveness import set_tcp_timeouts, was_closed
-from handler.warm.database.network import Network
+from handler.warm.database.network import ConnectingLoop
 from handler.warm.database.tls import tls_context
 from handler.warm.errors import CredentialsError
 from handler.warm.settings import Settings
@@ -110,7 +110,9 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
     tls = tls_context(settings)
 
     async def handshake(login: credentials.Login) -> asyncpg.Connection[Any]:
-        loop = Network(scram=settings.auth != "iam")  # a token is sent in clear text within TLS
+        loop = ConnectingLoop(
+            scram=settings.auth != "iam"
+        )  # a token is sent in clear text within TLS
         try:
             raw: asyncpg.Connection[Any] = await asyncpg.connect(
                 host=settings.host,
@@ -126,7 +128,7 @@ def connector(settings: Settings) -> Callable[[], Awaitable[asyncpg.Connection[A
             )
         except BaseException as error:
             loop.abort()
-            if loop.refused and isinstance(error, asyncpg.ConnectionDoesNotExistError):
+            if loop.withheld_password and isinstance(error, asyncpg.ConnectionDoesNotExistError):
                 raise CredentialsError("the server asked for the password without SCRAM") from None
             raise
         return raw

@@ -24,7 +24,7 @@ def watch(engine: Engine, max_idle: float) -> None:
     A connection that was idle for more than `max_idle` seconds is replaced, because a firewall or
     PgBouncer may have dropped it.
     """
-    event.listen(engine, "checkin", _note_idle)
+    event.listen(engine, "checkin", _on_checkin)
     event.listen(engine, "checkout", partial(_check_alive, max_idle))
 
 
@@ -34,7 +34,7 @@ def _settings(raw: asyncpg.Connection[Any]) -> list[str | None]:
     return [getattr(reported, name, None) for name in _RESTORED]
 
 
-def _note_idle(connection: Any, record: Any) -> None:
+def _on_checkin(connection: Any, record: Any) -> None:
     record.info["idle_since"] = time.time()
     if connection is None or connection.driver_connection.is_closed():
         return
@@ -47,13 +47,13 @@ def _note_idle(connection: Any, record: Any) -> None:
 def _check_alive(max_idle: float, connection: Any, record: Any, _: Any) -> None:
     raw = connection.driver_connection
     if "idle_since" not in record.info:  # a new connection
-        record.info["settings"] = _settings(raw)  # after the listeners of `connect`
+        record.info["settings"] = _settings(raw)  # listeners of `connect` may change them
         return
     # By the wall clock: the monotonic clock may stand still while a sandbox is frozen.
     idle = time.time() - record.info["idle_since"]
     if idle > max_idle or was_closed(raw):
         raw.terminate()  # a clean close would wait for the server
-        raise DisconnectionError("closed while idle")  # the pool opens a new one
+        raise DisconnectionError("closed, or idle for too long")  # the pool opens a new one
 
 
 def was_closed(raw: asyncpg.Connection[Any]) -> bool:
@@ -78,8 +78,8 @@ def set_tcp_timeouts(raw: asyncpg.Connection[Any], seconds: float) -> None:
 
 
 def socket_of(raw: asyncpg.Connection[Any]) -> socket.socket | None:
-    """Return the socket, or None if TLS has just lost it."""
-    sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # no public way
+    """Return the socket, or None if the TLS transport has already released it."""
+    sock: socket.socket | None = raw._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # no public API
     return sock
 
 

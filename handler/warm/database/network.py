@@ -1,4 +1,4 @@
-"""Connecting to the server: all its addresses in time, and no password in clear text."""
+"""Connects to the server: tries each address of a host, and sends no password in clear text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from aiohappyeyeballs import start_connection
 NEXT_ADDRESS_DELAY = 0.25
 
 
-class Network:
-    """A wrapper of the running loop that asyncpg connects with.
+class ConnectingLoop:
+    """A wrapper around the running event loop, for asyncpg to connect with.
 
-    It tries all addresses of a host in time and, unless `scram` is False, sends no message with a
-    password except SCRAM's proof.
+    It tries the next address of a host if one does not respond quickly and, unless `scram` is
+    False, sends only password messages that belong to SCRAM.
     """
 
     def __init__(self, scram: bool) -> None:
         self._loop, self._scram = asyncio.get_running_loop(), scram
         #: Whether a server asked for the password in clear text or with MD5.
-        self.refused = False
-        self._socket: asyncio.WriteTransport | None = None
+        self.withheld_password = False
+        self._transport: asyncio.WriteTransport | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -38,20 +38,20 @@ class Network:
             addresses = await self._loop.getaddrinfo(host, port, type=tcp)
         # asyncio's happy_eyeballs_delay leaks a socket if it is cancelled.
         connected = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
-        self._socket, protocol = await self._loop.create_connection(factory, sock=connected)
-        self._guard(self._socket)
-        return self._socket, protocol
+        self._transport, protocol = await self._loop.create_connection(factory, sock=connected)
+        self._guard(self._transport)
+        return self._transport, protocol
 
     async def create_unix_connection(self, *args: Any) -> Any:
-        self._socket, protocol = await self._loop.create_unix_connection(*args)
-        self._guard(self._socket)
-        return self._socket, protocol
+        self._transport, protocol = await self._loop.create_unix_connection(*args)
+        self._guard(self._transport)
+        return self._transport, protocol
 
     def abort(self) -> None:
         """Disconnect at once after a failed handshake. asyncpg's close would wait up to 30 s for
-        the end of TLS if packets are lost."""
-        if self._socket is not None:
-            self._socket.abort()
+        the TLS shutdown if packets are lost."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def start_tls(self, transport: Any, *args: Any, **options: Any) -> Any:
         vars(transport).pop("write", None)
@@ -60,7 +60,7 @@ class Network:
         return encrypted
 
     def _guard(self, transport: Any) -> None:
-        """Refuse to send a password message (`p`) that is not part of SCRAM, also after SCRAM has
+        """Refuse to send a password message (`p`) that is not part of SCRAM, even after SCRAM has
         begun: a server may ask for the password in clear text until it accepts the login."""
         if not self._scram or transport is None:
             return
@@ -68,7 +68,7 @@ class Network:
 
         def write(data: bytes) -> None:
             if data[:1] == b"p" and not re.match(next(expected, rb"(?!)"), bytes(data[5:])):
-                self.refused = True
+                self.withheld_password = True
                 transport.abort()
             else:
                 send(data)

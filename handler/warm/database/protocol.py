@@ -1,7 +1,7 @@
 """The wire protocol: describes each statement in the round trip that runs it.
 
-So no row is decoded with a description that a migration has made wrong. A layer between asyncpg and
-its transport; the alternatives are in docs/decisions/result-types.md.
+This prevents asyncpg from decoding a row with a description that a migration has made obsolete. The
+alternatives are in docs/decisions/result-types.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 #: How many descriptions a connection keeps (the most recently used); SQLAlchemy keeps 150.
-KEPT = 300
+MAX_DESCRIPTIONS = 300
 _SYNC, _FLUSH, _PARSED = b"S\0\0\0\4", b"H\0\0\0\4", b"1\0\0\0\4"
 #: Separates a statement from the number that makes its text unique; not sent to the server.
 _MARK = b"\x01"
@@ -29,7 +29,7 @@ class Connection(asyncpg.Connection):
         super().__init__(protocol, transport, *options)
         link = Link(protocol, transport)
         transport.set_protocol(link)
-        transport.write, transport.writelines = link.write, link.writelines  # as asyncpg calls them
+        transport.write, transport.writelines = link.write, link.writelines  # asyncpg calls these
 
     async def prepare(self, query: str, **options: Any) -> Any:
         return await super().prepare(f"{query}{_MARK.decode()}{next(_numbers)}", **options)
@@ -37,9 +37,9 @@ class Connection(asyncpg.Connection):
 
 @dataclass(slots=True)
 class _Statement:
-    parse: bytes  # Parse with the types that asyncpg encodes parameters as, and Describe
+    parse: bytes  # the messages Parse, with the types that asyncpg encodes, and Describe
     reply: bytes  # the server's response to both while the types are unchanged
-    row: bytes  # the description that asyncpg decodes rows with
+    columns: bytes  # with which asyncpg decodes rows
 
 
 class Link(asyncio.Protocol):
@@ -47,9 +47,9 @@ class Link(asyncio.Protocol):
 
     Without its cache, asyncpg asks once for the types of a statement's parameters and columns, and
     then sends Parse, Bind, Execute, Sync. After `ALTER … TYPE real` it would read the integer 5 as
-    1084227584. This layer adds the parameters' types to Parse, so that the server decodes what was
-    encoded, and a Describe. If the columns' types or names have changed, the response becomes the
-    error of Postgres for named statements (0A000), and SQLAlchemy prepares all statements again.
+    1084227584. This layer adds a Describe. It also adds the parameters' types to Parse, so that the
+    server decodes what was encoded. If the columns' types or names have changed, Postgres' error
+    for named statements (0A000) replaces the response, and SQLAlchemy prepares all of them again.
 
     asyncpg ends a prepare with Flush. If it then cannot encode a value, PgBouncer would wait for
     more messages, so this layer ends a prepare with Sync.
@@ -61,7 +61,7 @@ class Link(asyncio.Protocol):
         self._bound: _Statement | None = None  # its Parse is sent with the Bind that follows
         self._preparing: bytes | None = None
         self._running: _Statement | None = None
-        self._cancelled = self._stale = False
+        self._sync_expected = self._stale = False
         self._read = b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -74,7 +74,7 @@ class Link(asyncio.Protocol):
         elif kind == b"P":
             self._parse(bytes(data))
         elif self._preparing is not None and data == _SYNC:
-            self._cancelled = True  # or failed; Sync is sent already
+            self._sync_expected = True  # this layer has sent it already
         else:
             self._send(data)
 
@@ -85,7 +85,7 @@ class Link(asyncio.Protocol):
         size = 1 + int.from_bytes(data[1:5], "big")
         name, text, _ = data[5:size].split(b"\0", 2)
         if data.endswith(_FLUSH):  # asyncpg prepares
-            self._preparing, self._cancelled = text, False
+            self._preparing, self._sync_expected = text, False
             sql = text.rsplit(_MARK, 1)[0]
             parse = _message(b"P", name + b"\0" + sql + b"\0\0\0")
             self._send(parse + data[size : -len(_FLUSH)] + _SYNC)
@@ -126,11 +126,11 @@ class Link(asyncio.Protocol):
                     self._statements[text] = _Statement(
                         parse + _message(b"D", b"S\0"), _PARSED + types + row, row
                     )
-                    if len(self._statements) > KEPT:
+                    if len(self._statements) > MAX_DESCRIPTIONS:
                         del self._statements[next(iter(self._statements))]
                 self._preparing = None
                 # asyncpg expects the response to Sync only if it has sent one.
-                self._deliver(data if self._cancelled else data[:begin] + data[end:])
+                self._deliver(data if self._sync_expected else data[:begin] + data[end:])
                 return
         self._read = data
 
@@ -145,9 +145,9 @@ class Link(asyncio.Protocol):
                 return
             elif self._running and kind in b"Tn":
                 running, row, self._running = self._running, data[begin:end], None
-                if _columns(row) == _columns(running.row):  # only the table or the length differs
-                    running.reply = running.reply.removesuffix(running.row) + row
-                    running.row = row
+                if _columns(row) == _columns(running.columns):  # only table or length differs
+                    running.reply = running.reply.removesuffix(running.columns) + row
+                    running.columns = row
                     self._deliver(data[end:])
                     return
                 self._stale = True
@@ -192,7 +192,7 @@ def _columns(row: bytes) -> list[tuple[bytes, bytes]]:
     return columns
 
 
-# The message of Postgres; asyncpg recognises it by the routine (R).
+# Postgres' own message; asyncpg recognises it by the routine (R).
 _STALE = _message(
     b"E",
     b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0",

@@ -1,4 +1,4 @@
-"""TLS: `DB_SSLMODE` and `DB_SSLROOTCERT`, with libpq's meaning."""
+"""TLS: `DB_SSLMODE` and `DB_SSLROOTCERT`, as in libpq, but with the system's CAs by default."""
 
 import os
 import ssl
@@ -16,11 +16,11 @@ def tls_context(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]
     """
     mode = settings.effective_sslmode
     if mode == "disable":
-        return False  # not "prefer", which takes another round trip if the server refuses TLS
+        return False  # None would mean "prefer", which takes a round trip if the server refuses TLS
     if mode in ("allow", "prefer"):
         # If ~/.postgresql is not accessible, libpq connects without a client certificate, but
         # asyncpg raises.
-        if not os.access(os.path.expanduser("~/.postgresql"), os.X_OK):  # noqa: PTH111  # raises nothing
+        if not os.access(os.path.expanduser("~/.postgresql"), os.X_OK):  # noqa: PTH111  # Path.expanduser may raise
             vars(connect_utils)["_dot_postgresql_path"] = lambda _: None
         return mode
     try:
@@ -30,7 +30,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]
             f"DB_SSLROOTCERT: {error.strerror or error}. "
             "Allowed: the path of a readable PEM file with a CA certificate"
         ) from None
-    if settings.auth != "iam":  # RDS Proxy may support only TLS 1.2
+    if settings.auth != "iam":  # with `iam` it may be RDS Proxy, which may support only TLS 1.2
         context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = mode == "verify-full"
     if mode == "require" and settings.sslrootcert is None:

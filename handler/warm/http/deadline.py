@@ -90,7 +90,7 @@ class AnswerInTime:
                 raise
             else:
                 log.exception("the app raised an error")
-                await (await problems.bug(Request(scope), error))(scope, receive, send)
+                await (await problems.respond_to_bug(Request(scope), error))(scope, receive, send)
 
 
 def _note_route(scope: Scope) -> None:
@@ -121,7 +121,7 @@ def within_deadline(app: ASGIApp) -> ASGI:
                     await invocation.close()
                     await _respond_late(response, scope, receive, send)
                     return
-                document = await problems.bug(Request(scope), error)
+                document = await problems.respond_to_bug(Request(scope), error)
                 if not response.is_sent:
                     await document(scope, receive, send)
                 raise  # Mangum logs its traceback

@@ -62,7 +62,7 @@ def add_handlers(app: FastAPI) -> None:
     """Respond to every exception of `app` with a problem document."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, bug)
+    app.add_exception_handler(Exception, respond_to_bug)
     app.add_exception_handler(DatabaseError, _database_error)
 
 
@@ -143,7 +143,7 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     return respond(request, status, "; ".join(details))
 
 
-async def bug(request: Request, error: Exception) -> JSONResponse:
+async def respond_to_bug(request: Request, error: Exception) -> JSONResponse:
     """Respond to an exception that the app did not handle."""
     return respond(request, 500, log_bug(error))
 

@@ -8,17 +8,24 @@ from infra.aws.budget.inputs import (
     from_templates,
     max_connections,
 )
-from infra.aws.budget.limits import RDS, SUPERUSERS, TASKS, UNRESERVED, fits, limits
+from infra.aws.budget.limits import (
+    MAINTENANCE_CONNECTIONS,
+    RDS,
+    SUPERUSERS,
+    UNRESERVED,
+    fits,
+    limits,
+)
 from infra.aws.budget.suggestions import changed_values, grow_to_fit
 from infra.aws.budget.table import if_pinned, table
 
 __all__ = [
     "FLEETS",
     "LOOKUP_CONNECTIONS",
+    "MAINTENANCE_CONNECTIONS",
     "MEMORY",
     "RDS",
     "SUPERUSERS",
-    "TASKS",
     "UNRESERVED",
     "Budget",
     "changed_values",

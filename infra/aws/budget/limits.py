@@ -1,6 +1,6 @@
 """The limits that a fleet can exhaust, with their capacity and their use in the worst case.
 
-The worst case is a deployment, with old and new sandboxes and PgBouncers, and one zone lost.
+The worst case is a deployment, with old and new sandboxes and PgBouncers, and one PgBouncer lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from infra.aws.budget.inputs import FLEETS, LOOKUP_CONNECTIONS, Budget
 #: `rds.rds_superuser_reserved_connections`.
 SUPERUSERS, RDS = 3, 2
 #: One connection for a migration and one for the rotation of a password.
-TASKS = 2
+MAINTENANCE_CONNECTIONS = 2
 #: Lambda keeps these for functions without a reservation: "Configuring reserved concurrency", AWS
 #: Lambda Developer Guide. With a new account's quota of 10, no reservation is possible.
 UNRESERVED = 100
@@ -24,7 +24,7 @@ OWN_FILES = 50
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit, and the inputs that can be changed to keep it.
+    """A limit, and the inputs that can be changed to stay within it.
 
     The last one of `adjustable` is what has to grow with the fleet.
     """
@@ -75,7 +75,7 @@ def _lambda_capacity_and_use(budget: Budget) -> tuple[int, int]:
 def _clients(budget: Budget) -> Limit:
     return Limit(
         "PgBouncer clients",
-        # With one zone lost, the load balancer sends its clients to the other tasks.
+        # If one task is lost, the load balancer sends that task's clients to the others.
         lambda b: ((b.PoolerTasks - 1) * b.max_client_conn, b.clients),
         (
             "ReservedConcurrency",
@@ -85,7 +85,7 @@ def _clients(budget: Budget) -> Limit:
             "PoolerTasks",
             "max_client_conn",
         ),
-        f"{budget.max_client_conn} × {budget.PoolerTasks - 1}, a task being lost; "
+        f"{budget.max_client_conn} × {budget.PoolerTasks - 1}, with one task lost; "
         f"{FLEETS} fleets × {budget.sandboxes} × {budget.ProcessesPerSandbox} "
         f"× ({budget.PoolSize} + {budget.MaxOverflow})",
     )
@@ -96,7 +96,7 @@ def _files() -> Limit:
         "PgBouncer open files",
         lambda b: (b.OpenFiles, b.max_client_conn + b.server_connections_per_task + OWN_FILES),
         ("max_client_conn", "OpenFiles"),
-        "the task's ulimit; one a client, one a server connection, and its own",
+        "the task's ulimit; one per client, one per server connection, and PgBouncer's own",
     )
 
 
@@ -111,7 +111,7 @@ def _database(budget: Budget, *adjustable: str) -> Limit:
 
 def _database_capacity_and_use(budget: Budget) -> tuple[int, int]:
     capacity = budget.max_connections - SUPERUSERS - RDS
-    others = TASKS + budget.HumanConnections
+    others = MAINTENANCE_CONNECTIONS + budget.HumanConnections
     if budget.Connection == "rds-proxy":
         return capacity, proxy_connections(budget) + others
     # During a rolling deployment.
@@ -120,7 +120,7 @@ def _database_capacity_and_use(budget: Budget) -> tuple[int, int]:
 
 
 def proxy_connections(budget: Budget) -> int:
-    """Return how many connections to Postgres RDS Proxy may open."""
+    """Return how many connections RDS Proxy may open to Postgres."""
     return budget.max_connections * budget.ProxyMaxConnectionsPercent // 100
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from infra.aws.budget.inputs import MEMORY, Budget
 from infra.aws.budget.limits import Limit, limits
 
-#: Inputs that may grow to keep a limit.
+#: Inputs that may grow to satisfy a limit.
 GROWING = {"max_client_conn", "AccountConcurrency", "OpenFiles", "PoolerTasks"}
 #: Inputs for which no smaller value is suggested.
 NOT_SHRINKING = {"InstanceClass", "AccountConcurrency", "OpenFiles"}
@@ -30,7 +30,7 @@ def _candidates(budget: Budget, name: str) -> Iterator[Any]:
 
 
 def suggestions(budget: Budget, limit: Limit) -> list[str]:
-    """Return every single change that keeps `limit` and does not exceed another limit."""
+    """Return every single change that satisfies `limit` and does not exceed another limit."""
     kept = [other for other in limits(budget) if other.headroom(budget) >= 0]
     changes = []
     for name in limit.adjustable:

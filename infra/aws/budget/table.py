@@ -8,8 +8,8 @@ from infra.aws.budget.suggestions import changed_values, grow_to_fit, suggestion
 
 
 def table(budget: Budget) -> str:
-    """Format the limits with their use and, for an exceeded limit, the changes that keep it."""
-    lines = [f"{'':22}{'there is':>9}{'used':>8}{'left':>8}"]
+    """Format the limits with their use and, for an exceeded limit, changes that suffice."""
+    lines = [f"{'':22}{'capacity':>9}{'used':>8}{'left':>8}"]
     for limit in limits(budget):
         capacity, use = limit.capacity_and_use(budget)
         lines.append(f"{limit.title:22}{capacity:9}{use:8}{capacity - use:8}")
@@ -19,19 +19,21 @@ def table(budget: Budget) -> str:
             grown = grow_to_fit(budget)
             together = changed_values(budget, grown) if grown else ""
             options = suggestions(budget, limit) or [together]
-            lines.append(f"  change {' or '.join(filter(None, options)) or 'all of it'}")
+            change = " or ".join(filter(None, options))
+            lines.append(
+                f"  change {change}" if change else "  no change is enough: use fewer sandboxes"
+            )
     return "\n".join(lines)
 
 
 def if_pinned(budget: Budget) -> str:
-    """Describe the case that RDS Proxy pins clients of the extended protocol (not verified)."""
+    """Describe what happens if RDS Proxy pins each client, which is unknown."""
     shared = proxy_connections(budget)
     per_sandbox = budget.ProcessesPerSandbox * (budget.PoolSize + budget.MaxOverflow)
     fitting = shared // (FLEETS * per_sandbox)
     return (
-        f"Multiplexed, {budget.clients} clients share {shared} server connections. If each is "
-        "pinned to one (unproven, see\n"
-        f"docs/aws-reference.md), {min(budget.clients, shared)} have one and "
-        f"{max(0, budget.clients - shared)} time out; ReservedConcurrency={fitting}"
-        " then\nkeeps a deployment within them."
+        f"With multiplexing, {budget.clients} clients share {shared} server connections. If every "
+        "client is pinned to its own\n(unknown, see docs/aws-reference.md), "
+        f"{min(budget.clients, shared)} clients get one and {max(0, budget.clients - shared)} time "
+        f"out. With ReservedConcurrency={fitting},\na deployment needs no more than {shared}."
     )

@@ -21,7 +21,7 @@ def moves(findings: Findings) -> Iterator[Problem]:
         yield Problem(
             f"DatabaseHost was {before['DatabaseHost'] or 'empty'}: the change would {effect}, "
             "and no data is moved",
-            f"Keep DatabaseHost={before['DatabaseHost']}. To move, deploy another stack "
+            f"Keep `DatabaseHost={before['DatabaseHost']}`. To move, deploy another stack "
             "(STACK=…) on the other database, copy the data, then `make destroy` this one",
         )
     names = ("VpcId", "SubnetIds") if before["VpcId"] or after["VpcId"] else ("Zones",)
@@ -30,6 +30,6 @@ def moves(findings: Findings) -> Iterator[Problem]:
             yield Problem(
                 f"{name} was {before[name] or 'empty'}: the database, the load balancer and the "
                 "functions cannot be moved to another network",
-                f"Keep {name}={before[name]}. To move, deploy another stack there (STACK=…), "
+                f"Keep `{name}={before[name]}`. To move, deploy another stack there (STACK=…), "
                 "copy the data, then `make destroy` this one",
             )

@@ -15,7 +15,7 @@ from infra.aws.preflight.findings import Findings
 LAMBDA_CONCURRENCY = ("lambda", "L-B99A9384")
 VPCS = ("vpc", "L-F678F1CE")
 FARGATE_CPUS = ("fargate", "L-3032A538")
-#: Lambda's default quota. A new account may have less, and is not given a value below the default.
+#: Lambda's default quota. A new account may have less, but AWS raises none to less than this.
 DEFAULT_CONCURRENCY = 1000
 
 
@@ -30,19 +30,19 @@ def concurrency(findings: Findings, account: Account) -> Iterator[Problem]:
     if not requested.isdecimal() or int(requested) <= possible:
         return
     needed = int(requested) + reserved_by_others + budget.UNRESERVED
-    increase = _request_increase(LAMBDA_CONCURRENCY, max(needed, DEFAULT_CONCURRENCY))
-    without = "" if possible else " (no reservation)"
+    increase = _increase_command(LAMBDA_CONCURRENCY, max(needed, DEFAULT_CONCURRENCY))
+    remark = "" if possible else " (no reservation)"
     if findings.stored or "ReservedConcurrency" in findings.chosen:
         yield Problem(
-            f"ReservedConcurrency={requested}, and Lambda allows {possible} of this region's "
-            f"{quota}",
-            f"ReservedConcurrency={possible}{without}, or {increase}",
+            f"ReservedConcurrency={requested}, but Lambda allows at most {possible} of this "
+            f"region's quota of {quota}",
+            f"ReservedConcurrency={possible}{remark}, or {increase}",
         )
         return
     findings.values["ReservedConcurrency"] = str(possible)
     findings.notes.append(
-        f"this region's Lambda quota is {quota}: deployed with ReservedConcurrency={possible}"
-        f"{without} instead of {requested}. For more: {increase}; "
+        f"this region's Lambda quota is {quota}: deploying with ReservedConcurrency={possible}"
+        f"{remark} instead of {requested}. For more: {increase}; "
         f'then make deploy ARGS="ReservedConcurrency={requested}"'
     )
 
@@ -57,7 +57,7 @@ def vpcs(findings: Findings, account: Account) -> Iterator[Problem]:
         yield Problem(
             f"this region has {used} VPCs, and its quota allows no more",
             "Use an existing one: VpcId=… SubnetIds=… EndpointSecurityGroup=…, or "
-            f"{_request_increase(VPCS, used + 1)}",
+            f"{_increase_command(VPCS, used + 1)}",
         )
 
 
@@ -74,7 +74,7 @@ def fargate(findings: Findings, account: Account) -> Iterator[Problem]:
     if quota is not None and quota < needed:
         yield Problem(
             f"a deployment needs {needed:g} vCPU of Fargate, but the quota is {quota:g}",
-            _request_increase(FARGATE_CPUS, needed + 4),
+            _increase_command(FARGATE_CPUS, needed + 4),
         )
 
 
@@ -92,7 +92,7 @@ def _quota(account: Account, quota: tuple[str, str]) -> float | None:
     return float(response["Quota"]["Value"])
 
 
-def _request_increase(quota: tuple[str, str], value: float) -> str:
+def _increase_command(quota: tuple[str, str], value: float) -> str:
     """Return the command that requests `value` for a quota."""
     service, code = quota
     return (

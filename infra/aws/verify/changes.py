@@ -1,4 +1,4 @@
-"""Checks that change the deployment (CHANGES=1): a version, a rotation, an order sent twice."""
+"""The checks that modify the deployment (CHANGES=1): a version, a rotation, an order sent twice."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _event(path: str) -> dict[str, object]:
 
 
 def rotation(deployment: Deployment) -> Finding:
-    """Rotate the password, then send a request that reads the database."""
+    """Rotate the password, then send a request that needs the database."""
     client, secret = deployment.client("secretsmanager"), deployment.stack.outputs["AppSecret"]
     version = client.rotate_secret(SecretId=secret)["VersionId"]
     end = time.monotonic() + ROTATION_TIMEOUT_S
@@ -74,7 +74,7 @@ def rotation(deployment: Deployment) -> Finding:
     return decide(response.status == 200, f"rotated, then /ready: {outcome}")
 
 
-# --- not in a service ---
+# --- only in the sample ---
 def order_twice(deployment: Deployment) -> Finding:
     """Send one request twice and check that it creates one order."""
     if reason := requests.cannot_sign(deployment):
@@ -92,11 +92,11 @@ def order_twice(deployment: Deployment) -> Finding:
     )
 
 
-# --- in a service too ---
+# --- end: only in the sample ---
 CHECKS = [
     Check("new version", "A published version starts and answers", new_version),
-    Check("rotation", "A rotated password is used by the next connection", rotation),
-    # --- not in a service ---
+    Check("rotation", "Requests succeed after a rotation of the password", rotation),
+    # --- only in the sample ---
     Check("order twice", "An order that is sent twice is placed once", order_twice),
-    # --- in a service too ---
+    # --- end: only in the sample ---
 ]

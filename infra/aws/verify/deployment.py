@@ -36,7 +36,7 @@ class Deployment:
         if stack.status not in _COMPLETE:
             raise OperatorError(f"the stack {name} is {stack.status}: there is nothing to verify")
         resources = {
-            resource.place: resource for resource in stacks.resources(account.session, name)
+            resource.path: resource for resource in stacks.resources(account.session, name)
         }
         if "Function/Function" not in resources or "Url" not in stack.outputs:
             raise OperatorError(

@@ -27,8 +27,8 @@ SCHEDULE = timedelta(hours=2, minutes=10)
 def alarms(deployment: Deployment) -> Iterator[Check]:
     """Yield a check for each alarm of the stack."""
     resources = deployment.of_type("AWS::CloudWatch::Alarm")
-    for resource in sorted(resources, key=lambda resource: resource.place):
-        name = resource.place.rpartition("/")[2]
+    for resource in sorted(resources, key=lambda resource: resource.path):
+        name = resource.path.rpartition("/")[2]
         yield Check(
             f"alarm {name}",
             ALARM_CLAIM,
