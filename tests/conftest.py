@@ -246,12 +246,12 @@ async def wait_for_transports_closed() -> None:
     closed would raise a ResourceWarning in another test.
     """
     watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]  # there is no public API
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(watched) > 1:
             await asyncio.sleep(0.005)
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Return the first true value of `condition`; fail if there is none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -260,7 +260,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     return value
 
 
-async def wait_for_queries(admin: PgConnection, count: int, seconds: float = 3.0) -> None:
+async def wait_for_queries(admin: PgConnection, count: int, seconds: float = 10.0) -> None:
     """Wait until the application runs `count` queries. `admin` must not be in a transaction."""
     active = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
     async with asyncio.timeout(seconds):

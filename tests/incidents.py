@@ -47,9 +47,9 @@ async def leaked_transaction(stack: Stack) -> AsyncIterator[None]:
         await session.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         async with Fleet(stack.environment(), concurrency=CALLERS) as fleet:
             callers = [asyncio.create_task(call(fleet)) for _ in range(CALLERS)]
-            await _until(observer, "wait_event_type = 'Lock'", CALLERS)
-            await observer.close()
             try:
+                await _until(observer, "wait_event_type = 'Lock'", CALLERS)
+                await observer.close()
                 yield
             finally:
                 finished.set()
@@ -122,9 +122,9 @@ async def _failing_requests(stack: Stack) -> AsyncIterator[None]:
 
 
 async def _until(session: Any, condition: str, count: int) -> None:
-    """Wait until `count` backends match."""
+    """Wait until `count` backends match, after cold starts on a possibly busy machine."""
     query = f"SELECT count(*) FROM pg_stat_activity WHERE {condition}"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await session.fetchval(query) < count:
             await asyncio.sleep(0.02)
 

@@ -59,7 +59,7 @@ class Emulator:
         """Send SIGTERM to the emulator; return the seconds until the handler's process ended."""
         runtime, started = self.runtime, time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        assert wait_until(lambda: not _runs(runtime), 5)
+        assert wait_until(lambda: not _runs(runtime), 30)
         return time.monotonic() - started
 
 
@@ -96,7 +96,7 @@ def emulator(environment: dict[str, str], log: Path, seconds: int = 10) -> Itera
             start_new_session=True,
         )
     try:
-        assert wait_until(lambda: _listens(port), 10), log.read_text()
+        assert wait_until(lambda: _listens(port), 30), log.read_text()
         yield Emulator(process, port)
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):

@@ -273,14 +273,14 @@ async def test_the_document_leads_from_the_status_to_the_cause(
         if name == "pooler-full":
             # This command's own connection is not counted, but a client that is being rejected is
             # counted for a moment.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not re.search(r"^PgBouncer +all +FULL, 30 of 30 ", output, re.M):
                     output, _ = await status._table(target)
         assert causes(output) == {cause}, output
         assert re.search(f"^{line}", output, re.M), output
         if causes(EXAMPLE) == {cause}:
             assert lines_without_figures(EXAMPLE) - {"…"} <= lines_without_figures(output)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         # PgBouncer may still be closing clients.
         while await causes_of(target):
             await asyncio.sleep(0.1)
