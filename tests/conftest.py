@@ -260,7 +260,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     return value
 
 
-async def wait_for_queries(admin: PgConnection, count: int, seconds: float = 10.0) -> None:
+async def wait_for_queries(admin: PgConnection, count: int, seconds: float = 3.0) -> None:
     """Wait until the application runs `count` queries. `admin` must not be in a transaction."""
     active = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'"
     async with asyncio.timeout(seconds):
