@@ -25,7 +25,7 @@ from tests.command import exit_with
 
 #: Metric → count, difference or ratio.
 Counts = dict[str, float]
-STARTS, REQUESTS = 3, 10
+STARTS, REQUESTS = 3, 20
 #: Separates TLS 1.3's session tickets, which the client does not wait for: a client that sends its
 #: next message only after they have arrived would count another round trip.
 DELAY_S = 0.1
@@ -76,13 +76,14 @@ def _round_trips(stack: Stack, bouncer: PgBouncer) -> tuple[int, float]:
     counts as another round trip.
     """
     starts = []
-    with TcpProxy(bouncer.host, bouncer.port, delay=DELAY_S) as proxy:
+    with TcpProxy(bouncer.host, bouncer.port) as proxy:
         environment = stack.environment(bouncer) | {"DB_PORT": str(proxy.port)}
         for _ in range(STARTS):
             proxy.reset_counters()
+            proxy.delay = DELAY_S
             with Worker("warm_engine", environment) as worker:
                 worker.serve(1)
-                cold = proxy.round_trips
+                cold, proxy.delay = proxy.round_trips, 0.0
                 proxy.reset_counters()
                 worker.serve(REQUESTS)
                 starts.append((cold, proxy.round_trips / REQUESTS))

@@ -6,17 +6,22 @@ import os
 import random
 import signal
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from infra.database.roles import APP
 from infra.local.fleet import Fleet
 from infra.local.stack import Stack
-from tests.conftest import PgConnection, log_lines
+from tests.conftest import PgConnection, administrator, log_lines
 from tests.events import http_api
 from tests.integration.backends import BUSY_BACKENDS, locked_row, stays_idle
 
+#: One event loop for all tests here, so that they can share sandboxes.
+LOOP: Any = {"loop_scope": "module"}
+pytestmark = pytest.mark.asyncio(**LOOP)
 HANDLER = "tests.integration.late_routes.handler"
 #: Random deadlines to try; `.ci/run` tries more.
 RACES = int(os.environ.get("DEADLINE_RACES", "60"))
@@ -28,11 +33,21 @@ ROUTES = [
 ]
 
 
-@pytest.fixture
-async def admin(module_admin: PgConnection) -> PgConnection:
-    await module_admin.execute(f"GRANT UPDATE ON orders TO {APP}")
-    await module_admin.execute("UPDATE orders SET status = 'before' WHERE id < 3")
-    return module_admin
+@pytest_asyncio.fixture(**LOOP)
+async def admin(module_stack: Stack) -> AsyncIterator[PgConnection]:
+    async with administrator(module_stack) as admin:
+        await admin.execute(f"GRANT UPDATE ON orders TO {APP}")
+        await admin.execute("UPDATE orders SET status = 'before' WHERE id < 3")
+        yield admin
+
+
+@pytest_asyncio.fixture(scope="module", **LOOP)
+async def shared_fleet(request: pytest.FixtureRequest, module_stack: Stack) -> AsyncIterator[Fleet]:
+    """Start a fleet whose parameter is its path to Postgres and whether it has a middleware."""
+    path, middleware = request.param
+    variables = environment(module_stack, path, MIDDLEWARE=middleware)
+    async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
+        yield fleet
 
 
 def get(path: str) -> dict[str, Any]:
@@ -43,29 +58,39 @@ def environment(stack: Stack, path: str, **variables: str) -> dict[str, str]:
     return stack.environment(direct=path == "direct") | variables
 
 
-@pytest.mark.parametrize("path", ["direct", "pgbouncer"])
-@pytest.mark.parametrize("middleware", ["", "1"], ids=["plain", "under_middleware"])
+@pytest.mark.parametrize(
+    ("shared_fleet", "has_middleware"),
+    [
+        pytest.param((path, value), bool(value), id=f"{name}-{path}")
+        for path in ("direct", "pgbouncer")
+        for value, name in (("", "plain"), ("1", "under_middleware"))
+    ],
+    indirect=["shared_fleet"],
+    scope="module",  # so that pytest groups the tests by fleet
+)
 @pytest.mark.parametrize("route", ROUTES)
 async def test_no_query_runs_and_nothing_is_written_after_a_504(
-    module_stack: Stack, admin: PgConnection, route: str, middleware: str, path: str
+    module_stack: Stack,
+    admin: PgConnection,
+    shared_fleet: Fleet,
+    route: str,
+    has_middleware: bool,
 ) -> None:
-    variables = environment(module_stack, path, MIDDLEWARE=middleware)
-    async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
-        warm = await fleet.invoke(get("now"))
-        async with locked_row(module_stack):
-            result = await fleet.invoke(get(route))
-            assert result.payload["statusCode"] == 504, result.payload
-            assert ("x-added" in result.payload["headers"]) == bool(middleware)
-            assert await stays_idle(admin)
-        rows = await admin.fetch("SELECT status FROM orders WHERE id < 3")
-        assert {row["status"] for row in rows} == {"before"}
-        await admin.execute("UPDATE orders SET status = 'newer' WHERE id < 3")
-        for _ in range(3):  # each request thaws the sandbox
-            await asyncio.sleep(0.1)
-            after = await fleet.invoke(get("now"))
-            assert (after.payload["body"], after.pid) == ('"newer"', warm.pid)
-        statuses = {row["status"] for row in await admin.fetch("TABLE orders") if row["id"] < 3}
-        assert statuses == {"newer"}
+    warm = await shared_fleet.invoke(get("now"))
+    async with locked_row(module_stack):
+        result = await shared_fleet.invoke(get(route))
+        assert result.payload["statusCode"] == 504, result.payload
+        assert ("x-added" in result.payload["headers"]) == has_middleware
+        assert await stays_idle(admin)
+    rows = await admin.fetch("SELECT status FROM orders WHERE id < 3")
+    assert {row["status"] for row in rows} == {"before"}
+    await admin.execute("UPDATE orders SET status = 'newer' WHERE id < 3")
+    for _ in range(3):  # each request thaws the sandbox
+        await asyncio.sleep(0.1)
+        after = await shared_fleet.invoke(get("now"))
+        assert (after.payload["body"], after.pid) == ('"newer"', warm.pid)
+    statuses = {row["status"] for row in await admin.fetch("TABLE orders") if row["id"] < 3}
+    assert statuses == {"newer"}
 
 
 @pytest.mark.parametrize("route", ["sync-write", "async-write"])
