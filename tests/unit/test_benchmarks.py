@@ -1,9 +1,15 @@
 """The benchmark's arithmetic and its reading of the committed report."""
 
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from infra.local import LabError
-from tests.benchmarks import counts, report
+from infra.local import LabError, cpu_quota
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import counts, report, storm
 from tests.benchmarks.compare import NOISE, compare
 from tests.benchmarks.ratio import Ratio
 
@@ -48,3 +54,24 @@ def test_a_count_above_its_limit_is_reported() -> None:
     assert counts.above_limit({"warm_db_round_trips": 1, "warm_statements": 2}) == [
         "warm_statements is 2, above its limit of 1"
     ]
+
+
+def test_without_a_cpu_quota_the_storm_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def one_storm(*_: object) -> None:
+        with cpu_quota.cpu_quota(os.getpid(), 0.25):
+            pass
+
+    monkeypatch.setattr(cpu_quota, "_GROUPS", tmp_path / "not mounted")
+    monkeypatch.setattr(storm, "_measure_one", one_storm)
+    progress: list[str] = []
+    stack: Any = SimpleNamespace()
+    reason = command._storm(stack, progress.append)
+    assert "a CPU quota needs root and the CPU controller" in str(reason)
+    assert progress[-1] == f"storm: left out: {reason}"
+    assert report.under_load({"storm": reason}) == [f"Not measured: {reason}."]
+
+
+def test_a_report_without_the_figures_of_full_1_names_the_command() -> None:
+    assert report.under_load({}) == ["Not measured: use `make bench FULL=1`."]
