@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     port: int = Field(5432, ge=1, le=65535, description="1 to 65535")
     name: Name = Field("storefront", description="a database name of 1 to 63 characters")
     user: Name = Field("appuser", description="a role name of 1 to 63 characters")
-    # A special character in the password that breaks a URL: no URL contains the password.
+    # A URL that a special character in the password breaks: no URL contains the password.
     password: SecretStr = Field(
         SecretStr("s3cr3t!"), validation_alias="DB_PASS", description="any text without NUL"
     )

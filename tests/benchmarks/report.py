@@ -200,8 +200,8 @@ def under_load(report: Report) -> list[str]:
         "|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(map(str, row.values()))} |" for row in storm),
         "",
-        "| clients | active | PgBouncers | requests a second | p99, ms | server connections "
-        "| CPUs of PgBouncer | memory of PgBouncer, bytes a client |",
+        "| clients | of them sending requests | PgBouncers | requests a second | p99, ms "
+        "| server connections | CPUs of PgBouncer | memory of PgBouncer, bytes a client |",
         "|---|---|---|---|---|---|---|---|",
     ]
     scale = [row for row in report["scale"] if "pgbouncer_bytes_per_client" in row]
