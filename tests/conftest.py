@@ -97,7 +97,7 @@ class CopiedStack(Stack):
     def __init__(self, original: Stack) -> None:
         super().__init__()
         self._original = original.postgres
-        self._passwords = original._passwords
+        self._passwords = dict(original._passwords)
 
     def _create_database(self) -> None:
         self.postgres.password = self._original.password

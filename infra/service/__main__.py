@@ -201,7 +201,10 @@ def _recorded(root: Path, name: str) -> str:
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:
     """Return the output of git. If it fails: raise ServiceError, or return "" without `check`."""
     environment = dict(os.environ)
-    if arguments[0] == "commit" and not _git(folder, "var", "GIT_COMMITTER_IDENT", check=False):
+    identities = ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
+    if arguments[0] == "commit" and not all(
+        _git(folder, "var", i, check=False) for i in identities
+    ):
         environment = NAMELESS_AUTHOR | environment
     result = subprocess.run(
         ["git", "-C", str(folder), *arguments],

@@ -73,7 +73,7 @@ def _row(starts: list[Start]) -> Row:
     return {
         "wall_s": round(median(start.wall_s for start in starts), 3),
         "cpu_s": round(median(start.cpu_s for start in starts), 3),
-        # A TLS session ticket may count as another round trip: see `counts.DELAY_S`.
+        # On a busy machine a response in two parts may count as another round trip.
         "db_round_trips": min(start.round_trips for start in starts),
         "cpu_s_rounds": [round(start.cpu_s, 4) for start in starts],
     }

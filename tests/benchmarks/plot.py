@@ -40,7 +40,7 @@ def draw() -> None:
             for compiled in (True, False)
         },
     )
-    scale = [row for row in report["scale"] if row["pgbouncers"] == 1]
+    scale = [row for row in report["scale"] if row.get("pgbouncers", 1) == 1]
     labels = [f"{row['clients']:,} clients,\n{row['active_clients']} active" for row in scale]
     bars = panels[2].bar(labels, [row["requests_per_s"] for row in scale], color=COLOURS[0])
     panels[2].bar_label(bars, [f"{row['backends']} backends" for row in scale], fontsize=8)

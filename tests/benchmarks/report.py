@@ -192,13 +192,17 @@ def pythons(report: Report) -> list[str]:
 def under_load(report: Report) -> list[str]:
     """The tables of `FULL=1`, for the documentation: the storm, clients and cold starts."""
     storm = report.get("storm")
-    if not isinstance(storm, list):
-        return [f"Not measured: {storm or 'use `make bench FULL=1`'}."]
-    lines = [
-        "| clients at once | lookup delayed by, ms | failures | p50, s | p99, s "
-        "| CPU of PgBouncer, ms a client | CPU of the clients, ms a client |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {' | '.join(map(str, row.values()))} |" for row in storm),
+    if storm is None:
+        return ["Not measured: use `make bench FULL=1`."]
+    lines = [f"Not measured: {storm}."]
+    if isinstance(storm, list):
+        lines = [
+            "| clients at once | lookup delayed by, ms | failures | p50, s | p99, s "
+            "| CPU of PgBouncer, ms a client | CPU of the clients, ms a client |",
+            "|---|---|---|---|---|---|---|",
+            *(f"| {' | '.join(map(str, row.values()))} |" for row in storm),
+        ]
+    lines += [
         "",
         "| clients | of them sending requests | PgBouncers | requests a second | p99, ms "
         "| server connections | CPUs of PgBouncer | memory of PgBouncer, bytes a client |",

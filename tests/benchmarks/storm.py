@@ -1,7 +1,7 @@
 """Many sandboxes connect at the same moment to one PgBouncer with a quarter of a CPU.
 
-The clients are threads that use libpq, because on Lambda each sandbox has a CPU of its own and here
-they share two: libpq needs less CPU time than asyncpg. It is reported beside PgBouncer's.
+The clients are threads that use libpq, which needs less CPU time than asyncpg: on Lambda each
+sandbox has a CPU of its own, but here they share this machine's. Their CPU time is reported, too.
 """
 
 import time

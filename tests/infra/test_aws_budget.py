@@ -43,7 +43,7 @@ def test_the_command_prints_every_limit_and_exits_with_status_0() -> None:
 
 def test_a_budget_that_cannot_grow_to_ten_thousand_sandboxes_says_so() -> None:
     _, output = run("-m", "infra.aws.budget", "PoolSize=20")
-    assert "10,000 sandboxes do not fit, even with the largest values:" in output
+    assert "10,000 sandboxes do not fit with a larger value of one input for each limit:" in output
 
 
 def test_excessive_reserved_concurrency_is_rejected_by_name() -> None:
@@ -126,7 +126,7 @@ def test_at_10000_sandboxes_the_limits_to_raise_are_named() -> None:
     ("words", "message"),
     [
         (["Reserved=1"], "Reserved is not an input of the budget"),
-        (["PoolSize=two"], "not a number"),
+        (["PoolSize=two"], "not an integer"),
         (["InstanceClass=db.x"], "InstanceClass must be one of db.t4g.micro"),
         (["PoolSize"], "NAME=VALUE"),
     ],
@@ -144,7 +144,7 @@ def test_with_rds_proxy_pinned_clients_are_budgeted_too() -> None:
     shared = proxy.max_connections * proxy.ProxyMaxConnectionsPercent // 100
     assert f"{proxy.clients} clients share {shared} server connections" in output
     assert f"{proxy.clients - shared} time out" in output
-    [enough] = re.findall(r"ReservedConcurrency=(\d+) then", output)
+    [enough] = re.findall(r"With ReservedConcurrency=(\d+)", output)
     assert replace(proxy, ReservedConcurrency=int(enough)).clients <= shared
     assert "pinned" not in run("-m", "infra.aws.budget")[1]
 

@@ -171,7 +171,7 @@ def test_without_available_concurrency_it_deploys_with_a_hint(
     deploy.deploy([], "warm-engine")
     assert steps.parameters["ReservedConcurrency"] == "0"
     output = capsys.readouterr().out
-    assert "Lambda quota is 10: deployed with ReservedConcurrency=0" in output
+    assert "Lambda quota is 10: deploying with ReservedConcurrency=0" in output
     assert "--quota-code L-B99A9384 --desired-value 1000" in output
     assert preflight.examine([], "warm-engine").budget.sandboxes == 10
 

@@ -241,7 +241,9 @@ def test_an_account_without_problems_gets_the_defaults(account: LambdaSettings) 
 def test_an_explicit_reservation_lambda_would_reject_is_a_problem(account: LambdaSettings) -> None:
     account.limits = {"ConcurrentExecutions": 10, "UnreservedConcurrentExecutions": 10}
     message = report("ReservedConcurrency=5")
-    assert "ReservedConcurrency=5, and Lambda allows 0 of this region's 10" in message
+    assert (
+        "ReservedConcurrency=5, but Lambda allows at most 0 of this region's quota of 10" in message
+    )
     assert "ReservedConcurrency=0 (no reservation)" in message
     assert preflight.examine(["ReservedConcurrency=0"], "warm-engine").budget.sandboxes == 10
 
@@ -254,7 +256,7 @@ def test_reservations_of_other_functions_are_respected(account: LambdaSettings) 
     aws_double.create_application("warm-engine", Release="1", ReservedConcurrency="300")
     # Its own 300 are part of the reserved concurrency.
     assert preflight.examine(["ReservedConcurrency=700"], "warm-engine")
-    assert "allows 700" in report("ReservedConcurrency=701")
+    assert "allows at most 700" in report("ReservedConcurrency=701")
 
 
 def test_a_denied_permission_is_a_note_not_a_problem(account: LambdaSettings) -> None:

@@ -321,8 +321,8 @@ def test_a_changed_file_that_the_engine_moved_is_a_conflict(
     assert (status, conflicts) == (
         2,
         [
-            "conflict   handler/warm/tracing.py: changed here, moved or removed there; your version"
-            f" is in `git show {version}:./handler/warm/tracing.py`"
+            "conflict   handler/warm/tracing.py: changed here, moved or removed there; see your"
+            f" version with `git show {version}:./handler/warm/tracing.py`"
         ],
     ), output
     file_before = run("git", "show", f"{version}:./handler/warm/tracing.py", cwd=shop)[1]
@@ -362,8 +362,8 @@ def test_an_update_to_the_same_version_reports_it(clone_and_shop: tuple[Path, Pa
         ("{tmp}/new", "class", "NAME=class is reserved"),
         ("{tmp}/new", "postgres", "NAME=postgres is reserved"),
         ("/proc/new", "shop", "/proc is not writable"),
-        ("{tmp}/new", "Shop; DROP", "NAME=Shop; DROP is no name"),
-        ("{tmp}/new", "", "NAME= is no name"),
+        ("{tmp}/new", "Shop; DROP", "NAME=Shop; DROP is not a valid name"),
+        ("{tmp}/new", "", "NAME= is not a valid name"),
         ("", "shop", "DEST is missing"),
         ("{tmp}/no/such/folder", "shop", "{tmp}/no/such does not exist"),
         ("{clone}/inside", "shop", "DEST={clone}/inside is in this repository"),

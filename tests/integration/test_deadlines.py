@@ -47,8 +47,11 @@ async def shared_fleet(request: pytest.FixtureRequest, module_stack: Stack) -> A
     path, middleware = request.param
     variables = environment(module_stack, path, MIDDLEWARE=middleware)
     async with Fleet(variables, handler=HANDLER, timeout=1) as fleet:
-        while (await fleet.invoke(get("now"))).payload.get("statusCode") != 200:
-            pass  # on a busy machine a cold request may take longer than the timeout
+        for _ in range(10):  # on a busy machine a cold request may take longer than the timeout
+            result = await fleet.invoke(get("now"))
+            if result.payload.get("statusCode") == 200:
+                break
+        assert result.payload.get("statusCode") == 200, result.payload
         yield fleet
 
 

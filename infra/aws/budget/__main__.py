@@ -32,7 +32,7 @@ def report(arguments: Sequence[str]) -> int:
     huge = replace(budget, ReservedConcurrency=10_000)
     grown = grow_to_fit(huge)
     if grown is None:
-        print("10,000 sandboxes do not fit, even with the largest values:\n")
+        print("10,000 sandboxes do not fit with a larger value of one input for each limit:\n")
     else:
         print(f"The same with 10,000 sandboxes, which needs {changed_values(huge, grown)}:\n")
     print(f"{table(grown or huge)}\n")

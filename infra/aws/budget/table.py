@@ -20,9 +20,7 @@ def table(budget: Budget) -> str:
             together = changed_values(budget, grown) if grown else ""
             options = suggestions(budget, limit) or [together]
             change = " or ".join(filter(None, options))
-            lines.append(
-                f"  change {change}" if change else "  no change is enough: use fewer sandboxes"
-            )
+            lines.append(f"  change {change}" if change else "  no single change is enough")
     return "\n".join(lines)
 
 
