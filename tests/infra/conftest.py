@@ -104,6 +104,16 @@ class ComposeStack(DockerCompose):
         os.environ["HANDLER_PORT"] = "0"
         super().__init__(ROOT, str(ROOT / "docker-compose.yml"), env_file=str(settings))
 
+    def stop(self, down: bool = True) -> None:
+        try:
+            super().stop(down)
+        except subprocess.CalledProcessError as error:
+            if b"has active endpoints" not in error.stderr:
+                raise
+            listing = ("network", "ls", "--filter", f"label={LABEL}={self.project}")
+            for network in docker(*listing, "--format", "{{.Name}}").split():
+                remove_network(network)
+
     def __call__(self, *words: str) -> str:
         return docker(*self.docker_compose_command()[1:], *words)
 
@@ -186,6 +196,19 @@ def _is_abandoned(project: str) -> bool:
         return True
 
 
+def remove_network(name: str) -> None:
+    """Remove a network; fail if a container uses it.
+
+    Docker sometimes counts the endpoint of a removed container until Docker is restarted
+    (moby#42119). Such a network remains.
+    """
+    result = subprocess.run(["docker", "network", "rm", name], capture_output=True, text=True)
+    if result.returncode:
+        assert "has active endpoints" in result.stderr, result.stderr
+        containers = docker("network", "inspect", "--format", "{{json .Containers}}", name)
+        assert containers.strip() == "{}", containers
+
+
 def remove_leftovers(*projects: str) -> None:
     """Remove the containers, networks, volumes and images of `projects`, or of killed runs."""
 
@@ -195,13 +218,17 @@ def remove_leftovers(*projects: str) -> None:
     label = f'{{{{.Label "{LABEL}"}}}}'
     for object_type, listing, removal in (
         ("container", ["ls", "--all"], ["rm", "--force", "--volumes"]),
-        ("network", ["ls"], ["rm"]),
+        ("network", ["ls"], []),
         ("volume", ["ls"], ["rm", "--force"]),
     ):
         name = "{{.Name}}" if object_type != "container" else "{{.ID}}"
         for line in docker(object_type, *listing, "--format", f"{name} {label}").splitlines():
             identifier, _, project = line.partition(" ")
-            if is_removable(project):
+            if not is_removable(project):
+                continue
+            if object_type == "network":
+                remove_network(identifier)
+            else:
                 docker(object_type, *removal, identifier)
     tags = docker("image", "ls", "--format", "{{.Tag}}", "warm-engine-*").split()
     for project in filter(is_removable, set(tags)):
