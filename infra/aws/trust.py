@@ -106,7 +106,7 @@ def _fetch(url: str, path: Path) -> None:
     if path.exists():
         return
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # from SOURCES
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # an https URL in SOURCES
             text = response.read()
     except OSError as error:
         raise OperatorError(f"{url} cannot be read: {error}. Save it as {path}") from None

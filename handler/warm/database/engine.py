@@ -65,7 +65,7 @@ async def prewarm() -> None:
     async def open_connection() -> None:
         async with get_engine().connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            # With an open server connection, PgBouncer asks Postgres only for a statement.
+            # A login at PgBouncer does not prove that Postgres responds; a statement does.
             await connection.execute(text("SELECT 1"))
 
     opening = (open_connection() for _ in range(settings.pool_size))

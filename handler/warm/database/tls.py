@@ -20,7 +20,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | SslMode | Literal[False]
     if mode in ("allow", "prefer"):
         # If ~/.postgresql is not accessible, libpq connects without a client certificate, but
         # asyncpg raises.
-        if not os.access(os.path.expanduser("~/.postgresql"), os.X_OK):  # noqa: PTH111  # Path.expanduser may raise
+        if not os.access(os.path.expanduser("~/.postgresql"), os.X_OK):  # noqa: PTH111  # Path.expanduser raises without a home
             vars(connect_utils)["_dot_postgresql_path"] = lambda _: None
         return mode
     try:
